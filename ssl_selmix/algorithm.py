@@ -102,7 +102,7 @@ class Evaluation:
     """The averaged model on un-augmented held-out images.
 
     Shape: features N×D, logits N×K, labels (N,); pool_logits M×K over the unlabeled pool, only
-    for an algorithm with `needs_pool`.
+    if `Algorithm.needs_pool` asked for them.
     """
 
     features: Tensor
@@ -124,7 +124,7 @@ class Algorithm(nn.Module):
     """
 
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
-    needs_pool = False  # evaluate the unlabeled pool with the validation images
+    head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
 
     @dataclass
@@ -211,6 +211,21 @@ class Algorithm(nn.Module):
     def evaluation_due(self, step: int) -> bool:
         """Whether to validate before this step; the first and the last step always do."""
         return step % self.config.evaluate_every == 0
+
+    def needs_pool(self, step: int) -> bool:
+        """Whether the validation before this step looks at the unlabeled pool too."""
+        return False
+
+    def clock(self, step: int) -> tuple[int, int]:
+        """Step and length by which the schedule and the teacher's warm-up count.
+
+        A clock that goes back to 0 begins anew: after the validation before that step `restart`
+        is called, the teacher becomes a copy, and the optimizer forgets its momenta.
+        """
+        return step, self.config.steps
+
+    def restart(self, ctx: Context) -> None:
+        """Called when `clock` is back at 0: change weights and data for what follows."""
 
     def recover(self, ctx: Context) -> bool:
         """Called when losses or predictions are no numbers; True if good weights are back."""

@@ -10,8 +10,9 @@ Shapes: N images of the pool, B labeled and M unlabeled images of a batch, K cla
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,7 +62,26 @@ class Diagnostics:
         labels = self.labels.to(pool_logits.device)
         if labels.numel() == 0 or bool((labels < 0).any()):
             return {}
-        return {"pool_accuracy": (pool_logits.argmax(1) == labels).double().mean()}
+        counts = torch.bincount(labels, minlength=pool_logits.shape[1]).double()
+        return {
+            "pool_accuracy": (pool_logits.argmax(1) == labels).double().mean(),
+            "true_prior": counts / counts.sum(),
+        }
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which images make up the batch of a step.
+
+    Shape: labeled (B,) and unlabeled (M,) positions in the images of `Data`; y (B,) labels;
+    index_u (M,) what the batch calls its unlabeled images.
+    """
+
+    step: int
+    labeled: Tensor
+    y: Tensor
+    unlabeled: Tensor
+    index_u: Tensor
 
 
 class Augmentation(Protocol):
@@ -166,27 +186,46 @@ class Data:
         """Augmented views of the images at `index`, by name, made when asked for."""
         return LazyViews(self, index, names, step)
 
-    def batches(self, views: Sequence[str], batch: int, mu: int, start: int) -> Iterator[Batch]:
+    def batches(
+        self, views: Sequence[str], batch: int, mu: int, start: int, *, balanced: bool = False
+    ) -> Iterator[Batch]:
         """Endless batches, both streams drawn uniformly with replacement.
+
+        With `balanced`, every class that has labeled images is drawn equally often.
 
         Raises:
             ValueError: views of unlabeled images are wanted and there are none.
         """
         if views and not len(self.unlabeled):
             raise ValueError("this method needs unlabeled images; use --algo supervised without")
-        step = start
-        while True:
+        return self.stream(self._draws(views, batch, mu, start, balanced), views)
+
+    def _draws(
+        self, views: Sequence[str], batch: int, mu: int, start: int, balanced: bool
+    ) -> Iterator[Draw]:
+        size = batch * mu if views else 0
+        counts = torch.bincount(self.labels, minlength=len(self.class_names)).double()
+        shares = (1 / counts)[self.labels].cumsum(0)
+        for step in count(start):
             generator = self.generator("batch", step)
-            rows = torch.randint(len(self.labeled), (batch,), generator=generator)
-            num_unlabeled = batch * mu if views and len(self.unlabeled) else 0
-            pool = torch.randint(max(1, len(self.unlabeled)), (num_unlabeled,), generator=generator)
+            if balanced:
+                u = torch.rand(batch, dtype=torch.float64, generator=generator)
+                rows = torch.searchsorted(shares, u * shares[-1], right=True)
+                rows.clamp_(max=len(shares) - 1)
+            else:
+                rows = torch.randint(len(self.labeled), (batch,), generator=generator)
+            pool = torch.randint(max(1, len(self.unlabeled)), (size,), generator=generator)
+            yield Draw(step, self.labeled[rows], self.labels[rows], self.unlabeled[pool], pool)
+
+    def stream(self, draws: Iterable[Draw], views: Sequence[str]) -> Iterator[Batch]:
+        """The batches that were drawn, unlabeled images in these views."""
+        for draw in draws:
             yield Batch(
-                x=self.weak_view(self.labeled[rows], "labeled", step),
-                y=self.labels[rows].to(self.device, non_blocking=True),
-                u=self.views(self.unlabeled[pool], views, step),
-                index_u=pool.to(self.device, non_blocking=True),
+                x=self.weak_view(draw.labeled, "labeled", draw.step),
+                y=draw.y.to(self.device, non_blocking=True),
+                u=self.views(draw.unlabeled, views, draw.step),
+                index_u=draw.index_u.to(self.device, non_blocking=True),
             )
-            step += 1
 
     def plain(self, index: Tensor, size: int = 512) -> Iterator[Tensor]:
         """Un-augmented network inputs of the images at `index`, in order."""

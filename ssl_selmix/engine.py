@@ -201,22 +201,37 @@ class Trainer:
         self.algorithm.train()
         batches = self.algorithm.batches(self.data, self.step)
         while True:
-            due = self.step in (0, cfg.steps) or self.algorithm.evaluation_due(self.step)
-            if due and not resumed:
+            ends = self.step in (0, cfg.steps)
+            anew = not ends and self.algorithm.clock(self.step)[0] == 0
+            if (ends or anew or self.algorithm.evaluation_due(self.step)) and not resumed:
                 self._read()
                 self._validate(diagnostics)
+                if anew:
+                    self._begin_anew()
+                    batches = self.algorithm.batches(self.data, self.step)
                 checkpoint.save(self.folder / "last.pt", self.state(), keep_previous=True)
             resumed = False  # the restored state was saved just after its validation
             if self.step == cfg.steps or self.algorithm.finished():
                 return
-            torch.manual_seed(seed_of(self.data.seed, self.data.stage, "step", self.step))
+            self._seed("step")
             self._train_step(next(batches))
             if self.step % READ_EVERY == 0:
                 self._read()
 
+    def _begin_anew(self) -> None:
+        self._seed("restart")
+        self.algorithm.restart(self.context())
+        self.optimizer.state.clear()
+        if self.teacher is not self.algorithm:
+            self.teacher.load_state_dict(self.algorithm.state_dict())
+
+    def _seed(self, purpose: str) -> None:
+        torch.manual_seed(seed_of(self.data.seed, self.data.stage, purpose, self.step))
+
     def _train_step(self, batch: Any) -> None:
         cfg = self.algorithm.config
-        self._lr = cfg.lr * schedule(cfg.schedule, self.step, cfg.steps)
+        step, length = self.algorithm.clock(self.step)
+        self._lr = cfg.lr * schedule(cfg.schedule, step, length)
         self._lr *= self.algorithm.lr_factor()
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * group["lr_scale"]
@@ -226,7 +241,7 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         if self.teacher is not self.algorithm:
-            decay = ema_decay(cfg.ema, self.step, cfg.ema_warmup)
+            decay = ema_decay(cfg.ema, step, cfg.ema_warmup)
             update_teacher(self.teacher, self.algorithm, decay, cfg.ema_buffers)
         self.step += 1
         self.algorithm.after_step(self.context())
@@ -257,9 +272,10 @@ class Trainer:
 
     def _validate(self, diagnostics: Diagnostics | None) -> None:
         algorithm, cfg = self.algorithm, self.algorithm.config
-        evaluation = evaluate(self.teacher, self.data, pool=algorithm.needs_pool)
+        pool = algorithm.needs_pool(self.step)
+        evaluation = evaluate(self.teacher, self.data, pool=pool)
         if not torch.isfinite(evaluation.logits).all() and self._recovered("a prediction"):
-            evaluation = evaluate(self.teacher, self.data, pool=algorithm.needs_pool)
+            evaluation = evaluate(self.teacher, self.data, pool=pool)
         if not torch.isfinite(evaluation.logits).all():
             raise NonFiniteLoss(
                 f"the model's predictions at step {self.step} are not finite; "

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_selmix.algorithm import Batch
+from ssl_selmix.models import Classifier
 
 
-def joint_logits(net: nn.Module, batch: Batch) -> list[Tensor]:
-    """Logits of the labeled view and of every unlabeled view, from one forward pass.
+def joint_features(net: Classifier, batch: Batch) -> list[Tensor]:
+    """Features of the labeled view and of every unlabeled view, from one forward pass.
 
-    All views share batch statistics, as in the published code; a view's logits follow in the
+    All views share batch statistics, as in the published code; a view's features follow in the
     order of `Algorithm.views`.
 
-    Shape: B×K, then M×K for every view.
+    Shape: B×D, then M×D for every view.
     """
     views = [batch.x, *(batch.u[view] for view in range(len(batch.u)))]
     x = torch.cat(views).contiguous(memory_format=torch.channels_last)
-    logits: Tensor = net(x)
-    return list(logits.split([len(v) for v in views]))
+    return list(net.features(x).split([len(v) for v in views]))
+
+
+def joint_logits(net: Classifier, batch: Batch) -> list[Tensor]:
+    """Logits of the network's own classifier for the same views; B×K, then M×K."""
+    features = joint_features(net, batch)
+    logits: Tensor = net.classifier(torch.cat(features))
+    return list(logits.split([len(f) for f in features]))

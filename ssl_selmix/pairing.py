@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_selmix import gains, label_shift, objectives
 from ssl_selmix.algorithm import Batch, Evaluation, Rules, Task, check
-from ssl_selmix.data import ClassPairSampler, Data
+from ssl_selmix.data import ClassPairSampler, Data, Draw
 
 POLICIES = ("selective", "greedy", "uniform", "natural")
 
@@ -143,25 +144,29 @@ class Pairing(nn.Module):
 
     def batches(self, data: Data, views: Sequence[str], size: int, start: int) -> Iterator[Batch]:
         """Endless batches of image pairs by the current P, from step `start` on."""
-        candidates = torch.cat([data.labeled, data.unlabeled])
-        used = len(data.unlabeled) if self.config.partners == "pool" else 0
         step = start
         while True:
-            if self._stale:
-                sampler = ClassPairSampler(
-                    data.labels,
-                    self.pseudo_labels[:used].cpu(),
-                    len(self.pairs),
-                    self.weights[:used].cpu(),
-                )
-                sampler.refresh(self.pairs)
-                self._stale = False
-            generator = data.generator("pairs", step)
-            first, second = sampler.draw(size, generator)
-            yield Batch(
-                x=data.weak_view(data.labeled[first], "labeled", step),
-                y=data.labels[first].to(data.device, non_blocking=True),
-                u=data.views(candidates[second], views, step),
-                index_u=(second - len(data.labeled)).to(data.device, non_blocking=True),
+            self._stale = False
+            # What was drawn ahead by the old P is dropped when there is a new one.
+            for batch in data.stream(self._draws(data, size, step), views):
+                yield batch
+                step += 1
+                if self._stale:
+                    break
+
+    def _draws(self, data: Data, size: int, start: int) -> Iterator[Draw]:
+        """Endless pairs by P and the pseudo-labels as they are now."""
+        candidates = torch.cat([data.labeled, data.unlabeled])
+        used = len(data.unlabeled) if self.config.partners == "pool" else 0
+        pseudo_labels, weights = self.pseudo_labels[:used].cpu(), self.weights[:used].cpu()
+        sampler = ClassPairSampler(data.labels, pseudo_labels, len(self.pairs), weights)
+        sampler.refresh(self.pairs)
+        for step in count(start):
+            first, second = sampler.draw(size, data.generator("pairs", step))
+            yield Draw(
+                step,
+                labeled=data.labeled[first],
+                y=data.labels[first],
+                unlabeled=candidates[second],
+                index_u=second - len(data.labeled),
             )
-            step += 1

@@ -124,7 +124,7 @@ def started(name: str, data: Data, **options: Any) -> tuple[Algorithm, Context]:
     algorithm = make(name, data, **options).train()
     teacher = make(name, data, **options).requires_grad_(False)
     ctx = Context(0, TINY["steps"], teacher)
-    algorithm.on_validation(engine.evaluate(teacher, data, pool=algorithm.needs_pool), ctx)
+    algorithm.on_validation(engine.evaluate(teacher, data, pool=algorithm.needs_pool(0)), ctx)
     return algorithm, ctx
 
 
@@ -223,7 +223,7 @@ def test_frozen_parameters_of_the_network_stay_and_others_move(name: str, tmp_pa
 def test_on_validation_returns_detached_scalars_vectors_and_matrices(name: str) -> None:
     data, _ = make_data()
     algorithm, ctx = started(name, data)
-    evaluation = engine.evaluate(algorithm, data, pool=algorithm.needs_pool)
+    evaluation = engine.evaluate(algorithm, data, pool=algorithm.needs_pool(0))
     for key, value in algorithm.on_validation(evaluation, ctx).items():
         assert not value.requires_grad, key
         assert value.shape in {(), (3,), (3, 3)} and value.isfinite().all(), key

@@ -335,7 +335,8 @@ def test_diagnostics_see_the_pool_and_the_algorithm_does_not(
     tiny_data: Data, tmp_path: Path
 ) -> None:
     class Curious(Plain):
-        needs_pool = True
+        def needs_pool(self, step: int) -> bool:
+            return True
 
         def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
             assert len(evaluation.labels) == len(tiny_data.validation)

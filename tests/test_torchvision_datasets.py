@@ -315,8 +315,8 @@ def test_fixmatch_and_selmix_train_on_a_pool_of_unknown_class(stl: Path) -> None
     for index, stage in enumerate(plan.stages):
         algorithm = stages.build(plan, index, inputs.data.task, 3, net)
         staged = inputs.data.at_stage(stage)
-        evaluation = engine.evaluate(algorithm, staged, pool=algorithm.needs_pool)
-        if algorithm.needs_pool:
+        evaluation = engine.evaluate(algorithm, staged, pool=algorithm.needs_pool(0))
+        if algorithm.needs_pool(0):
             assert evaluation.pool_logits is not None and len(evaluation.pool_logits) == 25
             assert inputs.diagnostics.of(evaluation.pool_logits) == {}
         context = Context(0, 2, algorithm)

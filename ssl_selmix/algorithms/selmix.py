@@ -23,7 +23,6 @@ class SelMix(Algorithm):
     """Ramasubramanian et al., ICLR 2024; gains by the theorem, partners by pseudo-labels."""
 
     views = ("weak",)
-    needs_pool = True
     figures = ("objective",)
 
     @dataclass
@@ -93,7 +92,6 @@ class SelMix(Algorithm):
     ) -> None:
         super().__init__(net, task, config)
         self.objective = objective or config.build_objective(task)
-        self.needs_pool = config.partners == "pool"
         self.pairing = Pairing(task, config, bias_trained=config.train_bias)
         self.trust = TrustRegion(net, task, config.evaluate_every, config.batch)
         self.stopping = Stopping(config.stop, config.patience)
@@ -175,6 +173,10 @@ class SelMix(Algorithm):
     def after_step(self, ctx: Context) -> None:
         """Add up the rate, which the promised change is proportional to."""
         self.trust.rate_sum += ctx.lr
+
+    def needs_pool(self, step: int) -> bool:
+        """For pseudo-labels, unless partners are labeled images."""
+        return self.config.partners == "pool"
 
     def recover(self, ctx: Context) -> bool:
         """Take the last good weights back, if the step is trusted and can still shrink."""
