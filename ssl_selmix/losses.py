@@ -44,19 +44,15 @@ class LogitAdjusted(nn.Module):
         return logit_adjusted(logits, labels, self.log_pi, self.tau)
 
 
-def pseudo_label(
-    logits_weak: Tensor, threshold: float, temperature: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hard pseudo-labels of a weak view and which of them are confident enough.
+def pseudo_label(p: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Hard pseudo-labels of weak views and which of them are confident enough.
 
-    FixMatch (Sohn et al., NeurIPS 2020), eq. 4. The temperature sharpens before the threshold,
-    as in the PyTorch code that most numbers come from; a confidence equal to the threshold passes.
+    FixMatch (Sohn et al., NeurIPS 2020), eq. 4; a confidence equal to the threshold passes.
 
-    Shape: M×K -> classes (M,), mask (M,) float, confidence (M,). No gradient flows back.
+    Shape: probabilities M×K -> classes (M,), mask (M,) float.
     """
-    probabilities = (logits_weak.detach().float() / temperature).softmax(1)
-    confidence, classes = probabilities.max(1)
-    return classes, (confidence >= threshold).to(logits_weak.dtype), confidence
+    confidence, classes = p.max(1)
+    return classes, (confidence >= threshold).to(p.dtype)
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ class Classifier(nn.Module):
     """
 
     autocast: torch.dtype | None = None
+    rebuild: Callable[[], Classifier] | None = None  # makes the network anew, untrained
 
     def __init__(self, backbone: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
@@ -39,6 +41,19 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits N×K."""
         return self.classifier(self.features(x))  # type: ignore[no-any-return]
+
+    def begin_anew(self) -> None:
+        """Random weights from the global generator, as the network was built.
+
+        Raises:
+            ValueError: the network was put together by hand.
+        """
+        if self.rebuild is None:
+            raise ValueError(
+                "this network cannot be made anew; build it with models.build, or set its "
+                "`rebuild` to a function that returns an untrained one"
+            )
+        self.load_state_dict(self.rebuild().state_dict())
 
 
 @dataclass
@@ -171,7 +186,9 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
         module.momentum = config.bn_momentum
     classifier = nn.Linear(num_features, num_classes)
     nn.init.zeros_(classifier.bias)
-    return Classifier(backbone, classifier)
+    net = Classifier(backbone, classifier)
+    net.rebuild = partial(build, config, num_classes, channels)
+    return net
 
 
 def batch_norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -196,12 +196,13 @@ def run(request: Request) -> dict[str, Any]:
             resume=request.resume,
             diagnostics=inputs.diagnostics,
         )
+        net = fitted.algorithm.export().requires_grad_(True)
         if index >= len(results["stages"]):
+            weights.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
             name = plan.algorithms[index][0]
             results["stages"].append(_measure(name, fitted, stage_data))
             results["protocol"] = _protocol(plan, fitted.algorithm.net)
             _write_json(plan.out / "results.json", results)
-        net = fitted.algorithm.export().requires_grad_(True)
     report.show(results, loaded.class_names, out)
     out.print(f"results: {plan.out / 'results.json'}", highlight=False, markup=False)
     return results
@@ -414,7 +415,7 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
         "steps": fitted.last_step,
         "kept_step": fitted.step,
         "seconds": round(fitted.seconds, 2),
-        "head": "classifier",
+        "head": algorithm.head_name,
         "validation": engine.measure(engine.evaluate(algorithm, loaded), tail),
         "test": engine.measure_test(algorithm, loaded),
     }

@@ -16,6 +16,7 @@ from ssl_selmix.config import flatten
 
 NESTED = ("teacher", "algorithm", "state_dict", "model", "model_state_dict", "ema_model")
 PREFIXES = ("module.", "_orig_mod.", "net.")
+HANDED_ON = "model.pt"
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -50,6 +51,12 @@ def read(path: Path) -> dict[str, Tensor]:
 def _of_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of an algorithm's state, what belongs to its network."""
     return {_bare(k): v for k, v in tensors.items() if k.startswith("net.")}
+
+
+def save(net: models.Classifier, stage: Path, fingerprint: str) -> None:
+    """Write what a stage hands on, its body and the head it predicts with, to its folder."""
+    tensors = {f"net.{key}": value for key, value in net.state_dict().items()}
+    checkpoint.save(stage / HANDED_ON, {"fingerprint": fingerprint, "teacher": tensors})
 
 
 def _bare(key: str) -> str:
@@ -151,7 +158,8 @@ def _kept_by_last_stage(run: Path) -> dict[str, Tensor]:
         ) from error
     (stage,) = run.glob(f"{finished}-*")
     keep = settings.get(f"{stage.name.partition('-')[2]}.keep", "best")
-    state = checkpoint.load(stage / f"{keep}.pt")
+    found = stage / HANDED_ON  # runs of earlier versions do not have it
+    state = checkpoint.load(found if found.exists() else stage / f"{keep}.pt")
     weights: dict[str, Tensor] = state.get("teacher") or state["algorithm"]
     return weights
 

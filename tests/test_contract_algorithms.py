@@ -453,7 +453,11 @@ def test_the_configuration_refuses_values_without_meaning(name: str) -> None:
 def test_no_number_may_be_nan(name: str) -> None:
     data, _ = make_data()
     _, kind = plugins.algorithm(name)
-    floats = [f.name for f in dataclasses.fields(kind.Config) if "float" in str(f.type)]
+    floats = [
+        f.name
+        for f in dataclasses.fields(kind.Config)
+        if "float" in str(f.type) and "list" not in str(f.type)
+    ]
     for field in floats:
         with pytest.raises(ValueError, match=field):
             make(name, data, None, **{field: math.nan})

@@ -1,25 +1,12 @@
 """Losses, and FixMatch and Supervised around them, against recorded runs of published code."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_selmix import losses, plugins
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Task
-from ssl_selmix.models import Classifier
-
-GOLDEN = Path(__file__).parent / "golden"
-Vectors = dict[str, Tensor]
-
-
-def read(name: str) -> Vectors:
-    return {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(GOLDEN / name).items()}
-
+from ssl_selmix import losses
+from tests.recorded import Vectors, assert_reproduces, cases, part, read, run_step
 
 FIXMATCH, ADJUSTED = read("fixmatch.npz"), read("logit_adjustment.npz")
 LOSSES = read("fixmatch_losses.npz")
@@ -39,79 +26,13 @@ ELSEWHERE = ["kek.lr", "kek.ema", "daso_lr", "daso_ema"]  # test_engine.py
 WITHOUT_COUNTERPART = ["kek.interleave"]
 
 
-def part(vectors: Vectors, case: str, side: str) -> Vectors:
-    start = f"{case}.{side}."
-    return {k.removeprefix(start): v for k, v in vectors.items() if k.startswith(start)}
-
-
-def assert_reproduces(vectors: Vectors, case: str, got: Vectors) -> None:
-    """Every recorded output of the case has its counterpart in `got`, within 1e-5."""
-    expected = part(vectors, case, "out")
-    assert expected, case
-    for name, value in expected.items():
-        found = got[name].detach()
-        if not value.is_floating_point():
-            assert torch.equal(found, value), name
-        else:
-            torch.testing.assert_close(found.to(value.dtype), value, rtol=1e-5, atol=1e-5, msg=name)
-
-
 def test_every_recorded_case_is_compared_or_excused() -> None:
-    cases = {key.rpartition(".in.")[0] or key.rpartition(".out.")[0] for key in FIXMATCH}
     listed = [*PLAIN_STEPS, *ELSEWHERE, *WITHOUT_COUNTERPART, "torchssl.hard", "torchssl.soft"]
-    assert cases == set(listed)
-    cases = {key.rpartition(".in.")[0] or key.rpartition(".out.")[0] for key in ADJUSTED}
-    assert cases == {*ADJUSTED_STEPS, *SUPERVISED_STEPS, "daso_posthoc"}
+    assert cases(FIXMATCH) == set(listed)
+    assert cases(ADJUSTED) == {*ADJUSTED_STEPS, *SUPERVISED_STEPS, "daso_posthoc"}
 
 
 # The algorithms, on a network that returns recorded logits.
-
-
-class LookUp(Classifier):
-    """Logits are parameters; an "image" is the number of the row it gets."""
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__(nn.Identity(), nn.Linear(1, rows.shape[1]))
-        self.rows = nn.Parameter(rows.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows[x[:, 0, 0, 0].long()]
-
-
-class Given:
-    """Views that exist already."""
-
-    def __init__(self, views: Sequence[Tensor]) -> None:
-        self._views = views
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __getitem__(self, view: int) -> Tensor:
-        return self._views[view]
-
-    def select(self, view: int, rows: Tensor) -> Tensor:
-        return self._views[view][rows]
-
-
-def run_step(name: str, given: Vectors, **settings: float) -> tuple[Algorithm, Vectors]:
-    """One step of an algorithm on recorded logits: its losses, logs and logit gradients."""
-    blocks = [given[k] for k in ("logits_x", "logits_u_w", "logits_u_s") if k in given]
-    numbers = torch.arange(sum(map(len, blocks)), dtype=torch.float32)[:, None, None, None]
-    x, *views = numbers.split([len(block) for block in blocks])
-    net = LookUp(torch.cat(blocks))
-    counts = given.get("counts", given.get("prior", torch.ones(blocks[0].shape[1]))).double()
-    task = Task(tuple(map(str, range(len(counts)))), counts, num_unlabeled=16, num_validation=0)
-    kind = plugins.algorithm(name)[1]
-    algorithm = kind(net, task, kind.Config(**settings))  # type: ignore[arg-type]
-    batch = Batch(x, given["y"], Given(views), torch.arange(len(views[0]) if views else 0))
-    parts, logs = algorithm(batch, Context(0, 1, algorithm))
-    loss = torch.stack(list(parts.values())).sum()
-    loss.backward()
-    assert net.rows.grad is not None
-    gradients = net.rows.grad.split([len(block) for block in blocks])
-    names = ("grad_logits_x", "grad_logits_u_w", "grad_logits_u_s")
-    return algorithm, {"loss": loss, **parts, **logs} | dict(zip(names, gradients, strict=False))
 
 
 def fixmatch_step(vectors: Vectors, case: str, adjustment: float) -> Vectors:
@@ -127,7 +48,8 @@ def fixmatch_step(vectors: Vectors, case: str, adjustment: float) -> Vectors:
         lambda_u=weight,
         logit_adjustment=adjustment,
     )
-    classes, mask, confidence = losses.pseudo_label(given["logits_u_w"], threshold, temperature)
+    p = (given["logits_u_w"] / temperature).softmax(1)
+    (classes, mask), confidence = losses.pseudo_label(p, threshold), p.amax(1)
     assert float(got["mask_rate"]) == float(mask.mean())
     (log_pi,) = (b for n, b in algorithm.named_buffers() if n.endswith("log_pi"))
     return got | {
@@ -187,7 +109,8 @@ def test_class_without_labeled_images_leaves_the_step_finite() -> None:
 def test_torchssl_hard_ignores_the_temperature() -> None:
     given = part(FIXMATCH, "torchssl.hard", "in")
     strong = given["logits_u_s"].clone().requires_grad_()
-    classes, mask, _ = losses.pseudo_label(given["logits_u_w"], float(given["threshold"]))
+    p = given["logits_u_w"].softmax(1)
+    classes, mask = losses.pseudo_label(p, float(given["threshold"]))
     loss = losses.masked_cross_entropy(strong, classes, mask)
     (gradient,) = torch.autograd.grad(loss, strong)
     got = {"Lu": loss, "mask_mean": mask.mean(), "grad_logits_u_s": gradient}
@@ -197,7 +120,7 @@ def test_torchssl_hard_ignores_the_temperature() -> None:
 def test_torchssl_soft_targets_are_sharpened_and_confidence_is_not() -> None:
     given = part(FIXMATCH, "torchssl.soft", "in")
     weak = given["logits_u_w"]
-    _, mask, _ = losses.pseudo_label(weak, float(given["threshold"]))
+    _, mask = losses.pseudo_label(weak.softmax(1), float(given["threshold"]))
     targets = (weak / float(given["T"])).softmax(1)
     loss = losses.masked_cross_entropy(given["logits_u_s"], targets, mask)
     assert_reproduces(FIXMATCH, "torchssl.soft", {"Lu": loss, "mask_mean": mask.mean()})
@@ -219,7 +142,7 @@ def test_posthoc_adjustment_is_arithmetic_of_the_log_prior() -> None:
 
 def test_selmix_pretraining_losses() -> None:
     logits, y, log_pi = LOSSES["logits_x"], LOSSES["y"], losses.log_prior(LOSSES["prior"])
-    classes, mask, _ = losses.pseudo_label(LOSSES["logits_w"], 0.95)
+    classes, mask = losses.pseudo_label(LOSSES["logits_w"].softmax(1), 0.95)
     got = {
         "sup": losses.logit_adjusted(logits, y, log_pi, tau=0.0),
         "sup_LA": losses.logit_adjusted(logits, y, log_pi),
@@ -272,21 +195,8 @@ def test_adjustment_does_not_depend_on_the_scale_of_the_prior() -> None:
 
 def test_confidence_equal_to_the_threshold_passes() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, -1e-3]])
-    assert losses.pseudo_label(logits, 0.5)[1].tolist() == [1, 1]
-    assert losses.pseudo_label(logits, 0.5001)[1].tolist() == [0, 1]
-
-
-def test_pseudo_labels_carry_no_gradient() -> None:
-    logits = random(4, 3).requires_grad_()
-    _, mask, confidence = losses.pseudo_label(logits, 0.4)
-    assert not mask.requires_grad and not confidence.requires_grad
-
-
-def test_pseudo_labels_of_half_precision_logits_compare_in_float32() -> None:
-    logits = random(64, 3).to(torch.bfloat16)
-    _, mask, confidence = losses.pseudo_label(logits, 0.5)
-    assert mask.dtype == torch.bfloat16 and confidence.dtype == torch.float32
-    assert torch.equal(mask.bool(), logits.float().softmax(1).amax(1) >= 0.5)
+    assert losses.pseudo_label(logits.softmax(1), 0.5)[1].tolist() == [1, 1]
+    assert losses.pseudo_label(logits.softmax(1), 0.5001)[1].tolist() == [0, 1]
 
 
 def test_masked_loss_is_divided_by_all_images() -> None:

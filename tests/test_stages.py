@@ -28,7 +28,7 @@ SETTINGS = [
     *("data.validation=3", "data.test=3"),
 ]
 TWO_STAGES = ["--algo", "fixmatch", "--then", "selmix", *SETTINGS]
-STAGE_FILES = {"last.pt", "previous.pt", "best.pt", "metrics.jsonl"}
+STAGE_FILES = {"last.pt", "previous.pt", "best.pt", "model.pt", "metrics.jsonl"}
 FIGURES = {
     *("mean_recall", "min_recall", "min_ht_recall", "g_mean", "h_mean", "min_coverage"),
     *("accuracy", "ece", "per_class_recall", "per_class_coverage"),
@@ -295,7 +295,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     last = folder / "1-fixmatch" / "last.pt"
     content = bytearray(last.read_bytes())
     middle = len(content) // 2
-    content[middle] ^= 1
+    for place in range(middle, middle + 128):  # more than the padding between two tensors
+        content[place] ^= 1
     damaged = {"truncated": content[:middle], "flipped": content}
     last.write_bytes(bytes(damaged[damage]))
     capsys.readouterr()

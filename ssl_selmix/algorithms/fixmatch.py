@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
+from ssl_selmix import confidence, losses
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
 from ssl_selmix.forward import joint_logits
 from ssl_selmix.models import Classifier
+from ssl_selmix.prior import PoolPrior
 
 
 class FixMatch(Algorithm):
@@ -19,16 +20,14 @@ class FixMatch(Algorithm):
     views = ("weak", "strong")
 
     @dataclass
-    class Config(Algorithm.Config):
+    class Config(Algorithm.Config, confidence.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        threshold: float = 0.95  # tau, confidence from which a pseudo-label counts
         lambda_u: float = 1.0  # weight of the unlabeled loss
         temperature: float = 1.0  # T, divides the weak logits before the threshold
         logit_adjustment: float = 1.0  # tau of the adjusted labeled loss; 0: plain FixMatch
 
         RULES: ClassVar[Rules] = {
-            "threshold": "[0, 1]",
             "lambda_u": ">= 0",
             "temperature": "> 0",
             "logit_adjustment": ">= 0",
@@ -39,15 +38,45 @@ class FixMatch(Algorithm):
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         self.labeled_loss = losses.LogitAdjusted(task.labeled_prior, config.logit_adjustment)
+        self.pool_prior = PoolPrior(task, config)
+        self.confidence = confidence.build(task, config)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Labeled loss on adjusted logits; pseudo-labels and their loss on raw logits."""
-        cfg = self.config
-        logits_x, logits_w, logits_s = joint_logits(self.net, batch)
-        classes, mask, _ = losses.pseudo_label(logits_w, cfg.threshold, cfg.temperature)
-        labeled = self.labeled_loss(logits_x, batch.y)
-        unlabeled = losses.masked_cross_entropy(logits_s, classes, mask)
-        return (
-            {"labeled": labeled, "unlabeled": cfg.lambda_u * unlabeled},
-            {"mask_rate": mask.mean()},
-        )
+        """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
+        logits_x, *views = joint_logits(self.net, batch)
+        logits_w, logits_s = (self.of_pool(logits) for logits in views)
+        p = self.guess(logits_w.detach().float(), batch, ctx)
+        classes, weight = self.confidence(p, batch.index_u)
+        unlabeled = losses.masked_cross_entropy(logits_s, classes, weight)
+        found = {
+            "labeled": self.labeled_loss(logits_x, batch.y),
+            "unlabeled": self.config.lambda_u * unlabeled,
+            **self.confidence.penalty(logits_s, classes, weight),
+        }
+        return found, {"mask_rate": weight.mean()}
+
+    def guess(self, logits_w: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        """Class probabilities M×K of the weak views, from which pseudo-labels are taken."""
+        return (logits_w / self.config.temperature).softmax(1)
+
+    def of_pool(self, logits: Tensor) -> Tensor:
+        """Logits whose softmax follows the pool's class prior q, if the configuration has one.
+
+        The labeled loss leaves logits that follow pi^(1 - tau): the balanced prior for tau = 1.
+        """
+        if not self.pool_prior.used:
+            return logits
+        balance = (1 - self.config.logit_adjustment) * self.labeled_loss.log_pi
+        return logits + losses.log_prior(self.pool_prior.q).to(logits.dtype) - balance
+
+    def needs_pool(self, step: int) -> bool:
+        """To estimate the pool's class prior."""
+        return self.pool_prior.due(step)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Also when the prior is to be estimated."""
+        return self.pool_prior.due(step) or super().evaluation_due(step)
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """Estimate the pool's class prior anew."""
+        return self.pool_prior.estimate(evaluation) if self.pool_prior.due(ctx.step) else {}

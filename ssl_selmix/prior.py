@@ -1,0 +1,97 @@
+"""The class distribution of the unlabeled pool as the state of a training algorithm.
+
+Shapes: K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_selmix import label_shift
+from ssl_selmix.algorithm import Evaluation, Rules, Task
+
+SOURCES = ("none", "uniform", "labeled", "estimated", "given")
+FLOOR = 0.01  # of an estimate, in units of 1/K: a class that seems to be absent may yet turn up
+
+
+class PoolPrior(nn.Module):
+    """q, the class frequencies of the pool: known, assumed, or re-estimated as training goes on.
+
+    An estimate comes from held-out posteriors (`label_shift`). One that had to fall back to
+    counting is logged and not used: the pseudo-labels would confirm themselves.
+    """
+
+    @dataclass
+    class Config:
+        """Where q comes from."""
+
+        prior: str = "none"  # q: none (not used), uniform, labeled, estimated, given
+        prior_given: list[float] = field(default_factory=list)  # K shares or counts
+        prior_method: str = "em"  # of label_shift: em, rlls, bbse, count or soft_count
+        prior_every: int = 500  # steps between estimates; the first is made after as many
+
+        RULES: ClassVar[Rules] = {
+            "prior": SOURCES,
+            "prior_method": label_shift.METHODS,
+            "prior_every": ">= 1",
+        }
+
+    q: Tensor  # (K,) float64
+    estimates: Tensor  # how many estimates q has taken up
+
+    def __init__(self, task: Task, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("q", _start(task, config))
+        self.register_buffer("estimates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a q at all."""
+        return self.config.prior != "none"
+
+    def due(self, step: int) -> bool:
+        """Whether q is to be estimated at the validation before this step."""
+        estimated = self.config.prior == "estimated"
+        return estimated and step > 0 and step % self.config.prior_every == 0
+
+    def estimate(self, evaluation: Evaluation) -> dict[str, Tensor]:
+        """Estimate q from held-out and pool logits; what to log."""
+        assert evaluation.pool_logits is not None
+        found = label_shift.estimate(
+            self.config.prior_method,
+            val_probs=evaluation.logits.double().softmax(1),
+            val_labels=evaluation.labels,
+            unlabeled_probs=evaluation.pool_logits.double().softmax(1),
+        )
+        trusted = found.method == self.config.prior_method
+        if trusted:
+            floor = found.prior.clamp_min(FLOOR / len(found.prior))
+            self.q.copy_(floor / floor.sum())
+            self.estimates += 1
+        return {
+            "estimated_prior": found.prior,
+            "estimated_prior_low": found.interval[0],
+            "estimated_prior_high": found.interval[1],
+            "prior_trusted": torch.tensor(float(trusted)),
+            "prior_condition": torch.tensor(min(found.condition_number, 1e12)),
+        }
+
+
+def _start(task: Task, config: PoolPrior.Config) -> Tensor:
+    k = task.num_classes
+    if config.prior == "given":
+        q = torch.tensor(config.prior_given, dtype=torch.float64)
+        if len(q) != k or not bool((q > 0).all()) or not bool(q.isfinite().all()):
+            raise ValueError(
+                f"prior=given needs {k} positive numbers in prior_given, not "
+                f"{config.prior_given}; give a small one to a class that is absent"
+            )
+        return q / q.sum()
+    if config.prior == "labeled":
+        return task.labeled_prior.double()
+    return torch.full((k,), 1 / k, dtype=torch.float64)
