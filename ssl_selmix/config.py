@@ -14,7 +14,8 @@ from yaml import YAMLError
 
 from ssl_selmix.plugins import unknown
 
-MACHINE_KEYS = ("device", "threads")  # may differ between a run and its resumption
+# May differ between a run and its resumption.
+MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache")
 
 
 @dataclass
@@ -133,6 +134,15 @@ def _set(tree: DictConfig, key: str, value: Any, origin: str) -> None:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key}={value!r} has the wrong type: {reason} ({origin})") from error
+
+
+def deciding(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings without those of the machine, which decide no result."""
+    return {
+        key: deciding(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if f"{prefix}{key}" not in MACHINE_KEYS
+    }
 
 
 def fingerprint(*parts: Any) -> str:

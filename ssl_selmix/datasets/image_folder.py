@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_selmix import pool_cache
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import ImageSet
+from ssl_selmix.datasets_io import DECODING, contents, rgb, say, warn, warn_of_corrections
+from ssl_selmix.pool_cache import Notes, PoolCache
 from ssl_selmix.splits import Counts, LongTailSplit
 
 LARGEST = 64  # pixels; a pool of larger images does not belong into memory
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+BATCH = 250  # images that a thread decodes in one go
+# Bytes; a smaller file is parsed, under Python's lock, for longer than it is decoded.
+SMALL_FILE = 16 << 10
+
+LeftOut = dict[str, list[str]]  # why -> files below a class folder that are no images of the class
 
 
 @dataclass
@@ -28,21 +38,24 @@ class Config(LongTailSplit):
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int = 500
+    cache: str = "auto"  # of the decoded images: auto (~/.cache/ssl_selmix), none, or a folder
 
     def __post_init__(self) -> None:
-        """Refuse a size that the pool cannot hold."""
+        """Refuse a size that the pool cannot hold, and a cache without a place."""
+        super().__post_init__()
+        pool_cache.folder_of(self.cache)
         if self.size is not None and not 1 <= self.size <= LARGEST:
             raise ValueError(f"size must be 1 to {LARGEST} pixels, not {self.size}")
 
 
 def load(config: Config) -> ImageSet:
-    """Decode both folders once into uint8 RGB pools."""
+    """Decode both folders into uint8 RGB pools, or find them in the cache."""
     if not config.root:
         raise ValueError(
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
             "test/<class>/*"
         )
-    root = Path(config.root)
+    root = Path(config.root).expanduser()
     names = class_names(root / "train")
     if (others := class_names(root / "test")) != names:
         only = sorted(set(names) ^ set(others))
@@ -50,14 +63,15 @@ def load(config: Config) -> ImageSet:
             f"{root}/train and {root}/test must hold the same classes; only one of them has "
             f"{', '.join(only[:5])}"
         )
-    train, train_labels = read(root / "train", names, config.size)
-    test, test_labels = read(root / "test", names, config.size)
+    cache = PoolCache(pool_cache.folder_of(config.cache))
+    train, train_labels = read(root / "train", names, config.size, cache)
+    test, test_labels = read(root / "test", names, config.size, cache)
     if train.shape[1:] != test.shape[1:]:
         raise ValueError(
             f"train images are {tuple(train.shape[2:])} and test images {tuple(test.shape[2:])} "
             "pixels; set data.size to resize both"
         )
-    sample = train[:: max(1, len(train) // 5000)].double().transpose(0, 1).flatten(1)
+    sample = train[:: max(1, len(train) // 5000)].transpose(0, 1).flatten(1).double()
     return ImageSet(
         train=train,
         train_labels=train_labels,
@@ -74,45 +88,153 @@ def load(config: Config) -> ImageSet:
 def class_names(folder: Path) -> tuple[str, ...]:
     """Sorted names of the class folders."""
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*")
+        raise ValueError(
+            f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
+        )
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
     if len(names) < 2:
         raise ValueError(f"{folder} holds {len(names)} class folders; at least 2 are needed")
     return names
 
 
-def read(folder: Path, names: tuple[str, ...], size: int | None) -> tuple[Tensor, np.ndarray]:
-    """All images below `folder`, N×3×H×W uint8, and their classes (N,), in sorted order."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
+def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """All image files below the class folders, in sorted order, and their classes (N,) int64.
+
+    What is left out is told.
+
+    Raises:
+        ValueError: a class without images.
+    """
+    files: list[str] = []
+    counts: list[int] = []
+    left_out: LeftOut = {}
+    if loose := sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir()):
+        left_out["beside the class folders"] = loose
+    for name in names:
+        found = list(_images(str(folder / name), left_out))
         if not found:
-            raise ValueError(f"class folder {folder / name} holds no image; add some or remove it")
+            other = left_out.get("without a known image suffix", [])
+            holds = f" (but {Path(other[-1]).name})" if other else ""
+            raise ValueError(
+                f"class folder {folder / name} holds no image{holds}; add some or remove it"
+            )
         files += found
-        labels += [label] * len(found)
-    first = decode(files[0], size)
-    pool = torch.empty((len(files), *first.shape), dtype=torch.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for i, image in enumerate(threads.map(lambda f: decode(f, size), files, chunksize=256)):
+        counts.append(len(found))
+    for why, entries in left_out.items():
+        files_ = "file" if len(entries) == 1 else "files"
+        warn(f"{folder}: left out {len(entries)} {files_} {why} (first: {entries[0]})")
+    return files, np.repeat(np.arange(len(names), dtype=np.int64), counts)
+
+
+def _images(folder: str, left_out: LeftOut) -> Iterator[str]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        hidden = entry.name.startswith(".")
+        if not hidden and entry.is_dir(follow_symlinks=False):
+            yield from _images(entry.path, left_out)
+        elif why := "with a hidden name" if hidden else _no_image(entry):
+            left_out.setdefault(why, []).append(entry.path)
+        else:
+            yield entry.path
+
+
+def _no_image(entry: os.DirEntry[str]) -> str:
+    """Why a file cannot be an image, or nothing."""
+    known = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    if known and entry.is_file():
+        return ""
+    if entry.is_dir():
+        return "that link to a folder"  # it may hold this one
+    if not known:
+        return "without a known image suffix"
+    # Reading a link to nothing will say so; reading a pipe would wait for ever.
+    return "" if entry.is_symlink() else "that are no regular files"
+
+
+def read(
+    folder: Path, names: Sequence[str], size: int | None, cache: PoolCache
+) -> tuple[Tensor, np.ndarray]:
+    """All images below `folder`, N×3×H×W uint8, and their classes (N,), in sorted order."""
+    files, labels = listing(folder, names)
+    pool, notes = _cached(folder, files, size, cache)
+    warn_of_corrections(folder, notes, files)
+    return pool, labels
+
+
+def _cached(
+    folder: Path, files: Sequence[str], size: int | None, cache: PoolCache
+) -> tuple[Tensor, Notes]:
+    import PIL
+
+    if cache.folder is None:
+        return decode_all(files, size)[:2]
+    how = {"decoding": DECODING, "size": size, "resample": "bilinear", "pillow": PIL.__version__}
+    before, volume = pool_cache.digests(files)
+    if volume < pool_cache.LEAST:
+        return decode_all(files, size)[:2]
+    if (found := cache.get(pool_cache.key_of(before, how))) is not None:
+        return found
+    pool, notes, digests = decode_all(files, size)
+    # By the bytes that were decoded: files may have changed since they were looked up.
+    if (path := cache.put(pool_cache.key_of(digests, how), pool, notes)) is not None:
+        say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
+    return pool, notes
+
+
+def decode_all(files: Sequence[str], size: int | None) -> tuple[Tensor, Notes, list[bytes]]:
+    """Images N×3×H×W uint8, the corrections that they took, and the digests of their files.
+
+    Raises:
+        ValueError: a file that is no image, or images of unequal or too large sizes.
+    """
+    first, _, _ = decode(files[0], size)
+    pool = np.empty((len(files), *first.shape), dtype=np.uint8)
+
+    def batch(start: int) -> tuple[list[bytes], list[tuple[int, list[str]]]]:
+        digests, corrected = [], []
+        for i in range(start, min(start + BATCH, len(files))):
+            image, corrections, digest = decode(files[i], size)
             if image.shape != first.shape:
-                raise ValueError(
-                    f"{files[i]} is {image.shape[2]}×{image.shape[1]} pixels and {files[0]} "
-                    f"{first.shape[2]}×{first.shape[1]}; set data.size=32 to resize all"
-                )
+                raise _unequal(files[i], image, files[0], first)
             pool[i] = image
-    return pool, np.asarray(labels, dtype=np.int64)
+            digests.append(digest)
+            if corrections:
+                corrected.append((i, corrections))
+        return digests, corrected
+
+    notes: Notes = {}
+    digests: list[bytes] = []
+    with ThreadPoolExecutor(_num_threads(files)) as threads:
+        for found, corrected in threads.map(batch, range(0, len(files), BATCH)):
+            digests += found
+            for i, corrections in corrected:
+                for kind in corrections:
+                    count, earliest = notes.get(kind, (0, i))
+                    notes[kind] = (count + 1, earliest)
+    return torch.from_numpy(pool), notes, digests
 
 
-def decode(file: Path, size: int | None) -> Tensor:
-    """One image as 3×H×W uint8; grey and transparent images become RGB."""
+def _num_threads(files: Sequence[str]) -> int:
+    sample = files[:: max(1, len(files) // 100)]
+    try:
+        mean = sum(map(os.path.getsize, sample)) / len(sample)
+    except OSError:  # reading the file will say what is wrong
+        mean = 0
+    return 1 if mean < SMALL_FILE else os.cpu_count() or 1
+
+
+def decode(file: str, size: int | None) -> tuple[np.ndarray[Any, Any], list[str], bytes]:
+    """One image as 3×H×W uint8, the corrections that it took, the digest of its file.
+
+    Raises:
+        ValueError: the file is no image, or is too large for the pool.
+    """
     from PIL import Image
 
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except Exception as error:  # damaged bytes make a decoder raise nearly anything
-        raise ValueError(f"{file} is no readable image ({error}); remove or replace it") from error
+    content = contents(file)
+    # Twice the size, so that the filter below still has something to average.
+    image, corrections = rgb(content, file, None if size is None else 2 * size)
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     if max(image.size) > LARGEST:
@@ -120,4 +242,11 @@ def decode(file: Path, size: int | None) -> Tensor:
             f"{file} is {image.width}×{image.height} pixels and the image pool takes at most "
             f"{LARGEST}; set data.size={LARGEST} or less to resize"
         )
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return np.asarray(image).transpose(2, 0, 1), corrections, pool_cache.digest(content)
+
+
+def _unequal(file: str, image: np.ndarray, first_file: str, first: np.ndarray) -> ValueError:
+    return ValueError(
+        f"{file} is {image.shape[2]}×{image.shape[1]} pixels and {first_file} "
+        f"{first.shape[2]}×{first.shape[1]}; set data.size=32 to resize all"
+    )
