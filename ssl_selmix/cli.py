@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from ssl_selmix import __version__, plugins
 
-COMMANDS = ("train", "list")
+COMMANDS = ("train", "list", "estimate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "list":
         print(listing())
         return 0
-    args = _parser().parse_intermixed_args(words)  # settings may stand between options
+    parser, work = {"train": (_parser, _train), "estimate": (_estimate_parser, _estimate)}[command]
+    args = parser().parse_intermixed_args(words)  # settings may stand between options
     try:
-        _train(args)
+        work(args)
     except KeyboardInterrupt:
         return _fail("interrupted; repeat the command with --resume to go on", 130)
     except (ValueError, OSError, RuntimeError) as error:
@@ -47,6 +49,17 @@ def _train(args: argparse.Namespace) -> None:
             settings=[*args.settings, *([f"seed={args.seed}"] if args.seed is not None else [])],
         )
     )
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    from ssl_selmix import estimation, label_shift, log
+
+    methods = args.method or label_shift.METHODS
+    found = estimation.of_run(args.run, methods, args.settings)
+    if args.json:
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        estimation.show(found, log.console())
 
 
 def _is_users(error: Exception) -> bool:
@@ -108,6 +121,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"ssl-selmix {__version__}")
     settings = "such as data.labeled.rho=15 selmix.objective=g_mean"
     add("settings", metavar="key=value", nargs="*", help=settings)
+    return parser
+
+
+def _estimate_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssl-selmix estimate",
+        description="Estimate the class distribution of a finished run's unlabeled pool.",
+        epilog="The estimates never use the pool's true labels; they are shown beside if known.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    methods = ("count", "soft_count", "bbse", "rlls", "em")
+    add("run", metavar="RUN", type=Path, help="the folder of a run that came to its end")
+    add("--method", action="append", choices=methods, help="may be repeated; default: all")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
 
 

@@ -122,7 +122,7 @@ class Pairing(nn.Module):
                 unlabeled_probs=logits.softmax(1),
                 bootstrap=1,
             )
-            logs = {"pool_prior": found.prior}
+            logs = {"estimated_prior": found.prior}
             if found.calibration is not None:  # else it fell back to counting what is biased
                 seen = torch.bincount(evaluation.labels, minlength=logits.shape[1]).double()
                 shift = found.prior.clamp_min(1e-6).log() - (seen / seen.sum()).log()

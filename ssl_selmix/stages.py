@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ssl_selmix.algorithm import Algorithm, Task
 from ssl_selmix.checkpoint import write_atomically
 from ssl_selmix.data import Data, Diagnostics, seed_of
 from ssl_selmix.log import StageLog, console
-from ssl_selmix.splits import Split, read_manifest, sha256_of_arrays
+from ssl_selmix.splits import Split, read_manifest
 
 NO_PRESET = "none"
 MACHINE_THREADS = torch.get_num_threads()  # as torch or OMP_NUM_THREADS chose
@@ -48,6 +48,7 @@ class Request:
     out: Path | None = None  # None: runs/<dataset>-<algorithms>-seed<seed>
     resume: bool = False
     settings: Sequence[str] = field(default_factory=tuple)  # key=value
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # all settings of a run, by key
 
 
 class Plan:
@@ -74,7 +75,9 @@ class Plan:
         if name is None:
             name = self.request.dataset if self.request.dataset in plugins.presets() else NO_PRESET
         layers = []
-        if name != NO_PRESET:
+        if self.request.recorded:
+            layers.append(("the run", dict(self.request.recorded)))
+        elif name != NO_PRESET:
             origin = f"preset {name}"
             settings = config.parse_yaml(plugins.preset_text(name), origin)
             # A preset serves many algorithms; its lines about others do not concern this run.
@@ -122,7 +125,7 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the results: resuming with another identity is refused."""
-        plain = {k: v for k, v in self.plain.items() if k not in config.MACHINE_KEYS}
+        plain = config.deciding(self.plain)
         if self.init_sha256:
             plain["init"] = {"path": str(self.request.init), "sha256": self.init_sha256}
         if self.manifest_sha256:
@@ -151,9 +154,43 @@ class Plan:
     def fingerprint(self, stage: int, images: str) -> str:
         """Identity of a stage: the configuration up to it and the images it sees."""
         used = [name for name, _ in self.algorithms[: stage + 1]]
-        parts = {k: self.plain[k] for k in ("seed", "precision", "data", "model", *used)}
+        plain = config.deciding(self.plain)
+        parts = {k: plain[k] for k in ("seed", "precision", "data", "model", *used)}
         origin = (images, self.init_sha256, self._code())
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
+
+
+def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
+    """The plan of a run that exists, for commands that look at it again.
+
+    Raises:
+        ValueError: the folder is no run, or what it needs is gone.
+    """
+    path = folder / "config.yaml"
+    try:
+        written = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(written, dict)
+        names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is no run of ssl_selmix; it has no config.yaml") from error
+    except (YAMLError, OmegaConfBaseException, KeyError, AssertionError) as error:
+        raise ValueError(f"{path} is damaged; restore it") from error
+    tree = {str(k): v for k, v in written.items() if k not in ("init", "code")}
+    if isinstance(tree["data"].get("manifest"), Mapping):
+        tree["data"]["manifest"] = tree["data"]["manifest"]["path"]
+    recorded = config.flatten(tree)
+    return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))
+
+
+def reload(plan: Plan) -> Inputs:
+    """The images and the split of a run that exists.
+
+    Raises:
+        ValueError: they are not those that the run saw.
+    """
+    inputs = load_data(plan, set_up_machine(plan.run))
+    _check_images(plan, inputs.sha256)
+    return inputs
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -201,7 +238,7 @@ def run(request: Request) -> dict[str, Any]:
             weights.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
             name = plan.algorithms[index][0]
             results["stages"].append(_measure(name, fitted, stage_data))
-            results["protocol"] = _protocol(plan, fitted.algorithm.net)
+            results["protocol"] = _protocol(plan, inputs, fitted.algorithm.net)
             _write_json(plan.out / "results.json", results)
     report.show(results, loaded.class_names, out)
     out.print(f"results: {plan.out / 'results.json'}", highlight=False, markup=False)
@@ -256,7 +293,7 @@ def load_data(plan: Plan, device: torch.device) -> Inputs:
             "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "
             f"{plan.request.dataset} has none; draw them with another shape, such as long_tail"
         )
-    sha256 = _sha256(source)
+    sha256 = source.sha256()
     split = _split(plan, source, sha256)
     loaded, diagnostics = data.assemble(source, split, seed, device)
     extra: dict[str, Any] = {
@@ -268,12 +305,9 @@ def load_data(plan: Plan, device: torch.device) -> Inputs:
     }
     if source.extra_unlabeled is not None:
         extra["extra_unlabeled"] = len(source.extra_unlabeled)
+    if source.apart:
+        extra["apart"] = source.apart
     return Inputs(loaded, diagnostics, split, sha256, extra)
-
-
-def _sha256(source: data.ImageSet) -> str:
-    parts = (source.train, source.test, source.extra_unlabeled)
-    return sha256_of_arrays(*(images.numpy() for images in parts if images is not None))
 
 
 def _split(plan: Plan, source: data.ImageSet, sha256: str) -> Split:
@@ -281,7 +315,7 @@ def _split(plan: Plan, source: data.ImageSet, sha256: str) -> Split:
     settings, names = plan.config["data"], list(source.class_names)
     if not plan.manifest_sha256:
         drawn: Split = settings.draw(
-            source.train_labels, len(names), plan.run.seed, class_names=names
+            source.train_labels, len(names), plan.run.seed, class_names=names, apart=source.apart
         )
         return drawn
     split = Split.load(settings.manifest, sha256)
@@ -433,16 +467,17 @@ def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) ->
     return net
 
 
-def _protocol(plan: Plan, net: models.Classifier) -> dict[str, Any]:
+def _protocol(plan: Plan, inputs: Inputs, net: models.Classifier) -> dict[str, Any]:
     """What must agree before two results may be compared."""
+    held = "the data set's validation images" if "apart" in inputs.extra else "the training images"
     keep = {name: plan.config[name].keep for name, _ in plan.algorithms}
     return {
         "network": plan.config["model"].name,
         "parameters": models.num_parameters(net),
-        "split": plan.plain["data"],
+        "split": config.deciding(plan.plain)["data"],
         "largest": "N1 and M1 count the images of the largest class",
         "checkpoint_rule": keep,
-        "validation": "held out of the training images, labeled",
+        "validation": f"held out of {held}, labeled",
         "steps": [plan.config[name].steps for name, _ in plan.algorithms],
         "precision": plan.run.precision,
     }

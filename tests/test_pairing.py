@@ -86,14 +86,14 @@ def test_an_estimated_prior_makes_pseudo_labels_right_where_the_model_is_biased(
         pairing = Pairing(task, Pairing.Config(pseudo_prior=prior), bias_trained=True)
         logs = pairing._pseudo_label(evaluation)
         accuracy[prior] = float((pairing.pseudo_labels == truth).double().mean())
-    assert float(logs["pool_prior"][2]) == pytest.approx(0.8, abs=0.12)
+    assert float(logs["estimated_prior"][2]) == pytest.approx(0.8, abs=0.12)
     assert accuracy["none"] < 0.7 < 0.85 < accuracy["estimated"]
 
 
 def test_a_prior_that_fell_back_to_counting_corrects_nothing() -> None:
     plain, _, _ = estimated()
     moved, logs, _ = estimated(pseudo_prior="estimated")
-    assert "pool_prior" in logs or torch.equal(moved.pseudo_labels, plain.pseudo_labels)
+    assert "estimated_prior" in logs or torch.equal(moved.pseudo_labels, plain.pseudo_labels)
     evaluation, _ = biased_evaluation([0.4, 0.3, 0.3])
     never = evaluation.logits.clone()
     never[:, 2] -= 50  # class 2 is never predicted: EM is ill-posed

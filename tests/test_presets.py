@@ -21,7 +21,12 @@ PAPER = {
     "cifar100-lt": "cifar100_N1-150_M1-300_rl-10_ru-10",
     "stl10-lt": "stl10_N1-450_rl-10",
 }
-ALGORITHMS = ("supervised", "fixmatch", "selmix")
+
+
+def algorithms_of(preset: str) -> list[str]:
+    """The algorithms that a preset has a section about."""
+    sections = {key.partition(".")[0] for key in config.parse_yaml(plugins.preset_text(preset), "")}
+    return sorted(sections & plugins.available("algorithm").keys())
 
 
 def dataset_of(preset: str) -> str:
@@ -30,8 +35,9 @@ def dataset_of(preset: str) -> str:
 
 
 def plan_of(preset: str, *settings: str) -> stages.Plan:
+    names = algorithms_of(preset)
     return stages.Plan(
-        stages.Request(ALGORITHMS, dataset=dataset_of(preset), preset=preset, settings=settings)
+        stages.Request(names, dataset=dataset_of(preset), preset=preset, settings=settings)
     )
 
 
