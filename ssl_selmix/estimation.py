@@ -61,13 +61,11 @@ def of_run(
     """Estimate with the model that a run's last stage kept; held-out posteriors are validation's.
 
     Raises:
-        ValueError: the folder is no finished run, its images are gone, or it has no pool.
+        ValueError: the folder is no finished run, or its images are others.
     """
     plan = stages.reopen(run, settings)
     inputs = stages.reload(plan)
     data = inputs.data
-    if not len(data.unlabeled):
-        raise ValueError(f"{run} has no unlabeled image, so there is nothing to estimate")
     net = weights.load(run).net.to(data.device)
     model = Algorithm(net, data.task, Algorithm.Config())
     seen = engine.evaluate(model, data, pool=True)

@@ -2,17 +2,17 @@
 
 All methods assume label shift: p(x | y) is the same in both sets, only p(y) differs. A pool with
 images of other classes (STL-10) violates that, and no figure returned here can tell for sure.
-
 Shape legend: N validation images, M unlabeled images, K classes, B bootstrap replicates.
 """
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
+
+from ssl_selmix.plugins import unknown
 
 METHODS = ("count", "soft_count", "bbse", "rlls", "em")
 MAX_MISFIT = 0.25  # a total variation; noise alone stays below
@@ -130,8 +130,7 @@ def _minimise(derivatives: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tens
         barrier = 0.1 * (q * z).mean(-1, keepdim=True) / q
         right = torch.stack([barrier - gradient, torch.ones_like(q)], -1)
         newton, shift = torch.linalg.solve(hessian + torch.diag_embed(z / q), right).unbind(-1)
-        excess = (q + newton).sum(-1, keepdim=True) - 1
-        dq = newton - excess / shift.sum(-1, keepdim=True) * shift
+        dq = newton - ((q + newton).sum(-1, keepdim=True) - 1) / shift.sum(-1, keepdim=True) * shift
         dz = barrier - z - z / q * dq
         # Not quite to the boundary, where the barrier is infinite.
         length = 0.99 / torch.cat([-dq / q, -dz / z], -1).amax(-1, keepdim=True).clamp_min(0.99)
@@ -154,8 +153,7 @@ def _draw(truth: Tensor, draws: Draws) -> Iterator[Tensor]:
     size, end = (s.repeat_interleave(sizes) for s in (sizes, sizes.cumsum(0)))
     for _ in range(draws[0]):
         uniform = torch.rand(len(order), generator=draws[1], dtype=torch.float64)
-        drawn = order[end - size + (uniform * size).long()]
-        yield drawn.bincount(minlength=len(order)).to(truth)
+        yield order[end - size + (uniform * size).long()].bincount(minlength=len(order)).to(truth)
 
 
 def _means(values: Tensor, truth: Tensor | None, draws: Draws) -> Tensor:
@@ -196,8 +194,7 @@ def _calibrate(logs: Tensor, truth: Tensor, source: Tensor | None, fit: bool) ->
         if float(gradient @ step) < 1e-12:
             break
         # Damped by the change of the logits, which cannot overshoot (Sun and Tran-Dinh 2019).
-        change = (step[0] * logs + step[1:]).aminmax(dim=1)
-        size = (change.max - change.min).max()
+        size = torch.stack((step[0] * logs + step[1:]).aminmax(dim=1)).diff(dim=0).max()
         params = params - step * size.log1p() / size
     return params, frequencies, -torch.linalg.solve(hessian, scores.T).T * len(logs)
 
@@ -230,8 +227,7 @@ def _ill_posed(confusion: Tensor, truth: Tensor, condition: float, limit: float)
     for total, why in ((truth.sum(0), "no validation image"), (confusion.sum(1), "no prediction")):
         if empty := (total == 0).nonzero().flatten().tolist():
             return f"there is {why} of classes {empty}"
-    high = f"the condition number of the confusion matrix is {condition:.3g}, above {limit:g}"
-    return "" if condition <= limit else high
+    return "" if condition <= limit else f"the condition number is {condition:.3g}, above {limit:g}"
 
 
 def _require(rule: bool, message: str) -> None:
@@ -240,8 +236,7 @@ def _require(rule: bool, message: str) -> None:
 
 
 def _check(method: str, val: Tensor, labels: Tensor, pool: Tensor, source: Tensor | None) -> None:
-    near = " or ".join(difflib.get_close_matches(str(method), METHODS) or METHODS)
-    _require(method in METHODS, f"method must be one of {METHODS}, got {method!r}; use {near}")
+    _require(method in METHODS, unknown("method", str(method), METHODS))
     for name, p in (("val_probs", val), ("unlabeled_probs", pool)):
         shape, k = tuple(p.shape), val.shape[-1] if val.ndim else 0
         rule = p.ndim == 2 and len(p) > 0 and p.shape[1] == k > 1
@@ -250,8 +245,6 @@ def _check(method: str, val: Tensor, labels: Tensor, pool: Tensor, source: Tenso
         rule = len(bad) == 0 and p.is_floating_point()
         _require(rule, f"rows of {name} must be float distributions, got {bad[:1]}; use softmax(1)")
     rule = labels.shape == val.shape[:1] and set(labels.unique().tolist()) <= set(range(k))
-    _require(
-        rule, f"val_labels must be integers from 0 to {k - 1}, got {labels}; one per val_probs"
-    )
+    _require(rule, f"val_labels must be integers in 0..{k - 1}, got {labels}; one per val_probs")
     rule = source is None or (source.shape == (k,) and bool((source > 0).all()))
     _require(rule, f"source_prior must be {k} positive numbers, got {source}; give 0 a floor")

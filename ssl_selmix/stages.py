@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,16 @@ class Request:
     resume: bool = False
     settings: Sequence[str] = field(default_factory=tuple)  # key=value
     recorded: Mapping[str, Any] = field(default_factory=dict)  # all settings of a run, by key
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        words = ["ssl-selmix", "train", "--algo", *self.algorithms[:1]]
+        words += [word for name in self.algorithms[1:] for word in ("--then", name)]
+        words += ["--dataset", self.dataset]
+        words += ["--preset", self.preset] if self.preset else []
+        words += ["--init", str(self.init)] if self.init else []
+        return shlex.join([*words, *self.settings])
 
 
 class Plan:
@@ -374,7 +385,9 @@ def _open_directory(plan: Plan) -> dict[str, Any] | None:
 
 def _check_images(plan: Plan, sha256: str) -> None:
     path = plan.out / "manifest.json"
-    if config.fingerprint(read_manifest(path)) != sha256:
+    written = read_manifest(path)
+    written.pop("command", None)  # how the split was asked for first; it may be asked otherwise
+    if config.fingerprint(written) != sha256:
         raise ValueError(
             f"{path} describes other images or another split than this run sees; --resume needs "
             "the same images, use another --out for these"
@@ -400,7 +413,8 @@ def _announce(plan: Plan, device: torch.device, out: Any) -> None:
 
 
 def _write_setup(plan: Plan, inputs: Inputs, device: torch.device) -> None:
-    inputs.split.save(plan.out / "manifest.json", inputs.images_sha256, **inputs.extra)
+    said = {**inputs.extra, "command": plan.request.command}
+    inputs.split.save(plan.out / "manifest.json", inputs.images_sha256, **said)
     _write_json(plan.out / "environment.json", environment.describe(device))
     # Last: a directory with config.yaml is complete enough to be resumed.
     text = OmegaConf.to_yaml(OmegaConf.create(plan.identity()))

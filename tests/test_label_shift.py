@@ -453,8 +453,8 @@ def test_estimate_is_frozen() -> None:
 
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "near miss": ({"method": "bbsee"}, "got 'bbsee'; use bbse"),
-    "no near miss": ({"method": "darp"}, "use count or soft_count or bbse"),
+    "near miss": ({"method": "bbsee"}, "unknown method 'bbsee'; did you mean bbse"),
+    "no near miss": ({"method": "darp"}, "unknown method 'darp'; known: bbse, count"),
     "replicates": ({"bootstrap": 0}, "bootstrap must be at least 1, got 0"),
     "vector": ({"val_probs": torch.ones(4)}, r"val_probs must be \(images, classes\), got \(4,\)"),
     "scalar": ({"val_probs": torch.tensor(1.0)}, r"val_probs must be .* got \(\)"),
@@ -467,8 +467,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"val_probs": torch.full((4, 2), torch.nan)}, r"nan.*use softmax"),
     "integers": ({"val_probs": torch.eye(2).long()[[0, 0, 1, 1]]}, "must be float"),
     "few labels": ({"val_labels": torch.tensor([0, 1])}, r"got tensor\(\[0, 1\]\)"),
-    "high label": ({"val_labels": torch.tensor([0, 0, 1, 2])}, "integers from 0 to 1, got"),
-    "low label": ({"val_labels": torch.tensor([0, 0, 1, -1])}, "integers from 0 to 1, got"),
+    "high label": ({"val_labels": torch.tensor([0, 0, 1, 2])}, "integers in 0..1, got"),
+    "low label": ({"val_labels": torch.tensor([0, 0, 1, -1])}, "integers in 0..1, got"),
     "one-hot labels": ({"val_labels": torch.eye(2)[[0, 0, 1, 1]]}, "val_labels must be integers"),
     "source length": ({"source_prior": torch.ones(3)}, "source_prior must be 2 positive numbers"),
     "source zero": ({"source_prior": torch.tensor([1.0, 0.0])}, r"got tensor\(\[1., 0.\]\)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -283,6 +284,31 @@ def test_interrupted_and_resumed_ends_bit_identical(
     assert_same_run(folder, finished)
     if stage == "2-selmix":
         assert contents(folder / "1-fixmatch") == before  # finished: not even opened
+
+
+def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None:
+    plan = stages.reopen(finished)
+    assert [name for name, _ in plan.algorithms] == ["fixmatch", "selmix"]
+    assert (
+        plan.identity()
+        == stages.Plan(stages.Request(["fixmatch", "selmix"], settings=SETTINGS)).identity()
+    )
+    inputs = stages.reload(plan)
+    written = read_manifest(finished / "manifest.json")
+    assert inputs.split.labeled.tolist() == written["indices"]["labeled"]
+    with pytest.raises(ValueError, match=r"is no run of ssl_selmix; it has no config\.yaml"):
+        stages.reopen(tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: [1")
+    with pytest.raises(ValueError, match="is damaged; restore it"):
+        stages.reopen(tmp_path)
+
+
+def test_the_manifest_says_which_command_drew_the_split(finished: Path) -> None:
+    words = shlex.split(json.loads((finished / "manifest.json").read_text())["command"])
+    assert words[:2] == ["ssl-selmix", "train"]
+    args = cli._parser().parse_intermixed_args(words[2:])
+    assert [args.algo, *args.then, args.dataset] == ["fixmatch", "selmix", "digits"]
+    assert args.settings == SETTINGS
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

@@ -1,0 +1,92 @@
+"""`ssl-selmix estimate`: what a finished run's model says about its unlabeled pool."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_selmix import cli, estimation, log
+
+SETTINGS = [
+    *("supervised.steps=200", "supervised.evaluate_every=200", "supervised.batch=32"),
+    *("model.name=cnn-16", "data.unlabeled.shape=inverted", "data.test=5"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supervised run on digits whose pool has the tail the other way round."""
+    folder = tmp_path_factory.mktemp("estimate") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "picture", lambda *_: torch.zeros((1, 1, 3), dtype=torch.uint8).numpy())
+        assert cli.main(["--algo", "supervised", *SETTINGS, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_estimates_beat_the_assumption_that_the_pool_is_like_the_labeled_set(
+    finished: Path,
+) -> None:
+    found = estimation.of_run(finished)
+    assert found.truth is not None
+    assumed = float((found.labeled - found.truth).abs().sum())
+    assert set(found.found) == {"count", "soft_count", "bbse", "rlls", "em"}
+    for method in ("bbse", "rlls", "em"):
+        assert found.found[method].method == method
+        assert found.error(method) < assumed / 2, method
+
+
+def test_the_truth_of_the_pool_changes_no_estimate(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = estimation.of_run(finished, ["em"])
+    reload = estimation.stages.reload
+
+    def poisoned(plan: estimation.stages.Plan) -> estimation.stages.Inputs:
+        inputs = reload(plan)
+        inputs.diagnostics.labels.fill_(-1)
+        return inputs
+
+    monkeypatch.setattr(estimation.stages, "reload", poisoned)
+    blind = estimation.of_run(finished, ["em"])
+    assert blind.truth is None and honest.truth is not None
+    assert torch.equal(blind.found["em"].prior, honest.found["em"].prior)
+    assert "l1_error" not in blind.plain()["estimates"]["em"]
+
+
+def test_the_command_prints_a_table_or_json(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["estimate", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "95 % interval (em)" in out and "L1 error" in out and "truth" in out
+    assert cli.main(["estimate", str(finished), "--method", "count", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert list(plain["estimates"]) == ["count"]
+    assert sum(plain["estimates"]["count"]["prior"]) == pytest.approx(1)
+    assert plain["class_names"] == [str(k) for k in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{empty}"], "is no run of ssl_selmix; it has no config.yaml"),
+        (["{run}", "--method", "magic"], "invalid choice: 'magic'"),
+        (["{run}", "data.validation=7"], "describes other images or another split"),
+        (["{run}", "data.nonsense=1"], "unknown key 'data.nonsense'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    words: list[str],
+    message: str,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [word.format(run=finished, empty=tmp_path) for word in words]
+    try:
+        code = cli.main(["estimate", *given])
+    except SystemExit as error:  # argparse
+        code = int(str(error.code))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and len(lines) == 1 and message in lines[0]
