@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssl_selmix.algorithm import Batch, Task, Views
 from ssl_selmix.augment.tensor import Strong, Weak
-from ssl_selmix.splits import Split
+from ssl_selmix.splits import Split, sha256_of_arrays
 
 
 def seed_of(*key: int | str) -> int:
@@ -36,7 +36,8 @@ class ImageSet:
 
     Shape: train N×C×H×W uint8, train_labels (N,) int64; test parts alike, or None when the test
     images are to be held out of `train`; extra_unlabeled U×C×H×W uint8 or None. mean and std are
-    per channel, in units of 0..255.
+    per channel, in units of 0..255. The last `apart` images of `train` are those of a validation
+    part of its own: validation and test images are drawn from them, and no others.
     """
 
     train: Tensor
@@ -49,6 +50,24 @@ class ImageSet:
     extra_unlabeled: Tensor | None = None  # of unknown class; all of them join the unlabeled pool
     weak: Weak = field(default_factory=Weak)
     strong: Strong = field(default_factory=lambda: Strong(weak=Weak()))
+    apart: int = 0
+
+    def sha256(self) -> str:
+        """Identity of the images: a digest of all pixels."""
+        parts = (self.train, self.test, self.extra_unlabeled)
+        return sha256_of_arrays(*(images.numpy() for images in parts if images is not None))
+
+    def pools(self, test: Tensor, device: torch.device) -> tuple[type[Data], dict[str, Any]]:
+        """What keeps the images of a run, and what it keeps, as arguments of its class.
+
+        Shape: test (T,) positions in `train` of test images that are held out of it.
+        """
+        images = self.train
+        if self.extra_unlabeled is not None:
+            images = torch.cat([images, self.extra_unlabeled])
+        own = self.test if self.test_labels is not None else None
+        test_images = self.train[test] if own is None else own
+        return Data, {"images": images.to(device), "test_images": test_images}
 
 
 @dataclass(frozen=True)
@@ -174,8 +193,9 @@ class Data:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Float network input, channels last, from uint8 images."""
-        x = (images.float() - self.mean) / self.std
-        return x.contiguous(memory_format=torch.channels_last)
+        # In one buffer of its own: at 224 pixels, fresh memory costs more than the arithmetic.
+        x = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        return x.sub_(self.mean).div_(self.std)
 
     def weak_view(self, index: Tensor, purpose: str, step: int) -> Tensor:
         """Weakly augmented network input of the images at `index`."""
@@ -248,22 +268,21 @@ def assemble(
         for name in ("labeled", "unlabeled", "validation", "test")
     }
     if source.test is None or source.test_labels is None:
-        test_images, test_labels = source.train[part["test"]], labels[part["test"]]
+        test_labels = labels[part["test"]]
     else:
-        test_images = source.test
         test_labels = torch.from_numpy(np.asarray(source.test_labels, dtype=np.int64))
-    images, extra = _with_extra(source)
+    extra = _where_extra(source)
     unlabeled = torch.cat([part["unlabeled"], extra])
     truth = torch.cat([labels[part["unlabeled"]], torch.full_like(extra, -1)])
     scale = [torch.tensor(v, device=device).view(-1, 1, 1) for v in (source.mean, source.std)]
-    data = Data(
-        images=images.to(device),
+    kind, pools = source.pools(part["test"], device)
+    data = kind(
+        **pools,
         labeled=part["labeled"],
         labels=labels[part["labeled"]],
         unlabeled=unlabeled,
         validation=part["validation"],
         validation_labels=labels[part["validation"]].to(device),
-        test_images=test_images,
         test_labels=test_labels.to(device),
         class_names=source.class_names,
         mean=scale[0],
@@ -275,17 +294,17 @@ def assemble(
     return data, Diagnostics(truth)
 
 
-def _with_extra(source: ImageSet) -> tuple[Tensor, Tensor]:
-    """All images but the test part's, and where among them those without a label are."""
+def _where_extra(source: ImageSet) -> Tensor:
+    """Positions of the images without a label, which follow the training images."""
     train, extra = source.train, source.extra_unlabeled
     if extra is None:
-        return train, torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64)
     if extra.shape[1:] != train.shape[1:] or extra.dtype != train.dtype:
         raise ValueError(
             f"extra unlabeled images are {tuple(extra.shape[1:])} {extra.dtype} and training "
             f"images {tuple(train.shape[1:])} {train.dtype}; make them alike"
         )
-    return torch.cat([train, extra]), torch.arange(len(train), len(train) + len(extra))
+    return torch.arange(len(train), len(train) + len(extra))
 
 
 class ClassPairSampler:

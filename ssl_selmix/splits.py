@@ -167,8 +167,12 @@ class LongTailSplit:
         num_classes: int,
         seed: int,
         class_names: Sequence[str] | None = None,
+        apart: int = 0,
     ) -> "Split":
         """Choose the images of each part; images with a negative (unknown) label are never drawn.
+
+        The last `apart` images, if there are such, are for validation and test, all others for
+        training.
 
         A class draws from its own generator, and test, validation, labeled and unlabeled images
         are consecutive pieces of one permutation. So the parts are disjoint, another class never
@@ -181,15 +185,17 @@ class LongTailSplit:
         drawn: dict[str, list[Indices]] = {part: [] for part in PARTS}
         for c in range(num_classes):
             pool = np.flatnonzero(labels == c).astype(np.int64)
+            rng = np.random.default_rng([seed, _STREAM, c])
             wanted = {part: counts[part][c] for part in ("test", "validation", *PARTS[:2])}
             wanted["unlabeled"] = unlabeled[c]
-            if sum(wanted.values()) > len(pool):
-                raise ValueError(_too_few(c, class_names, wanted, len(pool)))
-            order = np.random.default_rng([seed, _STREAM, c]).permutation(pool)
-            start = 0
-            for part, count in wanted.items():
-                drawn[part].append(np.sort(order[start : start + count]))
-                start += count
+            for source, parts in _sources(pool, len(labels) - apart if apart else None):
+                pieces = {part: wanted[part] for part in parts}
+                if sum(pieces.values()) > len(source):
+                    raise ValueError(_too_few(c, class_names, pieces, len(source)))
+                order, start = rng.permutation(source), 0
+                for part, count in pieces.items():
+                    drawn[part].append(np.sort(order[start : start + count]))
+                    start += count
             if self.labeled_in_pool:
                 both = drawn["unlabeled"][c], drawn["labeled"][c]
                 drawn["unlabeled"][c] = np.sort(np.concatenate(both))
@@ -397,6 +403,14 @@ def _checked_labels(labels: npt.ArrayLike, num_classes: int) -> npt.NDArray[Any]
             "count classes from 0 or raise num_classes"
         )
     return labels
+
+
+def _sources(pool: Indices, held: int | None) -> list[tuple[Indices, tuple[str, ...]]]:
+    """Where the parts of a class are drawn from: one pool, or one up to `held` and one after it."""
+    if held is None:
+        return [(pool, ("test", "validation", "labeled", "unlabeled"))]
+    apart = pool[pool >= held], ("test", "validation")
+    return [apart, (pool[pool < held], ("labeled", "unlabeled"))]
 
 
 def _too_few(c: int, names: Sequence[str] | None, wanted: dict[str, int], available: int) -> str:

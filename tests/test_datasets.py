@@ -154,9 +154,9 @@ def test_images_too_large_for_the_pool(root: Path) -> None:
         load(root)
 
 
-@pytest.mark.parametrize("size", [0, -1, 65])
+@pytest.mark.parametrize("size", [0, -1])
 def test_size_out_of_range(size: int) -> None:
-    with pytest.raises(ValueError, match=f"size must be 1 to 64 pixels, not {size}"):
+    with pytest.raises(ValueError, match=f"size must be at least 1 pixel, not {size}"):
         image_folder.Config(size=size)
 
 

@@ -17,6 +17,7 @@ from ssl_selmix import pool_cache
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import ImageSet
 from ssl_selmix.datasets_io import DECODING, contents, rgb, say, warn, warn_of_corrections
+from ssl_selmix.files import FileImages, check_settings, file_set
 from ssl_selmix.pool_cache import Notes, PoolCache
 from ssl_selmix.splits import Counts, LongTailSplit
 
@@ -34,22 +35,22 @@ class Config(LongTailSplit):
     """Where the images are and how they are split; the counts are the SelMix paper's CIFAR-10."""
 
     root: str = ""
-    size: int | None = None  # resize to size×size pixels; None: take images as they are
+    size: int | None = None  # of the views, size×size pixels; None: take small images as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int = 500
-    cache: str = "auto"  # of the decoded images: auto (~/.cache/ssl_selmix), none, or a folder
+    cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    workers: int | None = None  # processes that read images above 64 px; None: one for each core
 
     def __post_init__(self) -> None:
-        """Refuse a size that the pool cannot hold, and a cache without a place."""
+        """Refuse a size or a number of workers without meaning, and a cache without a place."""
         super().__post_init__()
         pool_cache.folder_of(self.cache)
-        if self.size is not None and not 1 <= self.size <= LARGEST:
-            raise ValueError(f"size must be 1 to {LARGEST} pixels, not {self.size}")
+        check_settings(self.size, self.workers)
 
 
 def load(config: Config) -> ImageSet:
-    """Decode both folders into uint8 RGB pools, or find them in the cache."""
+    """Both folders as uint8 RGB pools, decoded or found in the cache; above 64 px as files."""
     if not config.root:
         raise ValueError(
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
@@ -63,6 +64,8 @@ def load(config: Config) -> ImageSet:
             f"{root}/train and {root}/test must hold the same classes; only one of them has "
             f"{', '.join(only[:5])}"
         )
+    if config.size is not None and config.size > LARGEST:
+        return _streamed(root, names, config.size, config)
     cache = PoolCache(pool_cache.folder_of(config.cache))
     train, train_labels = read(root / "train", names, config.size, cache)
     test, test_labels = read(root / "test", names, config.size, cache)
@@ -83,6 +86,15 @@ def load(config: Config) -> ImageSet:
         weak=Weak(),
         strong=Strong(weak=Weak()),
     )
+
+
+def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> ImageSet:
+    parts = []
+    for part in ("train", "test"):
+        found, labels = listing(root / part, names)
+        parts.append((FileImages.below(root, found), labels))
+    memory = pool_cache.folder_of(config.cache)
+    return file_set(parts[0], names, size, test=parts[1], workers=config.workers, memory=memory)
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -240,7 +252,7 @@ def decode(file: str, size: int | None) -> tuple[np.ndarray[Any, Any], list[str]
     if max(image.size) > LARGEST:
         raise ValueError(
             f"{file} is {image.width}×{image.height} pixels and the image pool takes at most "
-            f"{LARGEST}; set data.size={LARGEST} or less to resize"
+            f"{LARGEST}; set data.size={LARGEST} or less to resize, or more to stream from files"
         )
     return np.asarray(image).transpose(2, 0, 1), corrections, pool_cache.digest(content)
 

@@ -1,0 +1,274 @@
+"""Views of images that come from files, one at a time: albumentations on the workers' processors.
+
+A view is drawn from a key of its own, (seed of batch and view, row in the batch), and so depends on
+nothing else: not on the process that makes it, on its neighbours, or on other views of its image.
+
+Weak: random resized crop and flip. Strong: the same, then operations of RandAugment with magnitudes
+uniform in the ranges of the SelMix code, then a square of random size, as for small images
+(`augment.tensor`). Plain: the shorter side to 256/224 of the size, then the central square.
+
+Sharper than in Pillow, cheaper than its filter: a JPEG is decoded at the smallest of 1, 1/2, 1/4,
+1/8 of its size that still has a pixel for every pixel of the view; bilinear sampling does the rest,
+always by less than a factor of 2.
+
+Shapes: H×W pixels of the file, S×S of a view; arrays are H×W×3, RGB, uint8.
+
+References:
+    RandAugment, https://arxiv.org/abs/1909.13719; Albumentations, https://arxiv.org/abs/1809.06839.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server
+import albumentations as A
+import cv2
+
+from ssl_selmix.datasets_io import rgb
+
+Pixels = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # left, upper, right, lower
+
+NUM_OPS = 3
+FILL = (125, 123, 114)  # of the square
+LARGEST_SQUARE = 0.5  # of the side
+FACTORS = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR),  # the former from OpenCV 4.11 on
+}
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
+
+
+class Photo:
+    """An image file, decoded when asked for, to upright RGB by the rules for small images.
+
+    The usual JPEG is decoded by OpenCV, to the bytes that Pillow gives; `datasets_io.rgb` decodes
+    all other files and says what is wrong with them.
+
+    Raises:
+        ValueError: the file is no whole image.
+    """
+
+    def __init__(self, content: bytes, file: str) -> None:
+        self._content, self._file = content, file
+        size = _size_of_usual(content)
+        self._image: Image.Image | None = None
+        self.width, self.height = size or self.upright.size
+        self._decoded: dict[int, Pixels] = {}
+
+    def factor(self, width: float, height: float, target: int) -> int:
+        """How much smaller a width×height part may be decoded to fill target×target pixels."""
+        return next(f for f in FACTORS if f == 1 or min(width, height) >= f * target)
+
+    def pixels(self, factor: int) -> Pixels:
+        """The whole image at 1/factor of its size."""
+        if factor not in self._decoded:
+            self._decoded[factor] = self._decode(factor)
+        return self._decoded[factor]
+
+    def _decode(self, factor: int) -> Pixels:
+        if self._image is None:
+            flags = FACTORS[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+            decoded = cv2.imdecode(np.frombuffer(self._content, np.uint8), flags)
+            if decoded is not None:
+                swap = flags & cv2.IMREAD_COLOR  # blue comes first
+                return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if swap else decoded)
+        image = self.upright
+        return np.asarray(image.reduce(factor) if factor > 1 else image)
+
+    @property
+    def upright(self) -> Image.Image:
+        """The whole image as Pillow decodes it."""
+        if self._image is None:
+            self._image = rgb(self._content, self._file)[0]
+        return self._image
+
+
+def _size_of_usual(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a whole upright JPEG of one or three colours; None for other files.
+
+    A JPEG that was cut off lacks the marker of its end. OpenCV would fill the rest with grey and
+    say nothing, so a file that ends otherwise is not given to it.
+    """
+    if not content.endswith(b"\xff\xd9"):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as header:
+            upright = header.getexif().get(0x0112, 1) == 1
+            usual = header.format == "JPEG" and header.mode in ("RGB", "L") and upright
+            return header.size if usual else None
+    except Exception:  # damaged bytes make a parser raise nearly anything; `rgb` says it well
+        return None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The view without augmentation, for validation, test and pseudo-labels."""
+
+    size: int
+
+    @cached_property
+    def _steps(self) -> tuple[Any, Any]:
+        shorter = round(self.size * 256 / 224)
+        crop = A.CenterCrop(self.size, self.size)
+        return A.SmallestMaxSize(shorter, interpolation=cv2.INTER_LINEAR), crop
+
+    def __call__(self, photo: Photo, key: tuple[int, int]) -> Pixels:
+        """The central square; the key has no meaning."""
+        resize, crop = self._steps
+        factor = photo.factor(photo.width, photo.height, round(self.size * 256 / 224))
+        image = resize(image=photo.pixels(factor))["image"]
+        return np.asarray(crop(image=image)["image"])
+
+
+@dataclass(frozen=True)
+class Weak:
+    """Random resized crop of 8 to 100 % of the area, mirrored half the time."""
+
+    size: int
+
+    @cached_property
+    def _steps(self) -> tuple[Any, Any]:
+        crop = A.RandomResizedCrop((self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        return crop, A.HorizontalFlip(p=0.5)
+
+    def __call__(self, photo: Photo, key: tuple[int, int]) -> Pixels:
+        """The view that belongs to the key."""
+        return self.view(photo, _Chance(key))
+
+    def view(self, photo: Photo, chance: _Chance) -> Pixels:
+        """The view that comes next in this stream of random numbers."""
+        crop, flip = self._steps
+        # Where the crop lies is drawn before anything is decoded, and so decides how finely.
+        crop.set_random_state(chance.numpy, chance.python)
+        shape = {"shape": (photo.height, photo.width, 3)}
+        left, upper, right, lower = crop.get_params_dependent_on_data(shape, {})["crop_coords"]
+        factor = photo.factor(right - left, lower - upper, self.size)
+        pixels = photo.pixels(factor)
+        across, down = pixels.shape[1] / photo.width, pixels.shape[0] / photo.height
+        box = (*_scaled(left, right, across), *_scaled(upper, lower, down))
+        image = crop.apply(pixels, crop_coords=(box[0], box[2], box[1], box[3]))
+        return chance.apply(flip, image)
+
+
+def _scaled(start: int, end: int, scale: float) -> tuple[int, int]:
+    first = math.floor(start * scale)
+    return first, max(first + 1, math.floor(end * scale))
+
+
+@dataclass(frozen=True)
+class Strong:
+    """The weak view, then operations drawn with replacement, then a grey square.
+
+    The published code applies the operations to the whole image, before the crop; after it they
+    cost a fraction, as there are fewer pixels.
+    """
+
+    size: int
+    num_ops: int = NUM_OPS
+
+    @cached_property
+    def _weak(self) -> Weak:
+        return Weak(self.size)
+
+    def __call__(self, photo: Photo, key: tuple[int, int]) -> Pixels:
+        """The view that belongs to the key."""
+        chance = _Chance(key)
+        image = self._weak.view(photo, chance)
+        ops = tuple(operations().values())
+        for choice in chance.numpy.integers(len(ops), size=self.num_ops):
+            image = ops[choice](image, chance)
+        return _square(image, chance)
+
+
+class _Chance:
+    """The random numbers of one view, as albumentations takes them."""
+
+    def __init__(self, key: tuple[int, int]) -> None:
+        self.numpy = np.random.default_rng(key)
+        self.python = random.Random(int(self.numpy.integers(2**63)))
+
+    def apply(self, transform: Any, image: Pixels) -> Pixels:
+        """One albumentations transform, drawing from these numbers alone.
+
+        Giving the generators away costs nothing; seeding a `Compose` of all operations takes as
+        long as applying two of them.
+        """
+        transform.set_random_state(self.numpy, self.python)
+        return np.asarray(transform(image=image)["image"])
+
+
+Operation = Callable[[Pixels, _Chance], Pixels]
+
+
+@cache
+def operations() -> dict[str, Operation]:
+    """RandAugment's operations by name, each at a magnitude drawn uniformly from its range."""
+
+    def plain(transform: Any) -> Operation:
+        return lambda image, chance: chance.apply(transform, image)
+
+    def jitter(**changed: tuple[float, float]) -> Operation:
+        still: dict[str, Any] = dict.fromkeys(("brightness", "contrast", "saturation"), (1, 1))
+        return plain(A.ColorJitter(**(still | changed), hue=(0, 0), p=1))
+
+    def affine(**change: Any) -> Operation:
+        return plain(A.Affine(**change, interpolation=cv2.INTER_NEAREST, fill=0, p=1))
+
+    factor = (0.05, 0.95)
+    slope = math.degrees(math.atan(0.3))
+    return {
+        "identity": lambda image, chance: image,
+        "autocontrast": plain(A.AutoContrast(method="pil", p=1)),
+        "brightness": jitter(brightness=factor),
+        "color": jitter(saturation=factor),
+        "contrast": jitter(contrast=factor),
+        "equalize": plain(A.Equalize(mode="pil", p=1)),
+        "posterize": plain(A.Posterize(num_bits=(4, 7), p=1)),
+        "sharpness": _soften,
+        "solarize": plain(A.Solarize(threshold_range=(0, 1), p=1)),
+        "rotate": affine(rotate=(-30, 30)),
+        "shear_x": affine(shear={"x": (-slope, slope), "y": 0}),
+        "shear_y": affine(shear={"x": 0, "y": (-slope, slope)}),
+        "translate_x": affine(translate_percent={"x": (-0.3, 0.3), "y": 0}),
+        "translate_y": affine(translate_percent={"x": 0, "y": (-0.3, 0.3)}),
+    }
+
+
+def _soften(image: Pixels, chance: _Chance) -> Pixels:
+    """Pillow's sharpness below 1, a blend with a smoothed image; albumentations only sharpens."""
+    factor = float(chance.numpy.uniform(0.05, 0.95))
+    smooth = cv2.filter2D(image, -1, _SMOOTH)
+    return np.asarray(cv2.addWeighted(image, factor, smooth, 1 - factor, 0))
+
+
+def _square(image: Pixels, chance: _Chance) -> Pixels:
+    """A square of up to half the side at a uniform centre, clipped at the border."""
+    height, width = image.shape[:2]
+    share, down, across = chance.numpy.random(3)
+    side = int(share * LARGEST_SQUARE * min(height, width))
+    upper, left = int(down * height) - side // 2, int(across * width) - side // 2
+    if side:
+        image = image.copy()  # it may be the decoded photo itself
+        image[max(0, upper) : upper + side, max(0, left) : left + side] = FILL
+    return image
+
+
+@cache
+def views(size: int) -> dict[str, Callable[[Photo, tuple[int, int]], Pixels]]:
+    """The views that files can be asked for, by name, S×S×3."""
+    return {"plain": Plain(size), "weak": Weak(size), "strong": Strong(size)}
