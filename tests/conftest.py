@@ -1,5 +1,7 @@
 """A data set of three easy classes, small enough to train on within a test."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,35 @@ import torch
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.splits import Counts, LongTailSplit, Split
+from tests import recorded
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With several processes, each tells the first one what it compared."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["compared"] = {name: sorted(found) for name, found in recorded.COMPARED.items()}
+        told["outputs"] = dict(recorded.OUTPUTS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Collect what a process compared."""
+    told = getattr(node, "workeroutput", {})
+    recorded.OUTPUTS.update(told.get("outputs", {}))
+    for name, found in told.get("compared", {}).items():
+        recorded.COMPARED.setdefault(name, set()).update(found)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the recorded runs of published code, and how much of them was compared."""
+    if any(recorded.COMPARED.values()):
+        terminalreporter.section("recorded outputs of published code, compared to 1e-5")
+        for name, total in sorted(recorded.OUTPUTS.items()):
+            if total:  # else a file of another form, in the list below
+                compared = len(recorded.COMPARED[name])
+                terminalreporter.write_line(f"{name}: {compared} of {total}")
+        for name, test in recorded.ELSEWHERE.items():
+            terminalreporter.write_line(f"{name}: in {test}")
 
 
 @pytest.fixture

@@ -15,9 +15,33 @@ GOLDEN = Path(__file__).parent / "golden"
 Vectors = dict[str, Tensor]
 
 
+# File -> number of recorded outputs, and those that a test compared; for the end of a test run.
+OUTPUTS: dict[str, int] = {}
+COMPARED: dict[str, set[str]] = {}
+ELSEWHERE = {  # files of another form, and the tests that compare with them
+    "dataset_counts.json": "test_splits.py",
+    "fixmatch_losses.npz": "test_losses.py",
+    "metrics.json": "test_metrics.py",
+    "objectives_K3.npz": "test_objectives.py and test_gains.py",
+    "sampler.npz": "test_data.py",
+    "schedules.json": "test_engine.py",
+}
+
+
+class Recording(dict[str, Tensor]):
+    """The arrays of a file, which knows the file's name."""
+
+    name = ""
+
+
 def read(name: str) -> Vectors:
     """All arrays of a file, keyed by `case.in.name` and `case.out.name`."""
-    return {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(GOLDEN / name).items()}
+    arrays = np.load(GOLDEN / name).items()
+    found = Recording({k: torch.from_numpy(np.asarray(v)) for k, v in arrays})
+    found.name = name
+    OUTPUTS[name] = sum(".out." in key for key in found)
+    COMPARED.setdefault(name, set())
+    return found
 
 
 def cases(vectors: Vectors) -> set[str]:
@@ -41,6 +65,8 @@ def assert_reproduces(
         if name in without:
             continue
         found = got[name].detach()
+        if isinstance(vectors, Recording):
+            COMPARED[vectors.name].add(f"{case}.out.{name}")
         if not value.is_floating_point():
             assert torch.equal(found.to(value.dtype), value), name
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_selmix import cli, estimation, log
+from ssl_selmix import cli, estimation, log, stages
 
 SETTINGS = [
     *("supervised.steps=200", "supervised.evaluate_every=200", "supervised.batch=32"),
@@ -40,14 +40,14 @@ def test_the_truth_of_the_pool_changes_no_estimate(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = estimation.of_run(finished, ["em"])
-    reload = estimation.stages.reload
+    reload = stages.reload
 
-    def poisoned(plan: estimation.stages.Plan) -> estimation.stages.Inputs:
+    def poisoned(plan: stages.Plan) -> stages.Inputs:
         inputs = reload(plan)
         inputs.diagnostics.labels.fill_(-1)
         return inputs
 
-    monkeypatch.setattr(estimation.stages, "reload", poisoned)
+    monkeypatch.setattr(stages, "reload", poisoned)
     blind = estimation.of_run(finished, ["em"])
     assert blind.truth is None and honest.truth is not None
     assert torch.equal(blind.found["em"].prior, honest.found["em"].prior)

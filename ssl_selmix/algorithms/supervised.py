@@ -1,36 +1,75 @@
-"""Cross-entropy on the labeled images alone, with logit adjustment."""
+"""Labeled images alone: cross-entropy, logit adjustment, re-weighting, re-sampling, LDAM, focal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix import losses
+from ssl_selmix import rebalancing
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
+from ssl_selmix.data import Data
 from ssl_selmix.models import Classifier
 
 
 class Supervised(Algorithm):
-    """The baseline that sees no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
+    """The baselines that see no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
 
     views = ()
 
     @dataclass
-    class Config(Algorithm.Config):
+    class Config(Algorithm.Config, rebalancing.Config):
         """Hyper-parameters."""
 
-        logit_adjustment: float = 1.0  # tau of the adjusted loss; 0: plain cross-entropy
+        resample: bool = False  # draw every class equally often
+        logit_adjustment: float | None = None  # tau; None: 1, or 0 with another correction
 
         RULES: ClassVar[Rules] = {"logit_adjustment": ">= 0"}
+
+        def __post_init__(self) -> None:
+            """Resolve tau: a skew that is corrected twice is turned around."""
+            if self.logit_adjustment is None:
+                plain = (self.loss, self.reweight, self.resample) == ("ce", "none", False)
+                self.logit_adjustment = float(plain)
+            super().__post_init__()
+            if self.drw and self.reweight == "none":
+                raise ValueError(f"drw={self.drw} puts class weights off; set reweight=effective")
+            if self.loss == "ldam" and self.logit_adjustment:
+                raise ValueError("loss=ldam has margins of its own; set logit_adjustment=0")
 
     config: Config
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.loss = losses.LogitAdjusted(task.labeled_prior, config.logit_adjustment)
+        self.loss = rebalancing.LabeledLoss(task, config, config.logit_adjustment or 0.0)
+        self.cosine = rebalancing.CosineHead(config.scale) if config.loss == "ldam" else None
+        if self.cosine and net.classifier.bias is not None:
+            net.classifier.bias.requires_grad_(False)  # a cosine has none
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Adjusted cross-entropy of the weak view."""
-        return {"labeled": self.loss(self.net(batch.x), batch.y)}, {}
+        """The configured loss of the weak view."""
+        features = self.net.features(batch.x)
+        classifier = self.net.classifier
+        logits = self.cosine(features, classifier) if self.cosine else classifier(features)
+        return {"labeled": self.loss(logits, batch.y, ctx.progress)}, {}
+
+    def batches(self, data: Data, start: int) -> Iterator[Batch]:
+        """Labeled images, by their own frequencies or class by class."""
+        cfg = self.config
+        return data.batches((), cfg.batch, cfg.mu, start, balanced=cfg.resample)
+
+    def head(self, features: Tensor) -> Tensor:
+        """The classifier; for ldam, the linear layer that ranks classes as the cosines do."""
+        if self.cosine is None:
+            return super().head(features)
+        return F.linear(features, *self.cosine.folded(self.net.classifier))
+
+    def export(self) -> Classifier:
+        """The network with that layer as its classifier."""
+        net = super().export()
+        if self.cosine is None:
+            return net
+        return rebalancing.with_classifier(net, *self.cosine.folded(self.net.classifier))

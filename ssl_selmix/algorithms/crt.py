@@ -1,0 +1,19 @@
+"""cRT: a new classifier on frozen features, learned from classes that are drawn equally often."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ssl_selmix.algorithm import Task
+from ssl_selmix.models import Classifier
+from ssl_selmix.second_stage import FrozenBody
+
+
+class ClassifierRetraining(FrozenBody):
+    """Classifier re-training (Kang et al., ICLR 2020)."""
+
+    def __init__(self, net: Classifier, task: Task, config: FrozenBody.Config) -> None:
+        super().__init__(net, task, config)
+        net.classifier.reset_parameters()
+        if net.classifier.bias is not None:
+            nn.init.zeros_(net.classifier.bias)  # as `models.build` has it

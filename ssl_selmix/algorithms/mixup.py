@@ -1,0 +1,46 @@
+"""Mixup fine-tuning: convex combinations of labeled images and of their labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Beta
+
+from ssl_selmix.algorithm import Batch, Context, Rules
+from ssl_selmix.second_stage import FineTuning
+
+
+class Mixup(FineTuning):
+    """Zhang et al., ICLR 2018, as a second stage: what SelMix is without selection."""
+
+    @dataclass
+    class Config(FineTuning.Config):
+        """Hyper-parameters."""
+
+        alpha: float = 1.0  # lambda ~ Beta(alpha, alpha); 1 on CIFAR, 0.2 on ImageNet
+
+        RULES: ClassVar[Rules] = {"alpha": "> 0"}
+
+    config: Config
+
+    def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cross-entropy of the mixed images against the mixed labels."""
+        partner = torch.randperm(len(batch.x), device=batch.x.device)
+        x, share = self.mix(batch.x, batch.x[partner])
+        y = F.one_hot(batch.y, self.task.num_classes).to(x.dtype)
+        return {"mixed": F.cross_entropy(self.net(x), torch.lerp(y[partner], y, share))}, {}
+
+    def mix(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """The images lambda x + (1 - lambda) x' and lambda, one for all as in the authors' code."""
+        share = self.draw_share(first)
+        return torch.lerp(second, first, share), share
+
+    def draw_share(self, like: Tensor) -> Tensor:
+        """A scalar lambda ~ Beta(alpha, alpha)."""
+        alpha = torch.full((), self.config.alpha, device=like.device)
+        share: Tensor = Beta(alpha, alpha, validate_args=False).sample()  # type: ignore[no-untyped-call]
+        return share

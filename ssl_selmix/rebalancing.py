@@ -1,0 +1,172 @@
+"""Labeled losses for skewed classes: what is lost on an image, how much its class weighs, and when.
+
+Shapes: B labeled images, K classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_selmix.algorithm import Rules, Task
+from ssl_selmix.losses import log_prior
+from ssl_selmix.models import Classifier
+
+
+def class_weights(kind: str, counts: Tensor, beta: float) -> Tensor:
+    """Weights of the classes that have images, mean 1 over them; 0 for the others.
+
+    inverse: 1 / n. effective: (1 - beta) / (1 - beta^n), one over the effective number of images
+    (Cui et al., CVPR 2019); beta = 0 gives equal weights, beta -> 1 gives 1 / n.
+
+    Shape: counts (K,) -> (K,) float64.
+    """
+    n = counts.double()
+    number = {
+        "none": torch.ones_like(n),
+        "inverse": n,
+        "effective": (1 - beta**n) / (1 - beta),
+    }[kind]
+    weights = torch.where(n > 0, 1 / number, 0)
+    return weights * (n > 0).sum() / weights.sum()
+
+
+def ldam_margins(counts: Tensor, largest: float) -> Tensor:
+    """Delta_k ~ n_k^(-1/4), `largest` for the rarest class that has images; 0 for absent ones.
+
+    Cao et al., NeurIPS 2019; the constant as in their experiments.
+
+    Shape: counts (K,) -> (K,) float64.
+    """
+    n = counts.double()
+    margins = torch.where(n > 0, n**-0.25, 0)
+    return largest * margins / margins.max()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p_y of every image.
+
+    Shape: logits B×K, labels (B,) -> (B,).
+    """
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """-(1 - p_y)^gamma log p_y (Lin et al., ICCV 2017, eq. 4); gamma = 0 is cross-entropy.
+
+    Shape: logits B×K, labels (B,) -> (B,).
+    """
+    loss = cross_entropy(logits, labels)
+    missing = -torch.expm1(-loss)  # 1 - p_y
+    return missing.clamp_min(1e-12) ** gamma * loss
+
+
+def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tensor:
+    """Cross-entropy of s (cos_k - Delta_k [k = y]) (Cao et al., NeurIPS 2019).
+
+    Shape: cosines B×K, labels (B,), margins (K,) -> (B,).
+    """
+    required = F.one_hot(labels, len(margins)) * margins
+    return cross_entropy(scale * (cosines - required), labels)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, LabeledLoss], Tensor]] = {
+    "ce": lambda logits, labels, rule: cross_entropy(logits, labels),
+    "focal": lambda logits, labels, rule: focal(logits, labels, rule.config.gamma),
+    "ldam": lambda logits, labels, rule: ldam(logits, labels, rule.margins, rule.config.scale),
+}
+WEIGHTS = ("none", "inverse", "effective")
+
+
+@dataclass
+class Config:
+    """Which loss, and which weights."""
+
+    loss: str = "ce"  # ce: cross-entropy; focal; ldam: cross-entropy of cosines with margins
+    gamma: float = 2.0  # gamma of the focal loss
+    margin: float = 0.5  # C of LDAM, margin of the rarest class
+    scale: float = 30.0  # s of LDAM, which multiplies the cosines
+    reweight: str = "none"  # class weights: none, inverse (1 / n) or effective (class-balanced)
+    beta: float = 0.9999  # beta of the effective number of images
+    drw: float = 0.0  # share of the steps before class weights set in; LDAM-DRW: 160 of 200 epochs
+
+    RULES: ClassVar[Rules] = {
+        "loss": tuple(LOSSES),
+        "gamma": ">= 0",
+        "margin": ">= 0",
+        "scale": "> 0",
+        "reweight": WEIGHTS,
+        "beta": "[0, 1)",
+        "drw": "[0, 1)",
+    }
+
+
+class LabeledLoss(nn.Module):
+    """The configured loss of a batch: a mean weighted by class, once the weights have set in.
+
+    sum(w_y loss) / sum(w_y) over the batch, as `torch.nn.CrossEntropyLoss` weights. The LDAM-DRW
+    code puts the weighted loss into the focal factor (1 - p_y)^gamma too; here p_y is the model's.
+    """
+
+    log_pi: Tensor
+    weights: Tensor
+    margins: Tensor
+
+    def __init__(self, task: Task, config: Config, logit_adjustment: float) -> None:
+        super().__init__()
+        self.config: Config = config
+        self.tau = logit_adjustment
+        counts = task.labeled_counts
+        weights = class_weights(config.reweight, counts, config.beta)
+        self.register_buffer("log_pi", log_prior(task.labeled_prior).float())
+        self.register_buffer("weights", weights.float())
+        self.register_buffer("margins", ldam_margins(counts, config.margin).float())
+
+    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Logits B×K (cosines for ldam), labels (B,), share of the steps done -> scalar."""
+        each = LOSSES[self.config.loss](logits + self.tau * self.log_pi, labels, self)
+        if progress < self.config.drw:
+            return each.mean()
+        weights = self.weights[labels]
+        return (weights * each).sum() / weights.sum()
+
+
+class CosineHead(nn.Module):
+    """Cosines to train on, and the linear layer without bias that ranks classes as they do.
+
+    The logits s cos(h, w_k) differ from (s / r) w_k/|w_k| . h by the factor |h| / r, which is the
+    same for all classes: with r the mean |h|, the latter are as confident on average, need no
+    layer of their own, and can be handed on in `models.Classifier`.
+    """
+
+    norm: Tensor  # r, over about the last ten batches
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("norm", torch.ones(()))
+
+    def forward(self, features: Tensor, classifier: nn.Linear) -> Tensor:
+        """Cosines B×K of features B×D and class vectors, for training."""
+        with torch.no_grad():
+            self.norm.lerp_(features.norm(dim=1).mean(), 0.1)
+        return F.linear(F.normalize(features), F.normalize(classifier.weight))
+
+    def folded(self, classifier: nn.Linear) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias (none, or 0) of the linear layer."""
+        bias = None if classifier.bias is None else torch.zeros_like(classifier.bias)
+        return F.normalize(classifier.weight) * (self.scale / self.norm), bias
+
+
+@torch.no_grad()
+def with_classifier(net: Classifier, weight: Tensor, bias: Tensor | None) -> Classifier:
+    """The network itself, with these numbers in its classifier."""
+    net.classifier.weight.copy_(weight)
+    if bias is not None:
+        net.classifier.bias.copy_(bias)
+    return net
