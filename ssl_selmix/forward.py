@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.models import Classifier
+
+
+def together(net: Classifier, images: Sequence[Tensor]) -> list[Tensor]:
+    """Features of several batches of images from one forward pass, which shares statistics."""
+    x = torch.cat(list(images)).contiguous(memory_format=torch.channels_last)
+    return list(net.features(x).split([len(part) for part in images]))
 
 
 def joint_features(net: Classifier, batch: Batch) -> list[Tensor]:
@@ -17,9 +25,7 @@ def joint_features(net: Classifier, batch: Batch) -> list[Tensor]:
 
     Shape: B×D, then M×D for every view.
     """
-    views = [batch.x, *(batch.u[view] for view in range(len(batch.u)))]
-    x = torch.cat(views).contiguous(memory_format=torch.channels_last)
-    return list(net.features(x).split([len(v) for v in views]))
+    return together(net, [batch.x, *(batch.u[view] for view in range(len(batch.u)))])
 
 
 def joint_logits(net: Classifier, batch: Batch) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import label_shift
-from ssl_selmix.algorithm import Evaluation, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, Rules, Task
 
 SOURCES = ("none", "uniform", "labeled", "estimated", "given")
 FLOOR = 0.01  # of an estimate, in units of 1/K: a class that seems to be absent may yet turn up
@@ -54,6 +54,14 @@ class PoolPrior(nn.Module):
         """Whether there is a q at all."""
         return self.config.prior != "none"
 
+    @property
+    def known(self) -> Tensor:
+        """Whether q says something about the pool: an estimate must have been made. Bool scalar."""
+        estimated = self.config.prior == "estimated"
+        return (
+            self.estimates > 0 if estimated else torch.ones_like(self.estimates, dtype=torch.bool)
+        )
+
     def due(self, step: int) -> bool:
         """Whether q is to be estimated at the validation before this step."""
         estimated = self.config.prior == "estimated"
@@ -80,6 +88,24 @@ class PoolPrior(nn.Module):
             "prior_trusted": torch.tensor(float(trusted)),
             "prior_condition": torch.tensor(min(found.condition_number, 1e12)),
         }
+
+
+class FollowsPool(Algorithm):
+    """An algorithm with a `pool_prior`, which it estimates anew whenever that is due."""
+
+    pool_prior: PoolPrior
+
+    def needs_pool(self, step: int) -> bool:
+        """To estimate the pool's class prior."""
+        return self.pool_prior.due(step)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Also when the prior is to be estimated."""
+        return self.pool_prior.due(step) or super().evaluation_due(step)
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """Estimate the pool's class prior anew."""
+        return self.pool_prior.estimate(evaluation) if self.pool_prior.due(ctx.step) else {}
 
 
 def _start(task: Task, config: PoolPrior.Config) -> Tensor:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix import confidence, losses
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
 from ssl_selmix.forward import joint_logits
 from ssl_selmix.models import Classifier
-from ssl_selmix.prior import PoolPrior
+from ssl_selmix.prior import FollowsPool, PoolPrior
 
 
-class FixMatch(Algorithm):
+class FixMatch(FollowsPool):
     """Sohn et al., NeurIPS 2020; with the logit-adjusted labeled loss of the SelMix baseline."""
 
-    views = ("weak", "strong")
+    views: Sequence[str] = ("weak", "strong")
 
     @dataclass
     class Config(Algorithm.Config, confidence.Config, PoolPrior.Config):
@@ -43,13 +44,23 @@ class FixMatch(Algorithm):
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
-        logits_x, *views = joint_logits(self.net, batch)
-        logits_w, logits_s = (self.of_pool(logits) for logits in views)
-        p = self.guess(logits_w.detach().float(), batch, ctx)
-        classes, weight = self.confidence(p, batch.index_u)
+        logits_x, logits_w, logits_s = joint_logits(self.net, batch)
+        p = self.guess(self.of_pool(logits_w.detach().float()), batch, ctx)
+        return self.objective(logits_x, batch.y, p, logits_s, batch.index_u)
+
+    def objective(
+        self, logits_x: Tensor, y: Tensor, p: Tensor, logits_s: Tensor, index_u: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses, given class probabilities p M×K of the weak views; and the logs.
+
+        Shape: logits_x B×K; logits_s M×K, or M×K of every strong view one after the other.
+        """
+        logits_s = self.of_pool(logits_s)
+        kept = self.confidence(p, index_u)
+        classes, weight = (rows.repeat(len(logits_s) // len(p)) for rows in kept)
         unlabeled = losses.masked_cross_entropy(logits_s, classes, weight)
         found = {
-            "labeled": self.labeled_loss(logits_x, batch.y),
+            "labeled": self.labeled_loss(logits_x, y),
             "unlabeled": self.config.lambda_u * unlabeled,
             **self.confidence.penalty(logits_s, classes, weight),
         }
@@ -68,15 +79,3 @@ class FixMatch(Algorithm):
             return logits
         balance = (1 - self.config.logit_adjustment) * self.labeled_loss.log_pi
         return logits + losses.log_prior(self.pool_prior.q).to(logits.dtype) - balance
-
-    def needs_pool(self, step: int) -> bool:
-        """To estimate the pool's class prior."""
-        return self.pool_prior.due(step)
-
-    def evaluation_due(self, step: int) -> bool:
-        """Also when the prior is to be estimated."""
-        return self.pool_prior.due(step) or super().evaluation_due(step)
-
-    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
-        """Estimate the pool's class prior anew."""
-        return self.pool_prior.estimate(evaluation) if self.pool_prior.due(ctx.step) else {}

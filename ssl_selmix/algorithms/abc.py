@@ -1,0 +1,64 @@
+"""ABC: FixMatch with a second linear head that learns from a class-balanced share of the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithms.fixmatch import FixMatch
+from ssl_selmix.balanced import BalancedHead
+from ssl_selmix.forward import joint_features
+from ssl_selmix.models import Classifier
+
+
+class ABC(FixMatch):
+    """Lee, Shin & Kim, NeurIPS 2021: the first head shapes the features, the second one predicts.
+
+    Its code passes every view through the network apart; here all of them share batch statistics,
+    as in FixMatch.
+    """
+
+    head_name = "balanced"
+
+    @dataclass
+    class Config(FixMatch.Config):
+        """Hyper-parameters; `threshold` is that of both heads."""
+
+        logit_adjustment: float = 0.0  # of the first head, which is plain FixMatch in the paper
+        strong_views: int = 2  # of every unlabeled image; 1 in the DASO and USB codes
+        soft_targets: bool = True  # the second head learns its prediction q; False: the arg-max
+
+        RULES: ClassVar[Rules] = {"strong_views": ">= 1"}
+
+    config: Config
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        self.views = ("weak", *["strong"] * config.strong_views)
+        self.balanced = BalancedHead(
+            net.classifier.in_features,
+            task.labeled_counts,
+            config.threshold,
+            soft_targets=config.soft_targets,
+        )
+
+    def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """FixMatch on the network's own classifier, and the balanced losses on the second head."""
+        h_x, h_w, *strong = joint_features(self.net, batch)
+        a = self.net.classifier
+        p = self.guess(self.of_pool(a(h_w).detach()), batch, ctx)
+        found, logs = self.objective(a(h_x), batch.y, p, a(torch.cat(strong)), batch.index_u)
+        q = self.balanced.guess(h_w)
+        return found | self.balanced.objective(h_x, batch.y, q, strong, ctx), logs
+
+    def head(self, features: Tensor) -> Tensor:
+        """The balanced head alone."""
+        return self.balanced(features)  # type: ignore[no-any-return]
+
+    def export(self) -> Classifier:
+        """The network with the balanced head for its classifier."""
+        return self.balanced.into(super().export())

@@ -1,0 +1,66 @@
+"""DASO: FixMatch whose pseudo-labels follow class prototypes where a class is predicted often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssl_selmix import semantic
+from ssl_selmix.algorithm import Batch, Context, Task
+from ssl_selmix.algorithms.fixmatch import FixMatch
+from ssl_selmix.balanced import BalancedHead
+from ssl_selmix.forward import joint_features
+from ssl_selmix.models import Classifier
+
+
+class DASO(FixMatch):
+    """Oh et al., CVPR 2022; with `balanced_head`, DASO + ABC of the same paper."""
+
+    @dataclass
+    class Config(FixMatch.Config, semantic.Config):
+        """Hyper-parameters."""
+
+        logit_adjustment: float = 0.0  # plain in the paper, whose variant DASO w/ LA has 1
+        balanced_head: bool = False  # adds ABC's head and predicts with it
+
+    config: Config
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        num_features = net.classifier.in_features
+        self.semantic = semantic.Semantic(task.num_classes, num_features, config)
+        self.balanced = None
+        if config.balanced_head:
+            self.balanced = BalancedHead(num_features, task.labeled_counts, config.threshold)
+            self.head_name = "balanced"
+
+    def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """FixMatch with blended pseudo-labels p' and, after the warm-up, the alignment loss."""
+        remembered = semantic.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)
+        self.semantic.remember(remembered, batch.y)
+        h_x, h_w, h_s = joint_features(self.net, batch)
+        q, alignment = self.semantic(h_w, h_s)
+        started = self.semantic.started(ctx)
+
+        logits_x, logits_w, logits_s = (self.net.classifier(h) for h in (h_x, h_w, h_s))
+        p = self.guess(self.of_pool(logits_w.detach()), batch, ctx)
+        p = self.semantic.blend(p, q) if started else p
+        found, logs = self.objective(logits_x, batch.y, p, logits_s, batch.index_u)
+        if started:
+            found["alignment"] = alignment
+        if self.balanced is not None:
+            g = self.balanced.guess(h_w)
+            g = self.semantic.blend(g, q) if started else g
+            found |= self.balanced.objective(h_x, batch.y, g, [h_s], ctx)
+        self.semantic.count(p.argmax(1), ctx.step)
+        return found, logs
+
+    def head(self, features: Tensor) -> Tensor:
+        """The balanced head, if there is one."""
+        return super().head(features) if self.balanced is None else self.balanced(features)
+
+    def export(self) -> Classifier:
+        """The network with the head that `head` uses."""
+        net = super().export()
+        return net if self.balanced is None else self.balanced.into(net)

@@ -1,0 +1,80 @@
+"""ABC's auxiliary head, trained on a class-balanced share of the images.
+
+Lee, Shin & Kim, NeurIPS 2021. Shapes: B labeled and M unlabeled images, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssl_selmix import losses
+from ssl_selmix.algorithm import Context
+from ssl_selmix.models import Classifier
+
+EPOCHS = 500  # E, parts of a run after which the masks of unlabeled images get stricter
+
+
+class BalancedHead(nn.Module):
+    """A linear head g beside the network's own, which sees frequent classes as rarely as rare ones.
+
+    Every class k keeps a share r_k = n_min / n_k of its images, drawn anew at each step. The
+    published code takes the last class for the rarest; here n_min is the least count that is not
+    0. A class without labeled images has r_k = 1: its pseudo-labels are never masked.
+
+    Shape: counts (K,) labeled images of each class.
+    """
+
+    ratio: Tensor  # r, (K,)
+
+    def __init__(
+        self, num_features: int, counts: Tensor, threshold: float, *, soft_targets: bool = True
+    ) -> None:
+        super().__init__()
+        self.threshold, self.soft_targets = threshold, soft_targets
+        self.linear = nn.Linear(num_features, len(counts))
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        least = counts[counts > 0].min()
+        self.register_buffer("ratio", (least / counts.clamp_min(least)).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits N×K from features N×D."""
+        return self.linear(features)  # type: ignore[no-any-return]
+
+    def guess(self, weak: Tensor) -> Tensor:
+        """Class probabilities M×K of the weak views' features, without gradient."""
+        return self.linear(weak).detach().softmax(1)  # type: ignore[no-any-return]
+
+    def kept(self, ctx: Context) -> Tensor:
+        """Share of the pseudo-labels of each class that are kept: 1 - e/E (1 - r_k), (K,)."""
+        # As published: 500 epochs of 500 steps. A shorter run has as many, a share of it each.
+        epoch = ctx.step * EPOCHS // ctx.total
+        return 1 - epoch / EPOCHS * (1 - self.ratio)
+
+    def objective(
+        self, features: Tensor, y: Tensor, p: Tensor, strong: Sequence[Tensor], ctx: Context
+    ) -> dict[str, Tensor]:
+        """Masked losses of labeled images and of strong views against p, means over all images.
+
+        Strong views of one image share its mask and add up.
+
+        Shape: features B×D, y (B,), p M×K of the weak views, strong M×D each.
+        """
+        labeled_mask = torch.bernoulli(self.ratio[y])
+        classes, confident = losses.pseudo_label(p, self.threshold)
+        mask = confident * torch.bernoulli(self.kept(ctx)[classes])
+        targets = p if self.soft_targets else classes
+        views = [losses.masked_cross_entropy(self(h), targets, mask) for h in strong]
+        return {
+            "balanced_labeled": losses.masked_cross_entropy(self(features), y, labeled_mask),
+            "balanced_unlabeled": torch.stack(views).sum(),
+        }
+
+    def into(self, net: Classifier) -> Classifier:
+        """The network with a copy of this head for its classifier."""
+        net.classifier = copy.deepcopy(self.linear)
+        return net
