@@ -37,6 +37,37 @@ def softmax_pullback(confusion: Tensor, gradient: Tensor) -> Tensor:
     return confusion * (gradient - len(confusion) * (gradient * confusion).sum(1, keepdim=True))
 
 
+def confusion_gradient(objective: Objective | Function, confusion: Tensor) -> Tensor:
+    """dψ/dC, every entry of C by itself: nothing keeps the mass of a row.
+
+    Shape: (K, K) -> (K, K).
+
+    Examples:
+        >>> confusion_gradient(lambda c: c.trace(), torch.full((2, 2), 0.25)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    # Validation code often runs under no_grad or inference_mode, and calls this from there.
+    with torch.inference_mode(False), torch.enable_grad():
+        point = confusion.clone().requires_grad_()
+        value = objective.value(point) if isinstance(objective, Objective) else objective(point)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise ValueError(
+                "an objective must return a scalar tensor that depends on the confusion "
+                f"matrix, got {value!r}; "
+                "compute it in torch, without .item(), .detach() or arg-max"
+            )
+        gradient = torch.autograd.grad(value.sum(), point, allow_unused=True)[0]
+    if gradient is None or not bool(gradient.isfinite().all()):
+        reason = "missing" if gradient is None else "inf or nan"
+        raise ValueError(
+            f"the derivative of the objective must exist and be finite, it is {reason} at this "
+            "confusion matrix; "
+            "use the confusion matrix in the objective, and pass smoothing=0.01 if it is "
+            "singular at recall 0"
+        )
+    return gradient
+
+
 def logit_gradient(
     objective: Objective | Function, confusion: Tensor, smoothing: float = 0.0
 ) -> Tensor:
@@ -57,26 +88,9 @@ def logit_gradient(
     """
     balanced = normalise_rows(confusion, smoothing).detach()
     floor = min(ENTRY_FLOOR, 1e-3 / len(balanced) ** 2)
-    # Validation code often runs under no_grad or inference_mode, and calls this from there.
-    with torch.inference_mode(False), torch.enable_grad():
-        point = normalise_rows(balanced.double().clamp_min(floor)).requires_grad_()
-        value = objective.value(point) if isinstance(objective, Objective) else objective(point)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise ValueError(
-                "an objective must return a scalar tensor that depends on the confusion "
-                f"matrix, got {value!r}; "
-                "compute it in torch, without .item(), .detach() or arg-max"
-            )
-        gradient = torch.autograd.grad(value.sum(), point, allow_unused=True)[0]
-    if gradient is None or not bool(gradient.isfinite().all()):
-        reason = "missing" if gradient is None else "inf or nan"
-        raise ValueError(
-            f"the derivative of the objective must exist and be finite, it is {reason} at this "
-            "confusion matrix; "
-            "use the confusion matrix in the objective, and pass smoothing=0.01 if it is "
-            "singular at recall 0"
-        )
-    return softmax_pullback(point.detach(), gradient).to(balanced.dtype)
+    point = normalise_rows(balanced.double().clamp_min(floor))
+    gradient = confusion_gradient(objective, point)
+    return softmax_pullback(point, gradient).to(balanced.dtype)
 
 
 def gain_matrix(

@@ -14,6 +14,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import plugins
+from ssl_selmix.algorithm import Task
 from ssl_selmix.metrics import tail_size
 
 Function = Callable[[Tensor], Tensor]
@@ -589,6 +591,30 @@ def import_function(where: str) -> Function:
         )
     checked: Function = function
     return checked
+
+
+@dataclass
+class Config:
+    """Which objective an algorithm trains for; an option that is None is the objective's own."""
+
+    objective: str = "min_recall"
+    constraints: list[str] = field(default_factory=list)  # ./file.py:function, to be >= 0
+    step_size: float | None = None  # of the recall multipliers (released val_lr); None: 50
+    beta: float | None = None  # memory of the recall multipliers; None: 0
+    alpha: float | None = None  # least coverage, as a share of 1/K; None: 0.95
+    tau: float | None = None  # softness of the coverage constraint; None: 0.01
+    lambda_max: float | None = None  # largest coverage multiplier; None: 100
+
+    def build_objective(self, task: Task) -> Objective:
+        """The configured objective; the tail is told by the labeled counts."""
+        names = ("step_size", "beta", "alpha", "tau", "lambda_max")
+        options: dict[str, Any] = {n: v for n in names if (v := getattr(self, n)) is not None}
+        if self.constraints:
+            options["constraints"] = [import_function(c) for c in self.constraints]
+        known = self.objective in DESCRIPTIONS
+        if known and "tail" in option_names(self.objective):
+            options["tail"] = task.tail
+        return get(self.objective, task.num_classes, **options)
 
 
 # Worked examples: objectives and constraints that are not in the paper, each a plain function of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +26,7 @@ class SelMix(Algorithm):
     figures = ("objective",)
 
     @dataclass
-    class Config(Algorithm.Config, Pairing.Config):
+    class Config(Algorithm.Config, Pairing.Config, objectives.Config):
         """Hyper-parameters."""
 
         steps: int = 500
@@ -39,18 +39,11 @@ class SelMix(Algorithm):
         ema: float = 0.0
         evaluate_every: int = 50  # re-estimation of gains, pseudo-labels and multipliers
         select: str = "objective"
-        objective: str = "min_recall"
-        constraints: list[str] = field(default_factory=list)  # ./file.py:function, to be >= 0
-        step_size: float | None = None  # of the recall multipliers (released val_lr); None: 50
-        beta: float | None = None  # memory of the recall multipliers; None: 0
-        alpha: float | None = None  # least coverage, as a share of 1/K; None: 0.95
-        tau: float | None = None  # softness of the coverage constraint; None: 0.01
-        lambda_max: float | None = None  # largest coverage multiplier; None: 100
         step: str = "trust"  # trust: rate and interval follow the kept promises; fixed: the paper
         stop: str = "none"  # early end: none, gain (the paper's rule) or patience
         patience: int = 10  # re-estimations without a better objective
         mix: str = "feature"  # feature, or none: train on the first image of each pair alone
-        batch_norm: str = "batch"  # batch: the batch's statistics, as published; frozen: stored ones
+        batch_norm: str = "batch"  # statistics: of the batch, as published; frozen: stored ones
 
         RULES: ClassVar[Rules] = {
             "body_lr": ">= 0",
@@ -69,17 +62,6 @@ class SelMix(Algorithm):
             Pairing.Config.__post_init__(self)
             if self.step == "trust" and (self.ema or self.momentum):
                 raise ValueError("step=trust takes single steps back; set ema=0 momentum=0")
-
-        def build_objective(self, task: Task) -> objectives.Objective:
-            """The configured objective; the tail is told by the labeled counts."""
-            names = ("step_size", "beta", "alpha", "tau", "lambda_max")
-            options: dict[str, Any] = {n: v for n in names if (v := getattr(self, n)) is not None}
-            if self.constraints:
-                options["constraints"] = [objectives.import_function(c) for c in self.constraints]
-            known = self.objective in objectives.DESCRIPTIONS
-            if known and "tail" in objectives.option_names(self.objective):
-                options["tail"] = task.tail
-            return objectives.get(self.objective, task.num_classes, **options)
 
     config: Config
 
@@ -133,9 +115,7 @@ class SelMix(Algorithm):
         logits = centroid_logits(prototypes, head)
         broken = False
         if ctx.step:
-            verdict = self.trust.judge(
-                self.objective, logits, evaluation, self.config.smoothing
-            )
+            verdict = self.trust.judge(self.objective, logits, evaluation, self.config.smoothing)
             broken = verdict.broken and self.config.step == "trust"
             logs |= verdict.logs()
         if broken:

@@ -1,0 +1,99 @@
+"""CSST: self-training with the gain matrix of a metric, re-derived at every validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_selmix import cost_sensitive, objectives
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.forward import joint_logits
+from ssl_selmix.models import Classifier
+
+
+class CSST(Algorithm):
+    """Rangwani et al., NeurIPS 2022; FixMatch with cost-sensitive losses and a KL threshold."""
+
+    figures = ("objective",)
+
+    @dataclass
+    class Config(Algorithm.Config, objectives.Config):
+        """Hyper-parameters; `objective` and its options are those of `objectives.get`."""
+
+        evaluate_every: int = 100  # between updates of lambda and G; 10,000 of 2^20 steps
+        select: str = "objective"
+        lambda_u: float = 1.0  # weight of the unlabeled loss
+        kl_threshold: float = 0.05  # kappa, divergence below which a pseudo-label counts
+        multipliers: str = "persistent"  # lambda: persistent (the paper), or own: the objective's
+        dual_step: float = 0.1  # omega, step of persistent multipliers
+        population: str = "labeled"  # class masses of C in psi(C): labeled (pi) or balanced
+        smoothing: float = 0.01  # share of a uniform row in C, so that zero recall has a gradient
+
+        RULES: ClassVar[Rules] = {
+            "lambda_u": ">= 0",
+            "kl_threshold": "> 0",
+            "multipliers": ("persistent", "own"),
+            "dual_step": "> 0",
+            "population": ("labeled", "balanced"),
+            "smoothing": "[0, 1)",
+        }
+
+        def build_objective(self, task: Task) -> objectives.Objective:
+            """The configured objective, by default with the multipliers of the paper."""
+            built = super().build_objective(task)
+            if self.multipliers == "own":
+                return built
+            names = ("step_size", "beta", "tau", "lambda_max")
+            if unused := [n for n in names if getattr(self, n) is not None]:
+                raise ValueError(
+                    f"{unused[0]} belongs to multipliers=own; persistent ones have dual_step"
+                )
+            alpha = 0.95 if self.alpha is None else self.alpha
+            return cost_sensitive.persistent(built, self.dual_step, alpha)
+
+    config: Config
+    prior: Tensor  # pi, (K,); a class without labeled images counts as if it had one
+    gain: Tensor  # G, K×K: gain of predicting j when the truth is i
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        self.objective = config.build_objective(task)
+        counts = task.labeled_counts.double().clamp_min(1)
+        self.register_buffer("prior", counts / counts.sum())
+        self.register_buffer("gain", torch.diag(1 / self.prior))
+
+    def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """L_x = mean l(z_x, y), L_u = mean 1[KL(Gn_yhat || p_w) < kappa] l(z_s, yhat)."""
+        logits_x, logits_w, logits_s = joint_logits(self.net, batch)
+        p = logits_w.detach().float().softmax(1)
+        classes, kl = cost_sensitive.divergence(p, self.gain)
+        mask = (kl < self.config.kl_threshold).to(p.dtype)
+        unlabeled = cost_sensitive.cross_entropy(logits_s, classes, self.gain) * mask
+        found = {
+            "labeled": cost_sensitive.cross_entropy(logits_x, batch.y, self.gain).mean(),
+            "unlabeled": self.config.lambda_u * unlabeled.mean(),
+        }
+        return found, {"mask_rate": mask.mean()}
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """Update lambda, then G, from the teacher's confusion matrix; before step 0 as well."""
+        confusion = evaluation.confusion
+        self.objective.update(confusion)
+        balanced = torch.full_like(self.prior, 1 / len(self.prior))
+        population = self.prior if self.config.population == "labeled" else balanced
+        self.gain.copy_(
+            cost_sensitive.gain_matrix(
+                self.objective, confusion, self.prior, population, self.config.smoothing
+            )
+        )
+        logs = {"objective": torch.tensor(self.objective.metric(confusion))}
+        slacks = self.objective.constraints(confusion)  # negative: violated
+        if self.config.select == "objective":
+            logs["feasibility"] = torch.tensor(min([0.0, *slacks.values()]), dtype=torch.float64)
+        if self.objective.multipliers is not None:
+            logs["multipliers"] = self.objective.multipliers.clone()
+        logs |= {f"slack_{name}": torch.tensor(slack) for name, slack in slacks.items()}
+        return logs | {"gain_matrix": self.gain.clone()}

@@ -1,0 +1,50 @@
+"""DARP: FixMatch whose pseudo-labels are refined, all at once, to the pool's class counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ssl_selmix import refinery
+from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithms.fixmatch import FixMatch
+from ssl_selmix.models import Classifier
+from ssl_selmix.prior import SOURCES
+
+
+class DARP(FixMatch):
+    """Kim et al., NeurIPS 2020; the threshold applies to the refined rows.
+
+    c is N times q of `prior`, which here shifts no logits. Until there is an estimate of it,
+    nothing is refined: a wrong c does more harm than none.
+    """
+
+    @dataclass
+    class Config(FixMatch.Config, refinery.Config):
+        """Hyper-parameters."""
+
+        prior: str = "estimated"  # of the target counts c: uniform, labeled, estimated, given
+        logit_adjustment: float = 0.0  # plain in the paper
+
+        RULES: ClassVar[Rules] = {"prior": tuple(s for s in SOURCES if s != "none")}
+
+    config: Config
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        self.refinery = refinery.Refinery(task, config)
+
+    def guess(self, logits_w: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        """Rows of the refined table, which until the end of the warm-up are the predictions."""
+        return self.refinery(super().guess(logits_w, batch, ctx), batch.index_u)  # type: ignore[no-any-return]
+
+    def of_pool(self, logits: Tensor) -> Tensor:
+        """The logits as they are: q is the target of the refinement and no shift."""
+        return logits
+
+    def after_step(self, ctx: Context) -> None:
+        """Refine every few steps, as soon as c is known."""
+        if self.refinery.due(ctx) and bool(self.pool_prior.known):
+            self.refinery.refine(self.pool_prior.q * self.task.num_unlabeled)
