@@ -189,6 +189,10 @@ class Objective(nn.Module):
         with torch.no_grad():
             return self._slacks(confusion.double())
 
+    def feasibility(self, confusion: Tensor) -> float:
+        """The smallest slack if a constraint is violated, else 0."""
+        return min([0.0, *self.constraints(confusion).values()])
+
     @property
     def multipliers(self) -> Tensor | None:
         """The (K,) multipliers of the classes, or None if there are none."""
@@ -615,6 +619,20 @@ class Config:
         if known and "tail" in option_names(self.objective):
             options["tail"] = task.tail
         return get(self.objective, task.num_classes, **options)
+
+
+def report(objective: Objective, confusion: Tensor, *, ranked: bool) -> dict[str, Tensor]:
+    """What an algorithm logs of its objective: the figure and the slack of every constraint.
+
+    With `ranked`, also `feasibility`, which comes before the figure when weights are compared.
+    """
+    logs = {"objective": torch.tensor(objective.metric(confusion))}
+    for name, slack in objective.constraints(confusion).items():
+        logs[f"slack_{name}"] = torch.tensor(slack)
+    if ranked:
+        feasibility = objective.feasibility(confusion)
+        logs["feasibility"] = torch.tensor(feasibility, dtype=torch.float64)
+    return logs
 
 
 # Worked examples: objectives and constraints that are not in the paper, each a plain function of

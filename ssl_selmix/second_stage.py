@@ -6,7 +6,7 @@ unlabeled image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,12 +22,11 @@ from ssl_selmix.models import Classifier, batch_norms
 class FineTuning(Algorithm):
     """All weights learn, the body slowly, at the rate of SelMix's fixed-step fine-tuning.
 
-    The defaults are those of SelMix with step=fixed, so that a table compares what is mixed and
-    nothing else. Batch norms are treated alike too: they normalise by the batch, and keep their
-    stored statistics and their weights.
+    SelMix and the stages that a table has beside it derive from this, so that they differ in what
+    is mixed and in nothing else. Batch norms keep their stored statistics and their weights.
     """
 
-    views = ()
+    views: Sequence[str] = ()
 
     @dataclass
     class Config(Algorithm.Config):
@@ -41,9 +40,11 @@ class FineTuning(Algorithm):
         schedule: str = "cosine"
         ema: float = 0.0
         evaluate_every: int = 50
-        balanced: bool = False  # draw every class equally often
+        batch_norm: str = (
+            "batch"  # batch: the batch's statistics, as published; frozen: stored ones
+        )
 
-        RULES: ClassVar[Rules] = {"body_lr": ">= 0"}
+        RULES: ClassVar[Rules] = {"body_lr": ">= 0", "batch_norm": ("frozen", "batch")}
 
     config: Config
 
@@ -55,14 +56,11 @@ class FineTuning(Algorithm):
 
     def train(self, mode: bool = True) -> FineTuning:
         """Train mode that leaves the stored batch statistics as they are."""
+        super().train(mode)
         for module in batch_norms(self.net):
             module.momentum = 0.0
-        return super().train(mode)
-
-    def batches(self, data: Data, start: int) -> Iterator[Batch]:
-        """Labeled images, by their own frequencies or class by class."""
-        cfg = self.config
-        return data.batches((), cfg.batch, cfg.mu, start, balanced=cfg.balanced)
+            module.train(mode and self.config.batch_norm == "batch")
+        return self
 
     def param_groups(self) -> list[dict[str, Any]]:
         """A slow body, a fast classifier; vectors are not decayed."""
@@ -92,7 +90,7 @@ class FrozenBody(Algorithm):
     and 5 for LWS), which is 0.025 for batches of 64.
     """
 
-    views = ()
+    views: Sequence[str] = ()
 
     @dataclass
     class Config(Algorithm.Config):

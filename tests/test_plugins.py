@@ -224,3 +224,16 @@ def test_files_that_are_no_plugins_are_refused_in_a_sentence(tmp_path: Path) -> 
         plugins.dataset(str(tmp_path / "half.py"))
     with pytest.raises(ValueError, match="unknown algorithm"):
         plugins.algorithm(".foo")
+
+
+def test_algorithm_files_are_short_and_share_no_six_lines() -> None:
+    folder = Path(plugins.__file__).parent / "algorithms"
+    texts = {path.name: path.read_text().splitlines() for path in sorted(folder.glob("*.py"))}
+    lengths = sorted(map(len, texts.values()))
+    assert lengths[len(lengths) // 2] < 80 and lengths[-1] < 150
+    seen: dict[tuple[str, ...], str] = {}
+    for name, lines in texts.items():
+        code = [s for line in lines if (s := line.strip()) and not s.startswith(("from", "import"))]
+        for six in {tuple(code[i : i + 6]) for i in range(len(code) - 5)}:
+            assert six not in seen, f"{name} and {seen[six]} share {six}"
+            seen[six] = name

@@ -89,11 +89,8 @@ class CSST(Algorithm):
                 self.objective, confusion, self.prior, population, self.config.smoothing
             )
         )
-        logs = {"objective": torch.tensor(self.objective.metric(confusion))}
-        slacks = self.objective.constraints(confusion)  # negative: violated
-        if self.config.select == "objective":
-            logs["feasibility"] = torch.tensor(min([0.0, *slacks.values()]), dtype=torch.float64)
+        ranked = self.config.select == "objective"
+        logs = objectives.report(self.objective, confusion, ranked=ranked)
         if self.objective.multipliers is not None:
             logs["multipliers"] = self.objective.multipliers.clone()
-        logs |= {f"slack_{name}": torch.tensor(slack) for name, slack in slacks.items()}
         return logs | {"gain_matrix": self.gain.clone()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from ssl_selmix.algorithm import Batch, Context, Rules
+from ssl_selmix.data import Data
 from ssl_selmix.second_stage import FineTuning
 
 
@@ -22,6 +24,7 @@ class Mixup(FineTuning):
         """Hyper-parameters."""
 
         alpha: float = 1.0  # lambda ~ Beta(alpha, alpha); 1 on CIFAR, 0.2 on ImageNet
+        balanced: bool = False  # draw every class equally often
 
         RULES: ClassVar[Rules] = {"alpha": "> 0"}
 
@@ -33,6 +36,11 @@ class Mixup(FineTuning):
         x, share = self.mix(batch.x, batch.x[partner])
         y = F.one_hot(batch.y, self.task.num_classes).to(x.dtype)
         return {"mixed": F.cross_entropy(self.net(x), torch.lerp(y[partner], y, share))}, {}
+
+    def batches(self, data: Data, start: int) -> Iterator[Batch]:
+        """Labeled images, by their own frequencies or class by class."""
+        cfg = self.config
+        return data.batches((), cfg.batch, cfg.mu, start, balanced=cfg.balanced)
 
     def mix(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """The images lambda x + (1 - lambda) x' and lambda, one for all as in the authors' code."""
