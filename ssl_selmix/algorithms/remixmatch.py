@@ -1,0 +1,62 @@
+"""ReMixMatch: aligned, sharpened guesses for mixed, strongly augmented and rotated images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_selmix import remix
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
+from ssl_selmix.alignment import DistributionAlignment
+from ssl_selmix.models import Classifier
+from ssl_selmix.prior import FollowsPool, PoolPrior
+
+
+class ReMixMatch(FollowsPool):
+    """Berthelot et al., ICLR 2020, as in the code of DASO, ABC and DARP for long-tailed pools."""
+
+    views: Sequence[str] = ("weak", "strong", "strong")
+
+    @dataclass
+    class Config(Algorithm.Config, remix.Config, PoolPrior.Config):
+        """Hyper-parameters."""
+
+        mu: int = 1  # as in the code of DASO, ABC, DARP and USB
+        prior: str = "labeled"  # target of the alignment, as in the paper; none: no alignment
+        window: int = 128  # batches whose mean prediction is aligned with the target
+
+        RULES: ClassVar[Rules] = {"window": ">= 1"}
+
+    config: Config
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        self.views = ("weak", *["strong"] * config.strong_views)
+        self.remix = remix.ReMix(net, config)
+        self.pool_prior = PoolPrior(task, config)
+        self.alignment = DistributionAlignment(self.pool_prior.q, config.window)
+
+    def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Guesses from the weak views; cross-entropies of mixed, strong and rotated images."""
+        seen = self.remix.look(self.net, batch)
+        q = self.guess(seen, batch, ctx)
+        found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
+        return found, {"confidence": q.amax(1).mean()}
+
+    def guess(self, seen: remix.Seen, batch: Batch, ctx: Context) -> Tensor:
+        """Sharpened and aligned predictions q of the weak views, M×K, without gradient."""
+        p = self.net.classifier(seen.weak.detach()).detach().softmax(1)
+        if self.pool_prior.used:
+            self.alignment.target.copy_(self.pool_prior.q)  # which may have been estimated anew
+            p = torch.where(self.pool_prior.known, self.alignment(p), p)
+        return remix.sharpen(p, self.config.temperature)
+
+    @property
+    def images_per_step(self) -> int:
+        """Weak, strong and rotated views, and all views once more to be mixed."""
+        cfg = self.config
+        return cfg.batch * (1 + cfg.mu * (3 + len(self.views) - (not cfg.lambda_r)))

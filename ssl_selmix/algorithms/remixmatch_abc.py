@@ -1,0 +1,61 @@
+"""ReMixMatch + ABC: a second linear head learns from a class-balanced share of unmixed images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithms.remixmatch import ReMixMatch
+from ssl_selmix.balanced import BalancedHead
+from ssl_selmix.models import Classifier
+
+
+class ReMixMatchABC(ReMixMatch):
+    """Lee, Shin & Kim, NeurIPS 2021: ReMixMatch shapes the features, the second head predicts."""
+
+    head_name = "balanced"
+
+    @dataclass
+    class Config(ReMixMatch.Config):
+        """Hyper-parameters."""
+
+        ramp: float = 1.0  # lambda_U and lambda_U1 rise until the end in ABC's code
+        threshold: float = 0.95  # tau, confidence from which the second head follows itself
+        soft_targets: bool = True  # the second head learns its prediction; False: the arg-max
+
+        RULES: ClassVar[Rules] = {"threshold": "[0, 1]"}
+
+    config: Config
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        num_features, soft = net.classifier.in_features, config.soft_targets
+        self.balanced = BalancedHead(
+            num_features, task.labeled_counts, config.threshold, soft_targets=soft
+        )
+
+    def head(self, features: Tensor) -> Tensor:
+        """The balanced head alone."""
+        return self.balanced(features)  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """ReMixMatch on the network's own classifier, and the balanced losses on the other one."""
+        seen = self.remix.look(self.net, batch, plainly=True)
+        q = self.guess(seen, batch, ctx)
+        found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
+        p, strong = self.balanced.guess(seen.weak), seen.views[1:]
+        found |= self.balanced.objective(seen.labeled, batch.y, p, strong, ctx)
+        return found, {"confidence": q.amax(1).mean()}
+
+    @property
+    def images_per_step(self) -> int:
+        """The labeled images and the other strong views are seen unmixed, too."""
+        cfg = self.config
+        return super().images_per_step + cfg.batch * (1 + cfg.mu * (cfg.strong_views - 1))
+
+    def export(self) -> Classifier:
+        """The network with the balanced head for its classifier."""
+        return self.balanced.into(super().export())

@@ -1,0 +1,45 @@
+"""ReMixMatch + DARP: guesses are refined, all at once, to the pool's class counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ssl_selmix import refinery, remix
+from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithms.remixmatch import ReMixMatch
+from ssl_selmix.models import Classifier
+
+
+class ReMixMatchDARP(ReMixMatch):
+    """Kim et al., NeurIPS 2020, on ReMixMatch: soft refined guesses, without a threshold.
+
+    One q, that of `prior`, is the target of both the alignment and the refinement, as in the code
+    of DASO and DARP. Neither takes place before there is an estimate of it.
+    """
+
+    @dataclass
+    class Config(ReMixMatch.Config, refinery.Config):
+        """Hyper-parameters."""
+
+        prior: str = "estimated"  # of q and the target counts c = N q
+
+        RULES: ClassVar[Rules] = {"prior": ("uniform", "labeled", "estimated", "given")}
+
+    config: Config
+
+    def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        super().__init__(net, task, config)
+        self.refinery = refinery.Refinery(task, config)
+
+    def guess(self, seen: remix.Seen, batch: Batch, ctx: Context) -> Tensor:
+        """Rows of the refined table; before there is one, aligned and sharpened predictions."""
+        guess = super().guess(seen, batch, ctx)
+        return self.refinery(guess, batch.index_u)  # type: ignore[no-any-return]
+
+    def after_step(self, ctx: Context) -> None:
+        """Refine every few steps after the warm-up, towards a q that is known."""
+        if self.refinery.due(ctx) and bool(self.pool_prior.known):
+            self.refinery.refine(self.pool_prior.q * self.task.num_unlabeled)
