@@ -11,30 +11,33 @@ from pathlib import Path
 
 from ssl_selmix import __version__, plugins
 
-COMMANDS = ("train", "list", "estimate")
+COMMANDS = ("train", "list", "estimate", "check")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it succeeded, 2 after a mistake that one line explains."""
+    """Run a command: 0 if it succeeded, 1 if a check failed, 2 after a mistake, told in a line."""
     words = list(sys.argv[1:] if argv is None else argv)
     command = words.pop(0) if words and words[0] in COMMANDS else "train"
     if command == "list":
         print(listing())
         return 0
-    parser, work = {"train": (_parser, _train), "estimate": (_estimate_parser, _estimate)}[command]
+    parser, work = {
+        "train": (_parser, _train),
+        "estimate": (_estimate_parser, _estimate),
+        "check": (_check_parser, _check),
+    }[command]
     args = parser().parse_intermixed_args(words)  # settings may stand between options
     try:
-        work(args)
+        return work(args)
     except KeyboardInterrupt:
         return _fail("interrupted; repeat the command with --resume to go on", 130)
     except (ValueError, OSError, RuntimeError) as error:
         if args.debug or not _is_users(error):
             raise
         return _fail(_one_line(error), 2)
-    return 0
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from ssl_selmix import stages
 
@@ -49,9 +52,10 @@ def _train(args: argparse.Namespace) -> None:
             settings=[*args.settings, *([f"seed={args.seed}"] if args.seed is not None else [])],
         )
     )
+    return 0
 
 
-def _estimate(args: argparse.Namespace) -> None:
+def _estimate(args: argparse.Namespace) -> int:
     from ssl_selmix import estimation, label_shift, log
 
     methods = args.method or label_shift.METHODS
@@ -60,6 +64,16 @@ def _estimate(args: argparse.Namespace) -> None:
         print(json.dumps(found.plain(), indent=1))
     else:
         estimation.show(found, log.console())
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    import torch
+
+    from ssl_selmix import contract
+
+    torch.set_num_threads(1)  # the tensors are too small to be worth sharing
+    return 0 if contract.report(args.algorithm, args.debug) else 1
 
 
 def _is_users(error: Exception) -> bool:
@@ -104,7 +118,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         description="Train a long-tailed semi-supervised classifier and fine-tune it with SelMix.",
-        epilog=listing() + "\n\nconfig.yaml of any run shows every key and its value.",
+        epilog=listing() + "\n\nconfig.yaml of any run shows every key and its value."
+        "\nssl-selmix check ./my_method.py tests a method of your own.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -138,6 +153,17 @@ def _estimate_parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssl-selmix check",
+        description="Apply the contract tests to a method: a shipped one or, better, your own.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("algorithm", metavar="A", help="./file.py, module:Class or a shipped name")
+    parser.add_argument("--debug", action="store_true", help="show the tracebacks of failed checks")
     return parser
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import engine, plugins
+from ssl_selmix.contract import Quiet
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.models import Classifier
 from ssl_selmix.splits import Counts, LongTailSplit
-from tests.test_contract_algorithms import Quiet
 
 NUM_CLASSES, SIDE, INFORMATIVE = 4, 6, 16
 RHO = 8.0
@@ -90,7 +90,13 @@ def recalls(name: str, seed: int = 0, pool_reversed: bool = False, **settings: A
     data = make_data(seed, pool_reversed)
     torch.manual_seed(seed)
     kind = plugins.algorithm(name)[1]
-    short: dict[str, Any] = {"steps": 400, "batch": 16, "ema": 0.95, "evaluate_every": 400, "keep": "last"}
+    short: dict[str, Any] = {
+        "steps": 400,
+        "batch": 16,
+        "ema": 0.95,
+        "evaluate_every": 400,
+        "keep": "last",
+    }
     algorithm = kind(make_net(), data.task, kind.Config(**(short | settings)))
     with TemporaryDirectory() as folder:
         fitted = engine.fit(algorithm, data, Path(folder), Quiet(), "f")

@@ -105,6 +105,10 @@ def mistake(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ([], ["--algo"]),
         (TINY, ["--algo"]),
         (["fixmatch", "selmix"], ["--algo"]),
+        (["check"], ["required: A", "ssl-selmix check --help"]),
+        (["check", "fixmach"], ["unknown algorithm 'fixmach'", "fixmatch"]),
+        (["check", "./nothing.py"], ["nothing.py", "check the path"]),
+        (["check", "fixmatch", "lr=3"], ["lr=3", "ssl-selmix check --help"]),
     ],
     ids=lambda value: " ".join(value[-2:]) or "nothing" if isinstance(value, list) else None,
 )
@@ -268,7 +272,7 @@ print("HEAVY", sorted(heavy & sys.modules.keys()))
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"]])
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["check", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = IMPORTS.replace("{words}", repr(words))
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -11,6 +11,7 @@ from ssl_selmix import contract, refinery, splits
 from ssl_selmix.algorithm import Batch, Context, Task
 from ssl_selmix.algorithms.darp import DARP
 from ssl_selmix.algorithms.fixmatch import FixMatch
+from ssl_selmix.contract import digest
 from ssl_selmix.refinery import Refinery
 from tests import mixture
 from tests.recorded import (
@@ -23,7 +24,6 @@ from tests.recorded import (
     read,
     task_of,
 )
-from tests.test_contract_algorithms import digest
 
 GOLDEN = read("darp.npz")
 
