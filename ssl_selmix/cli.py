@@ -79,6 +79,8 @@ def _check(args: argparse.Namespace) -> int:
 def _is_users(error: Exception) -> bool:
     from ssl_selmix.engine import NonFiniteLoss
 
+    if "DataLoader worker" in str(error):  # killed, by the system if memory ran out
+        return True
     return isinstance(error, ValueError | OSError | NonFiniteLoss)
 
 
