@@ -37,7 +37,7 @@ def job(
     if not kept.exists():
         kept.write_text(json.dumps(estimation.of_run(here / "none").plain()))
     if not gains:
-        return {"shape": shape, "estimates": json.loads(kept.read_text())}
+        return {"shape": shape, "seed": seed, "estimates": json.loads(kept.read_text())}
     train(here / "estimated", ["fixmatch"], [*common, *follow])
     arms = {
         "none": second_stage(here / "none", here / "none-none", STAGES, common),
@@ -46,7 +46,7 @@ def job(
             here / "estimated", here / "both", STAGES, [*common, *follow, corrected]
         ),
     }
-    return {"shape": shape, "estimates": json.loads(kept.read_text()), **arms}
+    return {"shape": shape, "seed": seed, "estimates": json.loads(kept.read_text()), **arms}
 
 
 def estimates_table(done: list[dict[str, Any]]) -> str:
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--every", type=int, default=200, help="steps between estimates")
     parser.add_argument("--out", type=Path, default=Path("runs/label_shift"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results/label-shift.json"))
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="for every run")
     args = parser.parse_args()
@@ -105,6 +106,8 @@ def main() -> None:
         pairs,
         args.jobs,
     )
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(json.dumps(done) + "\n")
     print(f"\nL1 error of the estimates, percent, n = {len(args.seeds)} seeds\n")
     print(estimates_table(done))
     for part in ("test", "validation"):
