@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -30,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return work(args)
     except KeyboardInterrupt:
-        return _fail("interrupted; repeat the command with --resume to go on", 130)
+        goes_on = "; repeat the command with --resume to go on" if command == "train" else ""
+        return _fail(f"interrupted{goes_on}", 130)
     except (ValueError, OSError, RuntimeError) as error:
         if args.debug or not _is_users(error):
             raise
-        return _fail(_one_line(error), 2)
+        return _fail(_one_line(error, kept=command == "train"), 2)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -59,11 +61,12 @@ def _estimate(args: argparse.Namespace) -> int:
     from ssl_selmix import estimation, label_shift, log
 
     methods = args.method or label_shift.METHODS
-    found = estimation.of_run(args.run, methods, args.settings)
-    if args.json:
-        print(json.dumps(found.plain(), indent=1))
-    else:
-        estimation.show(found, log.console())
+    if args.json:  # what is said about the images must not stand between the lines of JSON
+        with contextlib.redirect_stdout(sys.stderr):
+            found = estimation.of_run(args.run, methods, args.settings)
+        print(json.dumps(found.plain(), indent=1, allow_nan=False))
+        return 0
+    estimation.show(estimation.of_run(args.run, methods, args.settings), log.console())
     return 0
 
 
@@ -78,16 +81,16 @@ def _check(args: argparse.Namespace) -> int:
 
 def _is_users(error: Exception) -> bool:
     from ssl_selmix.engine import NonFiniteLoss
+    from ssl_selmix.files import died
 
-    if "DataLoader worker" in str(error):  # killed, by the system if memory ran out
-        return True
-    return isinstance(error, ValueError | OSError | NonFiniteLoss)
+    return isinstance(error, ValueError | OSError | NonFiniteLoss) or died(error)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, kept: bool) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}; what was saved before is kept, --resume continues it"
+        then = "; what was saved before is kept, --resume continues it" if kept else ""
+        return f"{error.strerror}{where}{then}"
     return " ".join(str(error).split())
 
 

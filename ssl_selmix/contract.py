@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,12 +146,15 @@ class Subject:
 
     name: str
     kind: type[Algorithm]
+    settings: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # that wake a part of it up
 
     def make(self, data: Data, net: Classifier | None = None, **options: Any) -> Algorithm:
         """The algorithm with few steps, on a network that is the same at each call."""
         if hasattr(self.kind.Config, "threshold"):  # at 0 every pseudo-label takes part
             options.setdefault("threshold", 0.0)
-        settings = self.kind.Config(**TINY | options)
+        settings = self.kind.Config(**TINY | dict(self.settings) | options)
         net = net or make_net(data)
         torch.manual_seed(2)
         return self.kind(net, data.task, settings)
@@ -166,13 +169,13 @@ class Subject:
         return algorithm, ctx
 
 
-def subject(name: str) -> Subject:
-    """The algorithm of this name, path or dotted name.
+def subject(name: str, **settings: Any) -> Subject:
+    """The algorithm of this name, path or dotted name, perhaps with settings of its own.
 
     Raises:
         ValueError: there is none.
     """
-    return Subject(*plugins.algorithm(name))
+    return Subject(*plugins.algorithm(name), settings)
 
 
 def take_step(

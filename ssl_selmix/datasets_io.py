@@ -7,6 +7,7 @@ file of any kind becomes 8-bit RGB, and what that changed is told.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import ImageSet
-from ssl_selmix.log import console
+from ssl_selmix.log import warn
 from ssl_selmix.splits import LongTailSplit
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ WEAK = Weak(padding="zeros")
 STRONG = Strong(weak=WEAK, num_ops=3, random_cutout=True)
 
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+# Errors of a file, as opposed to those of a machine that is short of something.
+BROKEN_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EPERM)
 DECODING = 1  # raise it when `rgb` or its callers make other pixels of the same file
 
 # What becomes of images that are not 8-bit RGB; "made RGB" if nothing is said here.
@@ -67,7 +70,7 @@ def open_part(name: str, config: Downloaded, **part: Any) -> Any:
     from torchvision import datasets
 
     kind = getattr(datasets, name)
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     try:
         return kind(root, download=config.download, **part)
     except (OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:
@@ -136,16 +139,6 @@ def cifar(
     )
 
 
-def say(text: str) -> None:
-    """One line for the user."""
-    console().print(text, highlight=False, markup=False)
-
-
-def warn(text: str) -> None:
-    """Say something that the user should know and that does not stop the run."""
-    console().print(f"warning: {text}", style="yellow", highlight=False, markup=False)
-
-
 def warn_of_corrections(
     where: object, notes: Mapping[str, tuple[int, int]], files: Sequence[str]
 ) -> None:
@@ -176,7 +169,9 @@ def contents(file: str) -> bytes:
         finally:
             os.close(handle)
     except OSError as error:
-        raise _unreadable(file, error.strerror or str(error)) from error
+        if error.errno in BROKEN_FILE:
+            raise _unreadable(file, error.strerror or str(error)) from error
+        raise  # of the machine, such as too many open files: the image may be as good as any
 
 
 def rgb(content: bytes, file: str, at_least: int | None = None) -> tuple[Image.Image, list[str]]:

@@ -5,6 +5,7 @@ Shapes: K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,16 @@ class PoolEstimates:
                     "interval": e.interval.tolist(),
                     "method": e.method,
                     "note": e.note,
-                    "condition_number": e.condition_number,
+                    "condition_number": _finite(e.condition_number),
                     **({} if self.truth is None else {"l1_error": self.error(asked)}),
                 }
                 for asked, e in self.found.items()
             },
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def of_run(
@@ -67,6 +72,7 @@ def of_run(
     inputs = stages.reload(plan)
     data = inputs.data
     net = weights.load(run).net.to(data.device)
+    net.autocast = torch.bfloat16 if plan.run.precision == "bf16" else None
     model = Algorithm(net, data.task, Algorithm.Config())
     seen = engine.evaluate(model, data, pool=True)
     assert seen.pool_logits is not None

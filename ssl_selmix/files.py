@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssl_selmix.algorithm import Batch, Views
-from ssl_selmix.checkpoint import write_atomically
 from ssl_selmix.data import Data, Draw, ImageSet, seed_of
-from ssl_selmix.datasets_io import contents
+from ssl_selmix.datasets_io import BROKEN_FILE, contents
+from ssl_selmix.log import warn
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in units of 0..255
 MOST_WORKERS = 16  # of the default; more are taken if asked for
@@ -112,9 +113,15 @@ class _Tasks(Dataset[Made | str]):
         """The views, or what is wrong with a file: of an exception a user would see two traces."""
         turn, job = task
         try:
-            return self._reader.make(job) if turn == self.turn.value else []
+            made = self._reader.make(job) if turn == self.turn.value else []
         except ValueError as error:
             return str(error)
+        for views in made:
+            for view in views:
+                # Here, for in the thread of torch's queue a full /dev/shm would lose the job, and
+                # training would wait for it for ever.
+                view.share_memory_()
+        return made
 
 
 def _start_worker(index: int) -> None:
@@ -149,19 +156,22 @@ class _Crew:
         import ssl_selmix.augment.image  # noqa: F401
 
         self._tasks, self._queue = _Tasks(reader), _Queue()
-        self._loader: DataLoader[Made | str] = DataLoader(
-            self._tasks,
-            sampler=self._queue,
-            batch_size=None,  # a job is a batch already
-            collate_fn=_as_is,
-            num_workers=workers,
-            prefetch_factor=2,
-            persistent_workers=True,
-            pin_memory=pin,
-            worker_init_fn=_start_worker,
-            # Without one, starting workers would advance the generator that dropout draws from.
-            generator=torch.Generator(),
-        )
+        with warnings.catch_warnings():
+            # More workers than cores are the user's choice; torch would say so at every stream.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            self._loader: DataLoader[Made | str] = DataLoader(
+                self._tasks,
+                sampler=self._queue,
+                batch_size=None,  # a job is a batch already
+                collate_fn=_as_is,
+                num_workers=workers,
+                prefetch_factor=2,
+                persistent_workers=True,
+                pin_memory=pin,
+                worker_init_fn=_start_worker,
+                # Without one, starting workers would advance the generator that dropout draws from.
+                generator=torch.Generator(),
+            )
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Made]:
         turn = self._tasks.turn.value
@@ -208,7 +218,7 @@ class Workers:
             with closing(crew.run(jobs)) as results:  # type: ignore[type-var]
                 yield from results
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not died(error):
                 raise
             raise ValueError(
                 f"a worker that reads images died ({str(error).splitlines()[0]}); memory, or the "
@@ -358,7 +368,7 @@ class FileSet(ImageSet):
             if images is not None:
                 digest.update(f"{len(images)}:".encode())
                 for name, of_bytes in zip(images.names, hashes(images, self.memory), strict=True):
-                    digest.update(f"{name}\0{of_bytes}\0".encode())
+                    digest.update(os.fsencode(name) + f"\0{of_bytes}\0".encode())
         return digest.hexdigest()
 
     def pools(self, test: Tensor, device: torch.device) -> tuple[type[Data], dict[str, Any]]:
@@ -423,6 +433,12 @@ def file_set(
     )
 
 
+def died(error: Exception) -> bool:
+    """Whether a worker was killed or had no shared memory left, as opposed to a mistake in it."""
+    text = str(error)
+    return "DataLoader worker (pid" in text or "shared memory" in text
+
+
 def default_workers() -> int:
     """One for each core that this process may use, up to a number that feeds any one device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -457,14 +473,27 @@ def hashes(images: FileImages, memory: Path | None) -> list[str]:
         for i, (name, stamp) in enumerate(zip(images.names, stamps, strict=True))
         if known.get(name, [None])[:-1] != stamp
     ]
-    with ThreadPoolExecutor(default_workers()) as threads:
-        for i, digest in zip(new, threads.map(_digest, [paths[i] for i in new]), strict=True):
-            known[images.names[i]] = [*stamps[i], digest]
-    if new and record is not None:
-        with suppress(OSError):  # no place to remember them: the next start reads the files again
-            record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(record, json.dumps(known).encode())
+    try:
+        with ThreadPoolExecutor(default_workers()) as threads:
+            for i, digest in zip(new, threads.map(_digest, [paths[i] for i in new]), strict=True):
+                known[images.names[i]] = [*stamps[i], digest]
+    finally:  # a damaged file, or Ctrl-C, must not cost what was read before
+        if new and record is not None:
+            _remember(record, known)
     return [str(known[name][-1]) for name in images.names]
+
+
+def _remember(record: Path, known: dict[str, list[Any]]) -> None:
+    # Of several runs that start together, each writes a file of its own before it is renamed.
+    partial = record.with_name(f".{record.name}.{os.getpid()}")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.write_text(json.dumps(known))
+        partial.replace(record)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        warn(f"digests of files are not remembered ({error}); every start reads all of them")
 
 
 def _read_hashes(path: Path | None) -> dict[str, list[Any]]:
@@ -482,6 +511,8 @@ def _stamp(path: str) -> list[int]:
     try:
         found = os.stat(path)
     except OSError as error:
+        if error.errno not in BROKEN_FILE:
+            raise  # of the machine
         raise ValueError(
             f"{path} is no readable image ({error.strerror}); remove or replace it"
         ) from error

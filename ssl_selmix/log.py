@@ -33,6 +33,16 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=110, color_system=None, soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """One line for the user."""
+    console().print(text, highlight=False, markup=False)
+
+
+def warn(text: str) -> None:
+    """Say something that the user should know and that does not stop the run."""
+    console().print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+
 class StageLog:
     """The log of one stage in its folder."""
 

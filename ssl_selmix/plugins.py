@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable
 from importlib.resources import files
@@ -111,7 +112,7 @@ def import_file(path: Path) -> ModuleType:
     Raises:
         ValueError: there is no such file, or it is no Python file.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise ValueError(f"no file {path}; check the path")
     # A file called random.py must not replace the module of that name, nor another random.py.

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_selmix.datasets_io import contents, warn
+from ssl_selmix.datasets_io import contents
+from ssl_selmix.log import warn
 
 FORMAT = "ssl_selmix pool 1"
 HEADER = 4096  # bytes, a page: the pixels after it can be mapped

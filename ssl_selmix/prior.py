@@ -110,6 +110,8 @@ class FollowsPool(Algorithm):
 
 def _start(task: Task, config: PoolPrior.Config) -> Tensor:
     k = task.num_classes
+    if config.prior_given and config.prior != "given":
+        raise ValueError(f"prior_given has no meaning with prior={config.prior}; set prior=given")
     if config.prior == "given":
         q = torch.tensor(config.prior_given, dtype=torch.float64)
         if len(q) != k or not bool((q > 0).all()) or not bool(q.isfinite().all()):

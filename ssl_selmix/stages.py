@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -53,13 +54,14 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same."""
+        """The command line that asks for the same, without folders and settings of the machine."""
         words = ["ssl-selmix", "train", "--algo", *self.algorithms[:1]]
         words += [word for name in self.algorithms[1:] for word in ("--then", name)]
         words += ["--dataset", self.dataset]
         words += ["--preset", self.preset] if self.preset else []
-        words += ["--init", str(self.init)] if self.init else []
-        return shlex.join([*words, *self.settings])
+        # A manifest can be published: it says nothing about the folders of a machine.
+        own = (*config.MACHINE_KEYS, "data.root", "data.manifest")
+        return shlex.join([*words, *(s for s in self.settings if s.partition("=")[0] not in own)])
 
 
 class Plan:
@@ -155,7 +157,7 @@ class Plan:
         for value in config.flatten(self.plain).values():
             words += value if isinstance(value, list) else [value]
         files = {str(word).rpartition(":")[0] or str(word) for word in words if ".py" in str(word)}
-        found = {f: Path(f).expanduser() for f in sorted(files)}
+        found = {f: Path(os.path.expanduser(f)) for f in sorted(files)}
         return {
             f: hashlib.sha256(path.read_bytes()).hexdigest()
             for f, path in found.items()
@@ -182,13 +184,15 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
         written = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(written, dict)
         names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
-    except FileNotFoundError as error:
+        tree = {str(k): v for k, v in written.items() if k not in ("init", "code")}
+        if tree["data"].get("manifest"):  # the run's own one holds the same split
+            tree["data"]["manifest"] = str(folder / "manifest.json")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} is no run of ssl_selmix; it has no config.yaml") from error
-    except (YAMLError, OmegaConfBaseException, KeyError, AssertionError) as error:
+    except (YAMLError, OmegaConfBaseException, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; restore it") from error
-    tree = {str(k): v for k, v in written.items() if k not in ("init", "code")}
-    if isinstance(tree["data"].get("manifest"), Mapping):
-        tree["data"]["manifest"] = tree["data"]["manifest"]["path"]
+    except AssertionError as error:
+        raise ValueError(f"{path} is damaged; restore it") from error
     recorded = config.flatten(tree)
     return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))
 
@@ -200,7 +204,7 @@ def reload(plan: Plan) -> Inputs:
         ValueError: they are not those that the run saw.
     """
     inputs = load_data(plan, set_up_machine(plan.run))
-    _check_images(plan, inputs.sha256)
+    _check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
 
 
@@ -225,7 +229,11 @@ def run(request: Request) -> dict[str, Any]:
     if previous is None:
         _write_setup(plan, inputs, device)
     else:
-        _check_images(plan, inputs.sha256)
+        _check_images(
+            plan,
+            inputs.sha256,
+            "--resume needs the same images, use another --out for these",
+        )
         _compare_code(plan, out)
     results = _results_so_far(plan, inputs.sha256)
     net = _start(plan, inputs, results, out) if plan.init else None
@@ -383,14 +391,13 @@ def _open_directory(plan: Plan) -> dict[str, Any] | None:
     return {str(k): v for k, v in before.items()}
 
 
-def _check_images(plan: Plan, sha256: str) -> None:
+def _check_images(plan: Plan, sha256: str, remedy: str) -> None:
     path = plan.out / "manifest.json"
     written = read_manifest(path)
     written.pop("command", None)  # how the split was asked for first; it may be asked otherwise
     if config.fingerprint(written) != sha256:
         raise ValueError(
-            f"{path} describes other images or another split than this run sees; --resume needs "
-            "the same images, use another --out for these"
+            f"{path} describes other images or another split than this run sees; {remedy}"
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_selmix import checkpoint, models
 from ssl_selmix.config import flatten
+from ssl_selmix.log import warn
 
 NESTED = ("teacher", "algorithm", "state_dict", "model", "model_state_dict", "ema_model")
 PREFIXES = ("module.", "_orig_mod.", "net.")
@@ -45,7 +46,14 @@ def read(path: Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in dict(content).items() if isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name; save model.state_dict()")
-    return _of_network(tensors) if ours else {_bare(k): v for k, v in tensors.items()}
+    if not ours:
+        return {_bare(k): v for k, v in tensors.items()}
+    if others := sorted({k.partition(".")[0] for k in tensors if k.endswith("weight")} - {"net"}):
+        warn(
+            f"{path} holds {', '.join(others)} beside the network, which are left out; the run's "
+            f"folder, or {HANDED_ON} in it, has the head that the stage predicts with"
+        )
+    return _of_network(tensors)
 
 
 def _of_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +164,10 @@ def _kept_by_last_stage(run: Path) -> dict[str, Tensor]:
             f"{run} holds no finished stage of a run; give the folder of a run that came to an "
             "end, or --resume it first"
         ) from error
-    (stage,) = run.glob(f"{finished}-*")
+    found_stages = [p for p in run.glob(f"{finished}-*") if (p / "last.pt").exists()]
+    if len(found_stages) != 1:
+        raise ValueError(f"{run} should hold one folder {finished}-NAME, has {len(found_stages)}")
+    stage = found_stages[0]
     keep = settings.get(f"{stage.name.partition('-')[2]}.keep", "best")
     found = stage / HANDED_ON  # runs of earlier versions do not have it
     state = checkpoint.load(found if found.exists() else stage / f"{keep}.pt")

@@ -99,6 +99,10 @@ def mistake(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ([*BOTH, "data.test=0"], ["data.test"]),
         ([*BOTH, "data.test=null"], ["data.test"]),
         ([*BOTH, "--dataset", "image_folder"], ["data.root=PATH"]),
+        ([*BOTH, "--dataset", "image_folder", "data.root=~nobody0/x"], ["~nobody0/x"]),
+        ([*BOTH, "--dataset", "imagenet100", "data.root=~nobody0/x"], ["~nobody0/x"]),
+        ([*BOTH, "fixmatch.prior_given=[1,2]"], ["prior_given", "set prior=given"]),
+        (["estimate", "nowhere"], ["nowhere is no run"]),
         ([*BOTH, "--restart"], ["--restart", "--help"]),
         ([*BOTH, "--res"], ["--res"]),  # no abbreviations: --resume is a decision
         ([*BOTH, "--then"], ["--then"]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ssl_selmix import cli, estimation, log, stages
+from ssl_selmix.label_shift import Estimate
 
 SETTINGS = [
     *("supervised.steps=200", "supervised.evaluate_every=200", "supervised.batch=32"),
@@ -65,6 +66,25 @@ def test_the_command_prints_a_table_or_json(
     assert list(plain["estimates"]) == ["count"]
     assert sum(plain["estimates"]["count"]["prior"]) == pytest.approx(1)
     assert plain["class_names"] == [str(k) for k in range(10)]
+
+
+def test_json_has_no_infinity() -> None:
+    half = torch.tensor([0.5, 0.5])
+    found = Estimate(half, torch.stack([half, half]), float("inf"), "count", "why")
+    plain = estimation.PoolEstimates(("a", "b"), half, {"em": found}, None).plain()
+    assert plain["estimates"]["em"]["condition_number"] is None
+    json.dumps(plain, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["algorithms: null\ndataset: digits\n", "algorithms: [fixmatch]\n"]
+)
+def test_a_damaged_configuration_is_told(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert cli.main(["estimate", str(tmp_path)]) == 2
+    assert "config.yaml is damaged; restore it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

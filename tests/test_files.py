@@ -203,6 +203,47 @@ def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, workers: int) 
     del raised  # which holds this frame, and that the workers
 
 
+def test_a_full_shared_memory_is_one_line_and_no_endless_wait(
+    folder: Path, load: Callable[[int], Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory (shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    request = files.Request([0], (("weak", 0),), 0)
+    task = files._Tasks(files.Reader([str(folder / "0" / "00.jpg")], 32))
+    with pytest.raises(RuntimeError, match="shared memory") as raised:
+        task[0, (request,)]
+    assert files.died(raised.value)
+
+
+def test_a_mistake_in_a_worker_is_not_taken_for_its_death() -> None:
+    mistake = RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshapes differ")
+    assert not files.died(mistake)
+    assert files.died(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+
+
+def test_names_need_not_be_utf8(folder: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "0" / os.fsdecode(b"\xff.jpg")
+    odd.parent.mkdir()
+    odd.write_bytes((folder / "0" / "00.jpg").read_bytes())
+    images = FileImages.below(tmp_path, [str(odd)] * 20)
+    found = file_set((images, np.arange(20) % 2), ("a", "b"), 32, workers=0, memory=None)
+    assert len(found.sha256()) == 64
+
+
+def test_a_damaged_file_does_not_cost_the_digests_of_others(folder: Path, tmp_path: Path) -> None:
+    good = folder / "0" / "00.jpg"
+    broken = tmp_path / "1.jpg"
+    broken.write_bytes(b"no image")
+    (tmp_path / "0.jpg").write_bytes(good.read_bytes())
+    images = FileImages.below(tmp_path, [str(tmp_path / "0.jpg"), str(broken)])
+    with pytest.raises(ValueError, match=r"1\.jpg is no readable image"):
+        files.hashes(images, tmp_path / "memory")
+    (record,) = (tmp_path / "memory").iterdir()
+    assert list(json.loads(record.read_text())) == ["0.jpg"]
+
+
 def test_a_worker_that_dies_is_one_line(
     load: Callable[[int], Files], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,20 @@ def test_given_shares_must_be_one_positive_number_per_class(shares: list[float])
         make(prior="given", prior_given=shares)
 
 
+def test_without_an_estimate_nothing_is_shifted() -> None:
+    config = FixMatch.Config(logit_adjustment=0.0, prior="estimated")
+    net = Recorded(torch.zeros(1, 3), linear(torch.eye(3), torch.zeros(3)))
+    algorithm, logits = FixMatch(net, TASK, config), torch.tensor([[1.0, 2.0, 3.0]])
+    assert torch.equal(algorithm.of_pool(logits), logits)
+    algorithm.pool_prior.estimate(evaluation([200, 80, 20]))
+    assert not torch.equal(algorithm.of_pool(logits), logits)
+
+
+def test_shares_without_prior_given_are_refused() -> None:
+    with pytest.raises(ValueError, match="no meaning with prior=none; set prior=given"):
+        make(prior_given=[1.0, 1.0, 1.0])
+
+
 def test_estimates_are_due_every_so_many_steps_and_not_at_the_start() -> None:
     prior = make(prior="estimated", prior_every=4)
     assert [step for step in range(13) if prior.due(step)] == [4, 8, 12]

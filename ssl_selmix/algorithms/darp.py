@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ssl_selmix import refinery
-from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.models import Classifier
 from ssl_selmix.prior import SOURCES
@@ -43,6 +43,11 @@ class DARP(FixMatch):
     def of_pool(self, logits: Tensor) -> Tensor:
         """The logits as they are: q is the target of the refinement and no shift."""
         return logits
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """Also log how often pseudo-labels were refined: 0 without an estimate that is trusted."""
+        found = super().on_validation(evaluation, ctx)
+        return found | {"refinements": self.refinery.refinements.double()}
 
     def after_step(self, ctx: Context) -> None:
         """Refine every few steps, as soon as c is known."""

@@ -78,4 +78,5 @@ class FixMatch(FollowsPool):
         if not self.pool_prior.used:
             return logits
         balance = (1 - self.config.logit_adjustment) * self.labeled_loss.log_pi
-        return logits + losses.log_prior(self.pool_prior.q).to(logits.dtype) - balance
+        shift = losses.log_prior(self.pool_prior.q).to(logits.dtype) - balance
+        return logits + self.pool_prior.known * shift  # 0 until there is an estimate

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ssl_selmix import refinery, remix
-from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
 from ssl_selmix.models import Classifier
 
@@ -38,6 +38,11 @@ class ReMixMatchDARP(ReMixMatch):
         """Rows of the refined table; before there is one, aligned and sharpened predictions."""
         guess = super().guess(seen, batch, ctx)
         return self.refinery(guess, batch.index_u)  # type: ignore[no-any-return]
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """Also log how often pseudo-labels were refined: 0 without an estimate that is trusted."""
+        found = super().on_validation(evaluation, ctx)
+        return found | {"refinements": self.refinery.refinements.double()}
 
     def after_step(self, ctx: Context) -> None:
         """Refine every few steps after the warm-up, towards a q that is known."""

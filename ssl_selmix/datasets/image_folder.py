@@ -16,7 +16,8 @@ from torch import Tensor
 from ssl_selmix import pool_cache
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import ImageSet
-from ssl_selmix.datasets_io import DECODING, contents, rgb, say, warn, warn_of_corrections
+from ssl_selmix.datasets_io import DECODING, contents, rgb, warn_of_corrections
+from ssl_selmix.log import say, warn
 from ssl_selmix.files import FileImages, check_settings, file_set
 from ssl_selmix.pool_cache import Notes, PoolCache
 from ssl_selmix.splits import Counts, LongTailSplit
@@ -56,7 +57,7 @@ def load(config: Config) -> ImageSet:
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
             "test/<class>/*"
         )
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     names = class_names(root / "train")
     if (others := class_names(root / "test")) != names:
         only = sorted(set(names) ^ set(others))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +52,7 @@ def load(config: Config) -> FileSet:
     """The files of the chosen classes, in sorted order of the classes as in the released code."""
     if not config.root:
         raise ValueError(f"--dataset imagenet100 needs data.root=PATH; {ARRANGE}")
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     names = class_names(root, config.classes)
     paths: list[str] = []
     labels, counts = [], []
@@ -95,7 +96,7 @@ def listed(classes: str) -> tuple[str, ...]:
     """The synsets of a list, sorted; of the published one if its name is empty."""
     try:
         published = files("ssl_selmix") / "datasets" / "imagenet100_synsets.txt"
-        text = Path(classes).expanduser().read_text() if classes else published.read_text()
+        text = Path(os.path.expanduser(classes)).read_text() if classes else published.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"data.classes={classes} cannot be read ({error}); give a file with one synset per "
