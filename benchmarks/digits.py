@@ -4,13 +4,15 @@
 
 First stages have 2,000 steps; second stages start from FixMatch's weights and have SelMix's number
 of steps. Nothing is tuned: values are the defaults, the papers', except for what the digits preset
-says for all alike. The raw results go to docs/results/digits.
+says for all alike. The results.json of every finished run goes to docs/results/digits, and what is
+there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,29 +40,25 @@ def arms() -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-def job(folder: Path, pool: str, seed: int, arm: str, extra: list[str]) -> list[dict[str, Any]]:
-    """Results of one algorithm alone and of every second stage after it."""
+def job(
+    folder: Path, kept: Path, pool: str, seed: int, arm: str, extra: list[str]
+) -> list[dict[str, Any]]:
+    """Results of one algorithm with every second stage after it."""
     name, settings = arms()[arm]
     common = [f"seed={seed}", "threads=1", f"data.unlabeled.shape={POOLS[pool]}"]
     common += [f"{name}.steps=2000", *settings, *extra]
     here = folder / f"{pool}-{seed}-{arm.replace(' ', '-')}"
-    train(here, [name], common)
     found = []
     for second in SECOND_STAGES if arm == "fixmatch" else ("selmix",):
-        out = here.with_name(f"{here.name}-{second}")
-        stages = second_stage(here, out, [name, second], common)
+        file = kept / f"{here.name}-{second}.json"
+        if not file.exists():
+            train(here, [name], common)
+            out = here.with_name(f"{here.name}-{second}")
+            second_stage(here, out, [name, second], common)
+            shutil.copy(out / "results.json", file)
+        stages = json.loads(file.read_text())["stages"]
         found.append({"pool": pool, "seed": seed, "arm": arm, "then": second, "stages": stages})
     return found
-
-
-def keep(done: list[dict[str, Any]], folder: Path) -> None:
-    """Write the raw results, one file per arm and second stage."""
-    folder.mkdir(parents=True, exist_ok=True)
-    by_file: dict[str, list[dict[str, Any]]] = {}
-    for result in done:
-        by_file.setdefault(f"{result['arm']}-{result['then']}".replace(" ", "-"), []).append(result)
-    for name, results in by_file.items():
-        (folder / f"{name}.json").write_text(json.dumps(results) + "\n")
 
 
 def rows(done: list[dict[str, Any]], pool: str, part: str) -> list[list[str]]:
@@ -106,9 +104,11 @@ def main() -> None:
     args = parser.parse_args()
     # Seeds last: the first finished seed of every arm shows mistakes early.
     jobs = list(product(args.seeds, args.pools, args.arms))
-    lists = parallel(lambda j: job(args.out, j[1], j[0], j[2], args.settings), jobs, args.jobs)
+    args.results.mkdir(parents=True, exist_ok=True)
+    lists = parallel(
+        lambda j: job(args.out, args.results, j[1], j[0], j[2], args.settings), jobs, args.jobs
+    )
     done = [result for found in lists for result in found]
-    keep(done, args.results)
     head = ["algorithm"]
     head += [
         f"{f}{s}" for f in ("mean recall", "worst class") for s in ("", " + SelMix", " change")
