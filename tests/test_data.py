@@ -49,6 +49,21 @@ def batch_at(data: Data, step: int) -> Batch:
 # Randomness.
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalising_is_the_same_arithmetic_in_both_memory_formats(
+    tiny_data: Data, dtype: torch.dtype
+) -> None:
+    images = torch.randint(256, (3, 3, 5, 7)).to(dtype)
+    mean, std = (torch.rand(3, 1, 1) * 100 + 1 for _ in range(2))
+    data = dataclasses.replace(tiny_data, mean=mean, std=std)
+    expected = (images.float() - mean) / std
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        before = given.clone()
+        found = data.normalise(given)
+        assert torch.equal(found, expected) and torch.equal(given, before)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_starting_at_a_step_equals_running_to_it(tiny_data: Data) -> None:
     run = list(itertools.islice(tiny_data.batches(("weak", "strong"), 4, 2, 0), 6))
     for step in (0, 3, 5):
