@@ -123,7 +123,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         description="Train a long-tailed semi-supervised classifier and fine-tune it with SelMix.",
-        epilog=listing() + "\n\nconfig.yaml of any run shows every key that decides its results, and its value."
+        epilog=listing() + "\n\nconfig.yaml of any run shows every key that decides its results."
         "\nssl-selmix check ./my_method.py tests a method of your own.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
