@@ -285,8 +285,11 @@ class Trainer:
         # A copy, for on_validation may move the weights, and best.pt must hold the measured ones.
         measured = copy.deepcopy(self.teacher.state_dict())
         extra = algorithm.on_validation(evaluation, self.context())
-        if diagnostics is not None and evaluation.pool_logits is not None:
-            extra |= diagnostics.of(evaluation.pool_logits)
+        if cfg.select not in extra and cfg.select not in figures:
+            raise ValueError(
+                f"select={cfg.select} names a figure that on_validation did not return at step "
+                f"{self.step}; it returned {', '.join(extra) or 'none'}"
+            )
         value = float(extra[cfg.select] if cfg.select in extra else figures[cfg.select])
         # The worst class takes few values on a small validation set: mean recall breaks ties.
         found = {"feasibility": 0.0, "value": value, "tie": figures["mean_recall"]}
@@ -296,6 +299,9 @@ class Trainer:
             self.best = {"step": self.step, **found}
             best = {"fingerprint": self.fingerprint, "teacher": measured}
             checkpoint.save(self.folder / "best.pt", best | self.best)
+        # Only now: what the pool's true labels say is shown, and decides about no weights.
+        if diagnostics is not None and evaluation.pool_logits is not None:
+            extra |= diagnostics.of(evaluation.pool_logits)
         self.log.validation(self.step, figures, extra, evaluation.confusion)
 
 

@@ -348,6 +348,21 @@ def test_diagnostics_see_the_pool_and_the_algorithm_does_not(
     assert all(0 <= float(row["pool_accuracy"]) <= 1 for _, row in log.validated)
 
 
+def test_no_weights_are_chosen_by_the_true_labels_of_the_pool(
+    tiny_data: Data, tmp_path: Path
+) -> None:
+    class Cheat(Plain):
+        figures = ("pool_accuracy",)
+
+        def needs_pool(self, step: int) -> bool:
+            return True
+
+    algorithm = make(tiny_data, Cheat, steps=5, select="pool_accuracy")
+    diagnostics = Diagnostics(torch.zeros(26, dtype=torch.int64))
+    with pytest.raises(ValueError, match="pool_accuracy names a figure that on_validation did not"):
+        engine.fit(algorithm, tiny_data, tmp_path, Silent(), "print", diagnostics=diagnostics)
+
+
 # Divergence.
 
 

@@ -347,7 +347,14 @@ def test_settings_without_meaning() -> None:
         files.check_settings(0, None)
     with pytest.raises(ValueError, match="workers must be at least 0, not -1"):
         files.check_settings(None, -1)
-    assert 1 <= files.default_workers() <= files.MOST_WORKERS
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (64, files.MOST_WORKERS)])
+def test_workers_are_one_for_each_core_up_to_a_number(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert files.default_workers() == workers
 
 
 def test_image_folder_streams_above_64_pixels(folder: Path, tmp_path: Path) -> None:
