@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ssl_selmix.models import Classifier
 
 Rules = Mapping[str, str | tuple[str, ...]]  # field -> choices, bound or interval; see `check`
-NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece")  # no scalar, or less is better
+# No scalar, or less is better.
+NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece", "classwise_ece", "reliability")
 SCHEDULES = ("cosine_7_16", "cosine", "constant")
 
 
@@ -124,6 +125,7 @@ class Algorithm(nn.Module):
     """
 
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
+    forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `forward.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
 
@@ -193,7 +195,7 @@ class Algorithm(nn.Module):
 
     @property
     def images_per_step(self) -> int:
-        """Images that pass the network in a step, for the throughput."""
+        """Images that pass the network in a joint step, for the throughput."""
         return self.config.batch * (1 + self.config.mu * len(self.views))
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ from ssl_selmix.algorithm import Context
 from ssl_selmix.models import Classifier
 
 EPOCHS = 500  # E, parts of a run after which the masks of unlabeled images get stricter
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which images of a step the balanced head learns from, and what.
+
+    Shape: labeled (B,) and unlabeled (M,) masks; targets (M,) classes or M×K probabilities.
+    """
+
+    labeled: Tensor
+    unlabeled: Tensor
+    targets: Tensor
 
 
 class BalancedHead(nn.Module):
@@ -55,23 +68,31 @@ class BalancedHead(nn.Module):
         epoch = ctx.step * EPOCHS // ctx.total
         return 1 - epoch / EPOCHS * (1 - self.ratio)
 
+    def choose(self, y: Tensor, p: Tensor, ctx: Context) -> Chosen:
+        """Draw which images count: labeled ones by class, unlabeled ones if they are sure as well.
+
+        Shape: y (B,), p M×K of the weak views.
+        """
+        labeled = torch.bernoulli(self.ratio[y])
+        classes, confident = losses.pseudo_label(p, self.threshold)
+        mask = confident * torch.bernoulli(self.kept(ctx)[classes])
+        return Chosen(labeled, mask, p if self.soft_targets else classes)
+
     def objective(
-        self, features: Tensor, y: Tensor, p: Tensor, strong: Sequence[Tensor], ctx: Context
+        self, features: Tensor, y: Tensor, chosen: Chosen, strong: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Masked losses of labeled images and of strong views against p, means over all images.
+        """Masked losses of labeled images and of strong views, means over all images.
 
         Strong views of one image share its mask and add up.
 
-        Shape: features B×D, y (B,), p M×K of the weak views, strong M×D each.
+        Shape: features B×D, y (B,), strong M×D each.
         """
-        labeled_mask = torch.bernoulli(self.ratio[y])
-        classes, confident = losses.pseudo_label(p, self.threshold)
-        mask = confident * torch.bernoulli(self.kept(ctx)[classes])
-        targets = p if self.soft_targets else classes
-        views = [losses.masked_cross_entropy(self(h), targets, mask) for h in strong]
+        seen = [
+            losses.masked_cross_entropy(self(h), chosen.targets, chosen.unlabeled) for h in strong
+        ]
         return {
-            "balanced_labeled": losses.masked_cross_entropy(self(features), y, labeled_mask),
-            "balanced_unlabeled": torch.stack(views).sum(),
+            "balanced_labeled": losses.masked_cross_entropy(self(features), y, chosen.labeled),
+            "balanced_unlabeled": torch.stack(seen).sum(),
         }
 
     def into(self, net: Classifier) -> Classifier:

@@ -15,6 +15,7 @@ from yaml import YAMLError
 from ssl_selmix.plugins import unknown
 
 # May differ between a run and its resumption.
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache")
 
 
@@ -24,13 +25,16 @@ class Run:
 
     seed: int = 0
     device: str = "auto"  # auto: a GPU if there is one; else as torch names it
-    threads: int = 0  # of the CPU; 0: chosen from the machine
-    precision: str = "fp32"  # of the network's body: fp32, or bf16 where the machine has it
+    threads: int = 0  # of the CPU; 0: chosen from the machine and the work of a step
+    precision: str = "auto"  # of the body: fp32, bf16, fp16; auto: bf16 where hardware has it
+    compile: bool = False  # torch.compile for the network's body
+    sync_batch_norm: bool = False  # batch statistics over the images of all processes
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16, not {self.precision!r}")
+        if self.precision not in PRECISIONS:
+            names = ", ".join(PRECISIONS)
+            raise ValueError(f"precision must be one of {names}, not {self.precision!r}")
         if self.seed < 0 or self.threads < 0:
             raise ValueError("seed and threads must be at least 0")
 

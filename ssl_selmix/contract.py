@@ -373,6 +373,36 @@ def views(subject: Subject, folder: Path) -> None:
     )
 
 
+def forwards(subject: Subject, folder: Path) -> None:
+    """Joint, split and lazy steps give the same losses and gradients, but for batch statistics."""
+    data, _ = make_data()
+    some = {"threshold": 0.4} if hasattr(subject.kind.Config, "threshold") else {}
+    found = {}
+    for how in ("joint", "split", "lazy"):
+        algorithm, ctx = subject.started(data, **some)
+        algorithm.net.step = how
+        for module in models.batch_norms(algorithm.net):
+            module.eval()  # statistics do depend on which images pass together
+        batch = next(algorithm.batches(data, 0))
+        losses = backward(algorithm, batch, ctx)
+        found[how] = [*losses.values(), *(p.grad for p in algorithm.parameters())]
+    for how in ("split", "lazy"):
+        declared = how in algorithm.forwards
+        for a, b in zip(found["joint"], found[how], strict=True):
+            same = a is b is None or (
+                a is not None and b is not None and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            )
+            demand(
+                same,
+                f"step.{how}=true changes losses or gradients; "
+                + (
+                    f'ask Look.rest for every image that counts, or take "{how}" out of `forwards`'
+                    if declared
+                    else "use joint_features, or Look and declare it in `forwards`"
+                ),
+            )
+
+
 def batches(subject: Subject, folder: Path) -> None:
     """A batch depends on seed, stage and step alone."""
     data, _ = make_data()
@@ -746,6 +776,7 @@ CHECKS: tuple[Check, ...] = (
     frozen,
     on_validation,
     views,
+    forwards,
     batches,
     teacher,
     evaluation,

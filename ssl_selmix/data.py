@@ -259,9 +259,10 @@ class Data:
         for part in index.split(size):
             yield self.normalise(self.take(part))
 
-    def test_batches(self, size: int = 512) -> Iterator[Tensor]:
-        """Un-augmented network inputs of the test images, in order."""
-        for part in self.test_images.split(size):
+    def test_batches(self, rows: Tensor | None = None, size: int = 512) -> Iterator[Tensor]:
+        """Un-augmented network inputs of the test images, or of these rows of them, in order."""
+        images = self.test_images if rows is None else self.test_images[rows]
+        for part in images.split(size):
             yield self.normalise(part.to(self.device))
 
 

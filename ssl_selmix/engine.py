@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix import checkpoint, metrics
+from ssl_selmix import checkpoint, distributed, machine, metrics
 from ssl_selmix.algorithm import Algorithm, Context, Evaluation
 from ssl_selmix.data import Data, Diagnostics, seed_of
 from ssl_selmix.log import StageLog
+from ssl_selmix.models import batch_norms
 
 RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
+ROWS = 512  # features whose logits are computed at once in evaluation
 READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
 
 
@@ -29,12 +31,16 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished stage: the algorithm with the kept weights, their step, and the last step."""
+    """A finished stage: the algorithm with the kept weights, their step, and the last step.
+
+    last: figures of the last weights, if others are kept.
+    """
 
     algorithm: Algorithm
     step: int
     last_step: int
     seconds: float
+    last: dict[str, Any] | None = None
 
 
 def schedule(name: str, step: int, total: int) -> float:
@@ -87,23 +93,33 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def predict(model: Algorithm, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Features N×D and logits N×K in evaluation mode, in one pass."""
-    features, logits = [], []
+def predict(model: Algorithm, batches: Iterable[Tensor], num: int = 0) -> tuple[Tensor, Tensor]:
+    """Features N×D and logits N×K in evaluation mode, in one pass.
+
+    Of several processes each passes its share of the `num` images, and gets what is found of all.
+    """
+    world = model.net.world
     with _evaluating(model):
-        for x in batches:
-            features.append(model.net.features(x))
-            logits.append(model.head(features[-1]).float())
-    return torch.cat(features).clone(), torch.cat(logits).clone()
+        features = torch.cat([model.net.share_features(x) for x in batches])
+        if world is not None:
+            features = world.gather(features, num)
+        logits = torch.cat([model.head(h).float() for h in features.split(ROWS)])
+    return features.clone(), logits.clone()
 
 
 def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
     """The model on the validation images and, if asked, on the un-augmented unlabeled pool."""
-    features, logits = predict(model, data.plain(data.validation))
+    features, logits = _predict_at(model, data, data.validation)
     pool_logits = None
     if pool and len(data.unlabeled):
-        pool_logits = predict(model, data.plain(data.unlabeled))[1]
+        pool_logits = _predict_at(model, data, data.unlabeled)[1]
     return Evaluation(features, logits, data.validation_labels, pool_logits)
+
+
+def _predict_at(model: Algorithm, data: Data, index: Tensor) -> tuple[Tensor, Tensor]:
+    world = model.net.world
+    own = index if world is None else world.own(index)
+    return predict(model, data.plain(own), len(index))
 
 
 def measure(evaluation: Evaluation, tail: list[int]) -> dict[str, Any]:
@@ -114,8 +130,16 @@ def measure(evaluation: Evaluation, tail: list[int]) -> dict[str, Any]:
 
 def measure_test(model: Algorithm, data: Data) -> dict[str, Any]:
     """The figures of results.json on the test images; called once a stage, after training."""
-    logits = predict(model, data.test_batches())[1]
+    world, num = model.net.world, len(data.test_labels)
+    own = None if world is None else world.rows(num)
+    logits = predict(model, data.test_batches(own), num)[1]
     return metrics.evaluate(logits, data.test_labels, logits.shape[1], tail=data.task.tail)
+
+
+def measure_all(model: Algorithm, data: Data) -> dict[str, Any]:
+    """The figures of results.json by part: validation and test."""
+    validation = measure(evaluate(model, data), data.task.tail)
+    return {"validation": validation, "test": measure_test(model, data)}
 
 
 class _Readings:
@@ -151,19 +175,25 @@ class Trainer:
         self.algorithm, self.data, self.folder, self.log = algorithm, data, folder, log
         self.fingerprint = fingerprint
         self.teacher = copy.deepcopy(algorithm).requires_grad_(False) if cfg.ema else algorithm
+        device = next(algorithm.parameters()).device
         self.optimizer = torch.optim.SGD(
             algorithm.param_groups(),
             lr=cfg.lr,
             momentum=cfg.momentum,
             nesterov=cfg.nesterov and cfg.momentum > 0,
             weight_decay=cfg.weight_decay,
+            fused=device.type == "cuda",  # on a CPU it saves nothing that can be measured
         )
+        # Half precision has a short range: losses are scaled so that small gradients stay in it.
+        half = algorithm.net.autocast is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step = 0
         self._lr = 0.0
         self.best: dict[str, Any] = {"step": 0, **dict.fromkeys(RANKS, -math.inf)}
         self._seconds = 0.0  # of earlier processes
         self._since = time.perf_counter()
         self._readings = _Readings()
+        self._norms = batch_norms(algorithm.net)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
@@ -175,6 +205,7 @@ class Trainer:
             "algorithm": self.algorithm.state_dict(),
             "teacher": self.teacher.state_dict() if self.teacher is not self.algorithm else {},
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -185,6 +216,7 @@ class Trainer:
         if self.teacher is not self.algorithm:
             self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
 
     @property
     def seconds(self) -> float:
@@ -209,7 +241,7 @@ class Trainer:
                 if anew:
                     self._begin_anew()
                     batches = self.algorithm.batches(self.data, self.step)
-                checkpoint.save(self.folder / "last.pt", self.state(), keep_previous=True)
+                self._save("last.pt", self.state(), keep_previous=True)
             resumed = False  # the restored state was saved just after its validation
             if self.step == cfg.steps or self.algorithm.finished():
                 return
@@ -217,6 +249,10 @@ class Trainer:
             self._train_step(next(batches))
             if self.step % READ_EVERY == 0:
                 self._read()
+
+    def _save(self, name: str, state: dict[str, Any], *, keep_previous: bool = False) -> None:
+        if distributed.first():
+            checkpoint.save(self.folder / name, state, keep_previous=keep_previous)
 
     def _begin_anew(self) -> None:
         self._seed("restart")
@@ -238,8 +274,11 @@ class Trainer:
         losses, logs = self.algorithm(batch, self.context())
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.algorithm.net.world is not None:
+            distributed.average_statistics(self._norms)
         if self.teacher is not self.algorithm:
             decay = ema_decay(cfg.ema, step, cfg.ema_warmup)
             update_teacher(self.teacher, self.algorithm, decay, cfg.ema_buffers)
@@ -272,6 +311,7 @@ class Trainer:
 
     def _validate(self, diagnostics: Diagnostics | None) -> None:
         algorithm, cfg = self.algorithm, self.algorithm.config
+        distributed.check_same([*self.teacher.parameters(), *self.teacher.buffers()])
         pool = algorithm.needs_pool(self.step)
         evaluation = evaluate(self.teacher, self.data, pool=pool)
         if not torch.isfinite(evaluation.logits).all() and self._recovered("a prediction"):
@@ -298,7 +338,7 @@ class Trainer:
         if math.isfinite(value) and [found[k] for k in RANKS] > [self.best[k] for k in RANKS]:
             self.best = {"step": self.step, **found}
             best = {"fingerprint": self.fingerprint, "teacher": measured}
-            checkpoint.save(self.folder / "best.pt", best | self.best)
+            self._save("best.pt", best | self.best)
         # Only now: what the pool's true labels say is shown, and decides about no weights.
         if diagnostics is not None and evaluation.pool_logits is not None:
             extra |= diagnostics.of(evaluation.pool_logits)
@@ -314,6 +354,7 @@ def fit(
     *,
     resume: bool = False,
     diagnostics: Diagnostics | None = None,
+    compiled: bool = False,
 ) -> Fitted:
     """Train one stage to its end and return it with the weights that its rule keeps.
 
@@ -321,23 +362,42 @@ def fit(
         NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
         OSError: a checkpoint could not be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+    algorithm.net.world = distributed.world()
     trainer = Trainer(algorithm, data, folder, log, fingerprint)
-    state, refused = checkpoint.newest(folder, fingerprint) if resume else (None, [])
+    state, refused = None, list[str]()
+    if resume:
+        state, refused = distributed.from_first(lambda: checkpoint.newest(folder, fingerprint))
     for reason in refused:
         log.warn(f"refused: {reason}; using {'previous.pt' if state else 'the start'} instead")
     if state is not None:
         trainer.restore(state)
     ended = trainer.step == algorithm.config.steps or algorithm.finished()
     if state is None or not ended:  # a finished stage stays as it is
+        algorithm.net.runner = _runner(algorithm, compiled, log)
         with log.stage(trainer.step, algorithm.config.steps, resumed=state is not None):
             trainer.fit(diagnostics, resumed=state is not None)
-    kept = trainer.step
+        algorithm.net.runner = None
+    seconds, kept, last = trainer.seconds, trainer.step, None
     if algorithm.config.keep == "best":
         try:
-            best = checkpoint.load(folder / "best.pt", fingerprint)
+            best = distributed.from_first(lambda: checkpoint.load(folder / "best.pt", fingerprint))
+            if best["step"] != trainer.step:
+                last = measure_all(trainer.teacher, data)
             trainer.teacher.load_state_dict(best["teacher"])
             kept = best["step"]
         except checkpoint.Refused as error:
             log.warn(f"{error}; the last weights are kept instead")
-    return Fitted(trainer.teacher, kept, trainer.step, trainer.seconds)
+    return Fitted(trainer.teacher, kept, trainer.step, seconds, last)
+
+
+def _runner(
+    algorithm: Algorithm, compiled: bool, log: StageLog
+) -> Callable[[Tensor], Tensor] | None:
+    """What trains in the place of the network's body, if anything."""
+    body = algorithm.net.backbone
+    shared = body if algorithm.net.world is None else distributed.wrapped(body)
+    if compiled:
+        return machine.Compiled(shared, body, log.warn)
+    return None if shared is body else shared.__call__

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from ssl_selmix import engine, label_shift, stages, weights
+from ssl_selmix import engine, label_shift, machine, stages, weights
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.label_shift import Estimate
 
@@ -72,7 +72,7 @@ def of_run(
     inputs = stages.reload(plan)
     data = inputs.data
     net = weights.load(run).net.to(data.device)
-    net.autocast = torch.bfloat16 if plan.run.precision == "bf16" else None
+    net.autocast = machine.DTYPES[plan.run.precision]
     model = Algorithm(net, data.task, Algorithm.Config())
     seen = engine.evaluate(model, data, pool=True)
     assert seen.pool_logits is not None

@@ -308,9 +308,9 @@ class Files(Data):
             while shares := list(islice(results, self.workers.shares)):
                 yield self.normalise(self._deliver([made[0][0] for made in shares]))
 
-    def test_batches(self, size: int = 512) -> Iterator[Tensor]:
-        """Un-augmented network inputs of the test images, in order."""
-        return self.plain(self.test, size)
+    def test_batches(self, rows: Tensor | None = None, size: int = 512) -> Iterator[Tensor]:
+        """Un-augmented network inputs of the test images, or of these rows of them, in order."""
+        return self.plain(self.test if rows is None else self.test[rows], size)
 
     def _weak(self, purpose: str, step: int) -> tuple[tuple[str, int], ...]:
         return (("weak", seed_of(self.seed, self.stage, purpose, step)),)

@@ -28,7 +28,12 @@ MATRICES_UP_TO = 100  # classes, in metrics.jsonl
 
 
 def console() -> Console:
-    """The terminal, or plain text of a fixed width when the output goes elsewhere."""
+    """The terminal, or plain text of a fixed width when the output goes elsewhere.
+
+    Of several processes, the first one speaks.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return Console(quiet=True)
     found = Console()
     return found if found.is_terminal else Console(width=110, color_system=None, soft_wrap=True)
 
@@ -171,6 +176,23 @@ class StageLog:
         mean = f"  mean recall {self._last['mean_recall']:.3f}"
         line = f"{self.name}  {step}/{self._total}  {self._figures()}{mean}{left}"
         self.out.print(line, highlight=False, markup=False)
+
+
+class SilentLog(StageLog):
+    """The log of a process that is not the first of several: nothing."""
+
+    @contextmanager
+    def stage(self, step: int, total: int, *, resumed: bool) -> Iterator[None]:
+        """Open nothing."""
+        yield
+
+    def training(self, step: int, values: dict[str, float]) -> None:
+        """Record nothing."""
+
+    def validation(
+        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
+    ) -> None:
+        """Record nothing."""
 
 
 def picture(matrix: Tensor) -> Any:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_selmix.distributed import World
+
 
 class Classifier(nn.Module):
     """`features` N×C×H×W -> N×D, and a linear `classifier` D -> K on top.
@@ -23,6 +25,9 @@ class Classifier(nn.Module):
     """
 
     autocast: torch.dtype | None = None
+    step: str = "joint"  # how a training step looks at its views: joint, split or lazy (forward.py)
+    runner: Callable[[Tensor], Tensor] | None = None  # the backbone as it trains: compiled, say
+    world: World | None = None  # processes that share every batch
     rebuild: Callable[[], Classifier] | None = None  # makes the network anew, untrained
 
     def __init__(self, backbone: nn.Module, classifier: nn.Linear) -> None:
@@ -32,10 +37,17 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features N×D of normalised images N×C×H×W."""
+        if self.world is None:
+            return self.share_features(x)
+        return self.world.gather(self.share_features(self.world.own(x)), len(x))
+
+    def share_features(self, x: Tensor) -> Tensor:
+        """Features of images that are this process's share of a batch."""
+        body = self.runner if self.runner is not None and self.training else self.backbone
         if self.autocast is None:
-            return self.backbone(x)  # type: ignore[no-any-return]
+            return body(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, self.autocast):
-            features: Tensor = self.backbone(x)
+            features: Tensor = body(x)
         return features.float()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ from ssl_selmix import (
     checkpoint,
     config,
     data,
+    distributed,
     engine,
     environment,
+    forward,
+    machine,
     models,
     plugins,
     report,
@@ -32,11 +35,11 @@ from ssl_selmix import (
 from ssl_selmix.algorithm import Algorithm, Task
 from ssl_selmix.checkpoint import write_atomically
 from ssl_selmix.data import Data, Diagnostics, seed_of
-from ssl_selmix.log import StageLog, console
+from ssl_selmix.log import SilentLog, StageLog, console
 from ssl_selmix.splits import Split, read_manifest
 
 NO_PRESET = "none"
-MACHINE_THREADS = torch.get_num_threads()  # as torch or OMP_NUM_THREADS chose
+NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,16 @@ class Plan:
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
+        sections |= {"step": forward.Config}
         sections |= {name: kind.Config for name, kind in self.algorithms}
         self.layers = self._layers(set(sections))
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
+        self.device = machine.set_up_device(self.run.device)
+        # What `auto` chose decides the results, so that it is what the run records.
+        self.run.precision = machine.precision_of(self.run.precision, self.device)
+        self.plain["precision"] = self.run.precision
         self.init = weights.read(request.init) if request.init else {}
         self.init_sha256 = checkpoint.digest(self.init) if request.init else ""
 
@@ -149,7 +157,13 @@ class Plan:
             "dataset": self.request.dataset,
             **plain,
             **({"code": code} if (code := self._code()) else {}),
+            **self._processes(),
         }
+
+    def _processes(self) -> dict[str, int]:
+        """How many, if several: sums over them are rounded in another order."""
+        world = distributed.world()
+        return {"processes": world.size} if world else {}
 
     def _code(self) -> dict[str, str]:
         """SHA-256 of the user's own files that take part: plug-ins, objectives, constraints."""
@@ -168,8 +182,9 @@ class Plan:
         """Identity of a stage: the configuration up to it and the images it sees."""
         used = [name for name, _ in self.algorithms[: stage + 1]]
         plain = config.deciding(self.plain)
-        parts = {k: plain[k] for k in ("seed", "precision", "data", "model", *used)}
-        origin = (images, self.init_sha256, self._code())
+        common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
+        parts = {k: plain[k] for k in (*common, *used)}
+        origin = (images, self.init_sha256, self._code(), self._processes())
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
 
 
@@ -184,7 +199,7 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
         written = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(written, dict)
         names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
-        tree = {str(k): v for k, v in written.items() if k not in ("init", "code")}
+        tree = {str(k): v for k, v in written.items() if k not in NOT_SETTINGS}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -203,7 +218,7 @@ def reload(plan: Plan) -> Inputs:
     Raises:
         ValueError: they are not those that the run saw.
     """
-    inputs = load_data(plan, set_up_machine(plan.run))
+    inputs = load_data(plan)
     _check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
 
@@ -217,69 +232,93 @@ def run(request: Request) -> dict[str, Any]:
         engine.NonFiniteLoss: training diverged.
     """
     plan = Plan(request)
-    out = console()
-    device = set_up_machine(plan.run)
-    previous = _open_directory(plan)
-    _announce(plan, device, out)
-    inputs = load_data(plan, device)
+    with distributed.joined(plan.device):
+        return _run(plan)
+
+
+def _run(plan: Plan) -> dict[str, Any]:
+    request, out = plan.request, console()
+    previous = distributed.from_first(lambda: _open_directory(plan))
+    _announce(plan, out)
+    inputs = load_data(plan)
     loaded = inputs.data
-    # A mistake in the last stage must not cost the stages before it.
-    for index in range(len(plan.stages)):
-        build(plan, index, loaded.task, loaded.images.shape[1], None)
-    if previous is None:
-        _write_setup(plan, inputs, device)
-    else:
-        _check_images(
-            plan,
-            inputs.sha256,
-            "--resume needs the same images, use another --out for these",
+    if distributed.from_first(lambda: inputs.sha256) != inputs.sha256:
+        raise ValueError(
+            "the processes see different images or splits; give the same files to all of them"
         )
-        _compare_code(plan, out)
-    results = _results_so_far(plan, inputs.sha256)
+    # A mistake in the last stage must not cost the stages before it.
+    parts = range(len(plan.stages))
+    planned = [build(plan, i, loaded.task, loaded.images.shape[1], None) for i in parts]
+    _check_batches(planned)
+    _set_threads(plan, planned, loaded, out)
+    if previous is not None:
+        distributed.from_first(lambda: _check_resumed(plan, inputs.sha256, out))
+    elif distributed.first():
+        _write_setup(plan, inputs)
+    results = distributed.from_first(lambda: _results_so_far(plan, inputs.sha256))
     net = _start(plan, inputs, results, out) if plan.init else None
     for index, stage in enumerate(plan.stages):
         algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
-        algorithm.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage_data = loaded.at_stage(stage)
         images = algorithm.images_per_step
-        log = StageLog(plan.out / stage, stage, loaded.class_names, out, images)
+        logs = StageLog if distributed.first() else SilentLog
         fitted = engine.fit(
             algorithm,
             stage_data,
             plan.out / stage,
-            log,
+            logs(plan.out / stage, stage, loaded.class_names, out, images),
             plan.fingerprint(index, inputs.sha256),
             resume=request.resume,
             diagnostics=inputs.diagnostics,
+            compiled=plan.run.compile,
         )
         net = fitted.algorithm.export().requires_grad_(True)
         if index >= len(results["stages"]):
-            weights.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
             name = plan.algorithms[index][0]
             results["stages"].append(_measure(name, fitted, stage_data))
             results["protocol"] = _protocol(plan, inputs, fitted.algorithm.net)
-            _write_json(plan.out / "results.json", results)
+            if distributed.first():
+                weights.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
+                _write_json(plan.out / "results.json", results)
     report.show(results, loaded.class_names, out)
+    memory = machine.peak_memory(plan.device)
+    held = ", ".join(f"{size / 2**30:.2f} GiB ({what})" for what, size in memory.items())
+    out.print(f"peak memory: {held or 'unknown'}", highlight=False, markup=False)
     out.print(f"results: {plan.out / 'results.json'}", highlight=False, markup=False)
     return results
 
 
-def set_up_machine(settings: config.Run) -> torch.device:
-    """Choose device and threads; make kernels repeatable."""
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used ({reason}); try device=cpu") from error
-    # Also when nothing is asked for: a run must not depend on one before it in this process.
-    torch.set_num_threads(settings.threads or MACHINE_THREADS)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    return device
+def _check_batches(algorithms: Sequence[Algorithm]) -> None:
+    """Every process must pass as many images, or their gradients would count differently."""
+    world = distributed.world()
+    for algorithm in algorithms if world else ():
+        assert world is not None
+        if algorithm.config.batch % world.size:
+            raise ValueError(
+                f"batch={algorithm.config.batch} cannot be shared by {world.size} processes; make "
+                "it a multiple of their number"
+            )
+
+
+def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out: Console) -> None:
+    """The threads that were asked for, or as many as the largest step can use; says which."""
+    images = max(algorithm.images_per_step for algorithm in algorithms)
+    shape = tuple(loaded.images.shape[1:])
+    flops = machine.flops_per_step(algorithms[0].net, shape, images)
+    threads = plan.run.threads or machine.threads_for(flops)
+    torch.set_num_threads(threads)
+    why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
+    text = f"  machine: {plan.device}, {threads} threads ({why}), {plan.run.precision}"
+    out.print(text, highlight=False, markup=False)
+    for (name, _), algorithm in zip(plan.algorithms, algorithms, strict=True):
+        if plan.config["step"].name not in algorithm.forwards:
+            out.print(
+                f"  {name} looks at all its views at once: step.{plan.config['step'].name} changes "
+                "nothing in it",
+                highlight=False,
+                markup=False,
+            )
 
 
 @dataclass(frozen=True)
@@ -298,7 +337,7 @@ class Inputs:
         return config.fingerprint(self.split.manifest(self.images_sha256, **self.extra))
 
 
-def load_data(plan: Plan, device: torch.device) -> Inputs:
+def load_data(plan: Plan) -> Inputs:
     """Decode the images, draw the split, put the pool on the device."""
     settings, seed = plan.config["data"], plan.run.seed
     source: data.ImageSet = plan.dataset.load(settings)
@@ -314,7 +353,7 @@ def load_data(plan: Plan, device: torch.device) -> Inputs:
         )
     sha256 = source.sha256()
     split = _split(plan, source, sha256)
-    loaded, diagnostics = data.assemble(source, split, seed, device)
+    loaded, diagnostics = data.assemble(source, split, seed, plan.device)
     extra: dict[str, Any] = {
         "dataset": plan.request.dataset,
         "class_names": names,
@@ -358,7 +397,10 @@ def build(
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
         net = models.build(plan.config["model"], task.num_classes, channels)
-    net.autocast = torch.bfloat16 if plan.run.precision == "bf16" else None
+    net.autocast = machine.DTYPES[plan.run.precision]
+    net.step = plan.config["step"].name
+    if plan.run.sync_batch_norm and distributed.world():
+        distributed.share_batch_norms(net, plan.device)
     return kind(net, task, plan.config[name])
 
 
@@ -403,29 +445,34 @@ def _check_images(plan: Plan, sha256: str, remedy: str) -> None:
 
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
     """Each name is a section of the configuration and may mean one thing only."""
-    taken: dict[str, Any] = dict.fromkeys(("data", "model", "dataset", "algorithms"))
+    taken: dict[str, Any] = dict.fromkeys(("data", "model", "step", "dataset", "algorithms"))
     taken |= dict.fromkeys(config.Run.__annotations__)
     for name, kind in algorithms:
         if taken.setdefault(name, kind) is not kind:
             raise ValueError(f"the name {name!r} of an algorithm is taken; rename its file")
 
 
-def _announce(plan: Plan, device: torch.device, out: Any) -> None:
-    where = f"{device}, {torch.get_num_threads()} threads"
-    out.print(f"run {plan.out} on {where}", highlight=False, markup=False)
+def _announce(plan: Plan, out: Console) -> None:
+    out.print(f"run {plan.out}", highlight=False, markup=False)
     for origin, settings in plan.layers:
         if settings:
             text = " ".join(f"{key}={value}" for key, value in settings.items())
             out.print(f"  {origin}: {text}", highlight=False, markup=False)
 
 
-def _write_setup(plan: Plan, inputs: Inputs, device: torch.device) -> None:
+def _write_setup(plan: Plan, inputs: Inputs) -> None:
     said = {**inputs.extra, "command": plan.request.command}
     inputs.split.save(plan.out / "manifest.json", inputs.images_sha256, **said)
-    _write_json(plan.out / "environment.json", environment.describe(device))
+    _write_json(plan.out / "environment.json", environment.describe(plan.device))
     # Last: a directory with config.yaml is complete enough to be resumed.
     text = OmegaConf.to_yaml(OmegaConf.create(plan.identity()))
     write_atomically(plan.out / "config.yaml", text.encode())
+
+
+def _check_resumed(plan: Plan, images: str, out: Console) -> None:
+    remedy = "--resume needs the same images, use another --out for these"
+    _check_images(plan, images, remedy)
+    _compare_code(plan, out)
 
 
 def _compare_code(plan: Plan, out: Console) -> None:
@@ -464,16 +511,15 @@ def _results_so_far(plan: Plan, manifest_sha: str) -> dict[str, Any]:
 
 def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
     algorithm = fitted.algorithm
-    tail = loaded.task.tail
-    return {
+    found = {
         "algorithm": name,
         "steps": fitted.last_step,
         "kept_step": fitted.step,
         "seconds": round(fitted.seconds, 2),
         "head": algorithm.head_name,
-        "validation": engine.measure(engine.evaluate(algorithm, loaded), tail),
-        "test": engine.measure_test(algorithm, loaded),
+        **engine.measure_all(algorithm, loaded),
     }
+    return found | ({"last": fitted.last} if fitted.last else {})
 
 
 def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) -> models.Classifier:
@@ -501,7 +547,15 @@ def _protocol(plan: Plan, inputs: Inputs, net: models.Classifier) -> dict[str, A
         "validation": f"held out of {held}, labeled",
         "steps": [plan.config[name].steps for name, _ in plan.algorithms],
         "precision": plan.run.precision,
+        "step": plan.config["step"].name,
+        **_shared(plan),
     }
+
+
+def _shared(plan: Plan) -> dict[str, Any]:
+    """How several processes shared the batches."""
+    world, synced = distributed.world(), plan.run.sync_batch_norm
+    return {"processes": world.size, "sync_batch_norm": synced} if world else {}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

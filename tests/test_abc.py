@@ -145,7 +145,8 @@ def test_hard_targets_reproduce_the_usb_code(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "bernoulli", draws)
     weak, strong = given["logits_aux_u_w"], given["logits_aux_u_s"]
     ctx = context(int(given["epoch"]), int(given["epochs"]))
-    found = head.objective(given["logits_aux_x"], given["y"], head.guess(weak), [strong], ctx)
+    chosen = head.choose(given["y"], head.guess(weak), ctx)
+    found = head.objective(given["logits_aux_x"], given["y"], chosen, [strong])
     _, confident = losses.pseudo_label(head.guess(weak), float(given["threshold"]))
     got = draws.recorded() | {
         "mask_u": confident * draws.masks[1],  # there, one mask for both
@@ -237,10 +238,9 @@ def test_masks_equalise_the_classes() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "bernoulli", spy)
         torch.manual_seed(0)
-        features = torch.randn(len(y), 3)
         p = torch.eye(3)[y]
         for _ in range(times):
-            head.objective(features, y, p, [features], context(499, 500))
+            head.choose(y, p, context(499, 500))
     for masks, p_kept in ((asked[::2], head.ratio), (asked[1::2], head.kept(context(499, 500)))):
         kept = torch.zeros(3).index_add(0, y.repeat(times), torch.cat(masks)) / times
         torch.testing.assert_close(kept, num * p_kept, rtol=0.05, atol=0.0)
@@ -253,7 +253,7 @@ def test_masked_means_are_over_all_images(monkeypatch: pytest.MonkeyPatch) -> No
     x, strong = (torch.randn(4, 3, generator=generator) for _ in range(2))
     p = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3]])
     y = torch.tensor([0, 1, 2, 0])
-    found = head.objective(x, y, p, [strong, x], context(0, 1))
+    found = head.objective(x, y, head.choose(y, p, context(0, 1)), [strong, x])
     logs = [head(h).log_softmax(1) for h in (x, strong)]
     labeled = -logs[0][torch.arange(4), y].mean()
     unlabeled = -sum((p[i] * log[i]).sum() for i in (0, 2) for log in logs) / 4
@@ -266,9 +266,9 @@ def test_a_certain_target_gives_no_nan() -> None:
     head = BalancedHead(3, COUNTS.double(), 0.95)
     head.linear = linear(torch.eye(3), torch.zeros(3))
     features = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
-    found = head.objective(
-        features, torch.zeros(1).long(), head.guess(features), [features], context(0, 1)
-    )
+    y = torch.zeros(1).long()
+    chosen = head.choose(y, head.guess(features), context(0, 1))
+    found = head.objective(features, y, chosen, [features])
     torch.stack(list(found.values())).sum().backward()
     assert features.grad is not None and features.grad.isfinite().all()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssl_selmix import cli, contract, plugins
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Task
 from ssl_selmix.data import Data, LazyViews
-from ssl_selmix.forward import joint_logits
+from ssl_selmix.forward import Look, joint_logits
 from ssl_selmix.models import Classifier, batch_norms
 
 Step = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -341,6 +341,26 @@ class Sets(Good):
         sizes: set[int] = field(default_factory=set)
 
 
+class Leaves(Good):
+    """Asks for too few images, and uses what it got of the others."""
+
+    forwards = ("joint", "split", "lazy")
+
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        look = Look(self.net, batch)
+        classes = look.weak_logits().argmax(1)
+        x, strong = look.rest_logits(torch.arange(len(classes)) > 2)
+        return {"labeled": F.cross_entropy(x, batch.y), "all": F.cross_entropy(strong, classes)}, {}
+
+
+class ThroughWeak(Good):
+    """Looks at its views as the configuration says, and does not say so."""
+
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        x, strong = Look(self.net, batch).rest_logits(torch.arange(len(batch.index_u)) > 2)
+        return {"labeled": F.cross_entropy(x, batch.y), "all": strong.square().mean()}, {}
+
+
 BROKEN: list[tuple[contract.Check, type[Algorithm], str]] = [
     (contract.gradients, NoNumber, "the loss 'mine' must be a finite scalar"),
     (contract.gradients, NoScalar, r"the loss 'labeled' must be a finite scalar, not \(4,\)"),
@@ -362,6 +382,8 @@ BROKEN: list[tuple[contract.Check, type[Algorithm], str]] = [
     (contract.views, Backwards, r"asks for view \{-1\}"),
     (contract.views, InPlace, "changes its batch"),
     (contract.views, MixedUp, r"u\.select\(0, rows\) must be u\[0\]\[rows\]"),
+    (contract.forwards, Leaves, "step.lazy=true changes .* every image that counts"),
+    (contract.forwards, ThroughWeak, "step.lazy=true changes .* declare it in `forwards`"),
     (contract.batches, GlobalDraw, "batch 3 differs"),
     (contract.batches, FromTheStart, "batch 3 differs"),
     (contract.batches, OneBatch, "batches 3 and 4 are the same"),

@@ -64,7 +64,7 @@ def plan_of(dataset: str, *words: str, seed: int = 0) -> stages.Plan:
 
 
 def inputs_of(dataset: str, *words: str, seed: int = 0) -> stages.Inputs:
-    return stages.load_data(plan_of(dataset, *words, seed=seed), CPU)
+    return stages.load_data(plan_of(dataset, *words, seed=seed))
 
 
 def saved(dataset: str, folder: Path, *words: str) -> Path:
@@ -134,7 +134,7 @@ def test_a_published_split_comes_back_whole(
     path = tmp_path / "published.json"
     first.split.save(path, first.images_sha256, **first.extra)
     plan = plan_of(dataset, f"data.manifest={path}", seed=other)
-    again = stages.load_data(plan, CPU)
+    again = stages.load_data(plan)
     for part in PARTS:
         np.testing.assert_array_equal(getattr(again.split, part), getattr(first.split, part))
     assert again.sha256 == first.sha256

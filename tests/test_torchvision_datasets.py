@@ -293,7 +293,7 @@ def test_extra_images_of_another_size_are_refused(stl: Path) -> None:
 def test_the_pool_of_unknown_class_is_part_of_what_a_manifest_identifies(stl: Path) -> None:
     words = [*SMALL, f"data.root={stl}"]
     plan = stages.Plan(stages.Request(["fixmatch"], "stl10", settings=words))
-    inputs = stages.load_data(plan, CPU)
+    inputs = stages.load_data(plan)
     manifest = inputs.split.manifest(inputs.images_sha256, **inputs.extra)
     assert manifest["extra_unlabeled"] == 25 and manifest["counts"]["unlabeled"] == [0] * 10
     assert manifest["meaning"]["M1"].startswith("no M1")
@@ -304,13 +304,13 @@ def test_the_pool_of_unknown_class_is_part_of_what_a_manifest_identifies(stl: Pa
             settings=[*words, "data.unlabeled.largest=2", "data.unlabeled.shape=uniform"],
         )
     )
-    assert stages.load_data(plan, CPU).images_sha256 != inputs.images_sha256
+    assert stages.load_data(plan).images_sha256 != inputs.images_sha256
 
 
 def test_fixmatch_and_selmix_train_on_a_pool_of_unknown_class(stl: Path) -> None:
     words = [*SMALL, f"data.root={stl}", "selmix.batch=4"]
     plan = stages.Plan(stages.Request(["fixmatch", "selmix"], "stl10", settings=words))
-    inputs = stages.load_data(plan, CPU)
+    inputs = stages.load_data(plan)
     net = None
     for index, stage in enumerate(plan.stages):
         algorithm = stages.build(plan, index, inputs.data.task, 3, net)

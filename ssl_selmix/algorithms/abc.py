@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_selmix.algorithm import Batch, Context, Rules, Task
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.balanced import BalancedHead
-from ssl_selmix.forward import joint_features
+from ssl_selmix.forward import Look
 from ssl_selmix.models import Classifier
 
 
@@ -48,12 +48,14 @@ class ABC(FixMatch):
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch on the network's own classifier, and the balanced losses on the second head."""
-        h_x, h_w, *strong = joint_features(self.net, batch)
-        a = self.net.classifier
+        a, look = self.net.classifier, Look(self.net, batch)
+        h_w = look.weak()
         p = self.guess(self.of_pool(a(h_w).detach()), batch, ctx)
-        found, logs = self.objective(a(h_x), batch.y, p, a(torch.cat(strong)), batch.index_u)
-        q = self.balanced.guess(h_w)
-        return found | self.balanced.objective(h_x, batch.y, q, strong, ctx), logs
+        kept = self.confidence(p, batch.index_u)
+        chosen = self.balanced.choose(batch.y, self.balanced.guess(h_w), ctx)
+        h_x, strong = look.rest((kept[1] > 0) | (chosen.unlabeled > 0))
+        found, logs = self.objective(a(h_x), batch.y, kept, a(torch.cat(strong)))
+        return found | self.balanced.objective(h_x, batch.y, chosen, strong), logs
 
     def head(self, features: Tensor) -> Tensor:
         """The balanced head alone."""

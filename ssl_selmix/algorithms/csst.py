@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ssl_selmix import cost_sensitive, objectives
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
-from ssl_selmix.forward import joint_logits
+from ssl_selmix.forward import Look
 from ssl_selmix.models import Classifier
 
 
 class CSST(Algorithm):
     """Rangwani et al., NeurIPS 2022; FixMatch with cost-sensitive losses and a KL threshold."""
 
+    forwards = ("joint", "split", "lazy")
     figures = ("objective",)
 
     @dataclass
@@ -67,10 +68,11 @@ class CSST(Algorithm):
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_x = mean l(z_x, y), L_u = mean 1[KL(Gn_yhat || p_w) < kappa] l(z_s, yhat)."""
-        logits_x, logits_w, logits_s = joint_logits(self.net, batch)
-        p = logits_w.detach().float().softmax(1)
+        look = Look(self.net, batch)
+        p = look.weak_logits().float().softmax(1)
         classes, kl = cost_sensitive.divergence(p, self.gain)
         mask = (kl < self.config.kl_threshold).to(p.dtype)
+        logits_x, logits_s = look.rest_logits(mask > 0)
         unlabeled = cost_sensitive.cross_entropy(logits_s, classes, self.gain) * mask
         found = {
             "labeled": cost_sensitive.cross_entropy(logits_x, batch.y, self.gain).mean(),

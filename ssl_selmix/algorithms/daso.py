@@ -10,12 +10,14 @@ from ssl_selmix import semantic
 from ssl_selmix.algorithm import Batch, Context, Task
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.balanced import BalancedHead
-from ssl_selmix.forward import joint_features
+from ssl_selmix.forward import Look
 from ssl_selmix.models import Classifier
 
 
 class DASO(FixMatch):
     """Oh et al., CVPR 2022; with `balanced_head`, DASO + ABC of the same paper."""
+
+    forwards = ("joint", "split")  # the alignment loss takes every strong view
 
     @dataclass
     class Config(FixMatch.Config, semantic.Config):
@@ -39,20 +41,23 @@ class DASO(FixMatch):
         """FixMatch with blended pseudo-labels p' and, after the warm-up, the alignment loss."""
         remembered = semantic.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)
         self.semantic.remember(remembered, batch.y)
-        h_x, h_w, h_s = joint_features(self.net, batch)
+        look = Look(self.net, batch)
+        h_w, (h_x, (h_s,)) = look.weak(), look.rest()
         q, alignment = self.semantic(h_w, h_s)
         started = self.semantic.started(ctx)
 
         logits_x, logits_w, logits_s = (self.net.classifier(h) for h in (h_x, h_w, h_s))
         p = self.guess(self.of_pool(logits_w.detach()), batch, ctx)
         p = self.semantic.blend(p, q) if started else p
-        found, logs = self.objective(logits_x, batch.y, p, logits_s, batch.index_u)
+        kept = self.confidence(p, batch.index_u)
+        found, logs = self.objective(logits_x, batch.y, kept, logits_s)
         if started:
             found["alignment"] = alignment
         if self.balanced is not None:
             g = self.balanced.guess(h_w)
             g = self.semantic.blend(g, q) if started else g
-            found |= self.balanced.objective(h_x, batch.y, g, [h_s], ctx)
+            chosen = self.balanced.choose(batch.y, g, ctx)
+            found |= self.balanced.objective(h_x, batch.y, chosen, [h_s])
         self.semantic.count(p.argmax(1), ctx.step)
         return found, logs
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_selmix import confidence, losses
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
-from ssl_selmix.forward import joint_logits
+from ssl_selmix.forward import Look
 from ssl_selmix.models import Classifier
 from ssl_selmix.prior import FollowsPool, PoolPrior
 
@@ -19,6 +19,7 @@ class FixMatch(FollowsPool):
     """Sohn et al., NeurIPS 2020; with the logit-adjusted labeled loss of the SelMix baseline."""
 
     views: Sequence[str] = ("weak", "strong")
+    forwards: Sequence[str] = ("joint", "split", "lazy")
 
     @dataclass
     class Config(Algorithm.Config, confidence.Config, PoolPrior.Config):
@@ -44,20 +45,21 @@ class FixMatch(FollowsPool):
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
-        logits_x, logits_w, logits_s = joint_logits(self.net, batch)
-        p = self.guess(self.of_pool(logits_w.detach().float()), batch, ctx)
-        return self.objective(logits_x, batch.y, p, logits_s, batch.index_u)
+        look = Look(self.net, batch)
+        p = self.guess(self.of_pool(look.weak_logits().float()), batch, ctx)
+        kept = self.confidence(p, batch.index_u)
+        logits_x, logits_s = look.rest_logits(kept[1] > 0)
+        return self.objective(logits_x, batch.y, kept, logits_s)
 
     def objective(
-        self, logits_x: Tensor, y: Tensor, p: Tensor, logits_s: Tensor, index_u: Tensor
+        self, logits_x: Tensor, y: Tensor, kept: tuple[Tensor, Tensor], logits_s: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses, given class probabilities p M×K of the weak views; and the logs.
+        """The losses, given the pseudo-labels (M,) and their weights (M,); and the logs.
 
         Shape: logits_x B×K; logits_s M×K, or M×K of every strong view one after the other.
         """
         logits_s = self.of_pool(logits_s)
-        kept = self.confidence(p, index_u)
-        classes, weight = (rows.repeat(len(logits_s) // len(p)) for rows in kept)
+        classes, weight = (rows.repeat(len(logits_s) // len(rows)) for rows in kept)
         unlabeled = losses.masked_cross_entropy(logits_s, classes, weight)
         found = {
             "labeled": self.labeled_loss(logits_x, y),

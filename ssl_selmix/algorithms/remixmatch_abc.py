@@ -46,8 +46,8 @@ class ReMixMatchABC(ReMixMatch):
         seen = self.remix.look(self.net, batch, plainly=True)
         q = self.guess(seen, batch, ctx)
         found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
-        p, strong = self.balanced.guess(seen.weak), seen.views[1:]
-        found |= self.balanced.objective(seen.labeled, batch.y, p, strong, ctx)
+        chosen = self.balanced.choose(batch.y, self.balanced.guess(seen.weak), ctx)
+        found |= self.balanced.objective(seen.labeled, batch.y, chosen, seen.views[1:])
         return found, {"confidence": q.amax(1).mean()}
 
     @property

@@ -1,0 +1,225 @@
+"""Several processes that train as one (`torchrun --nproc-per-node=N train.py ...`).
+
+Every process draws the same batch and passes its share of the images through the network; the
+features of all are exchanged, and each process computes heads, losses and state from all of them.
+So a method needs no line of its own: its priors, counts, queues and prototypes see the whole batch
+and are the same everywhere. Gradients of the network's body, which saw a share only, are added up
+by DistributedDataParallel.
+
+Shapes: N processes, n images of a batch, D features.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # for a process that reads its images later than the others
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, and which of them this one is."""
+
+    rank: int
+    size: int
+
+    def rows(self, num: int) -> Tensor:
+        """Positions of the images that are this process's share: every N-th, equally many each.
+
+        Neighbours go to different processes, so that each sees labeled, weak and strong views.
+        """
+        rows = torch.arange(self.rank, -(-num // self.size) * self.size, self.size)
+        return rows % num  # where the images do not divide evenly, some are seen twice
+
+    def own(self, x: Tensor) -> Tensor:
+        """This process's share of a batch."""
+        return x.index_select(0, self.rows(len(x)).to(x.device))
+
+    def gather(self, share: Tensor, num: int) -> Tensor:
+        """All n rows in order, from the share of each process; differentiable.
+
+        The loss that follows must be the same in every process, computed from all rows.
+        """
+        return _Gather.apply(share, num, self)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, num: int, world: World) -> Tensor:  # type: ignore[override]
+        ctx.world = world
+        parts = [torch.empty_like(share) for _ in range(world.size)]
+        dist.all_gather(parts, share.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)[:num]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        world, grad = ctx.world, grads[0]
+        rows = torch.arange(world.rank, len(grad), world.size, device=grad.device)
+        own = grad.new_zeros(-(-len(grad) // world.size), *grad.shape[1:])
+        own[: len(rows)] = grad[rows]
+        # DistributedDataParallel takes the mean over processes of what is to be added up.
+        return own * world.size, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """Over the processes, of values as of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Sum.forward(ctx, grads[0])
+
+
+def world() -> World | None:
+    """The processes of this run; None if there is one only."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def first() -> bool:
+    """Whether this process is the one that writes files and talks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_rank() -> int | None:
+    """Which process of this machine this is, if torchrun started it."""
+    return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World | None]:
+    """Meet the other processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield world()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield world()
+    finally:
+        dist.destroy_process_group()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them; its mistakes too.
+
+    For what depends on files: the others may run on machines that do not see them.
+    """
+    if world() is None:
+        return make()
+    result: list[Any] = [None, None]
+    if first():
+        try:
+            result[0] = make()
+        except (ValueError, OSError) as error:
+            result[1] = error
+    dist.broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]  # type: ignore[no-any-return]
+
+
+def wrapped(body: nn.Module) -> nn.Module:
+    """The network's body with gradients that are added up over the processes."""
+    if not any(p.requires_grad for p in body.parameters()):
+        return body
+    device = next(body.parameters()).device
+    ids = [device.index] if device.type == "cuda" else None
+    kind = nn.parallel.DistributedDataParallel
+    new = "forward_sync_buffers" in inspect.signature(kind).parameters  # its name since torch 2.13
+    options = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return kind(body, device_ids=ids, **options)
+
+
+@torch.no_grad()
+def average_statistics(norms: Sequence[_BatchNorm]) -> None:
+    """The mean over the processes of the running batch statistics, in one exchange."""
+    kept = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+    if not kept:
+        return
+    flat = torch.cat([t.flatten() for t in kept])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(kept, flat.split([t.numel() for t in kept]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def check_same(tensors: Sequence[Tensor]) -> None:
+    """Raise RuntimeError if the processes' models are not the same; exchanges their sums."""
+    if world() is None:
+        return
+    sums = torch.stack([t.double().sum().nan_to_num() for t in tensors if t.is_floating_point()])
+    low, high = sums.clone(), sums.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    if not torch.equal(low, high):
+        raise RuntimeError(
+            "the models of the processes are not the same any more: the method draws random "
+            "numbers, or keeps state, that depend on more than the batch; run it with one process"
+        )
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes, on any device.
+
+    Takes the place of torch's SyncBatchNorm, which runs on GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise N×C×H×W by the statistics of all processes; as ever in evaluation mode."""
+        if not self.training or world() is None:
+            return super().forward(x)
+        values = x.float()
+        num = values.numel() // values.shape[1] * dist.get_world_size()
+        mean = _Sum.apply(values.sum((0, 2, 3))) / num
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply((centred**2).sum((0, 2, 3))) / num
+        self._remember(mean.detach(), variance.detach(), num)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        out = centred * scale[:, None, None]
+        return (out + self.bias[:, None, None] if self.affine else out).to(x.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor, num: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        step = self.momentum
+        if step is None:
+            step = 1 / float(self.num_batches_tracked or 1)
+        self.running_mean.lerp_(mean, step)
+        self.running_var.lerp_(variance * (num / max(1, num - 1)), step)
+
+
+def share_batch_norms(net: nn.Module, device: torch.device) -> None:
+    """Let batch normalisation see the images of all processes, in place; what is so stays so."""
+    if device.type == "cuda":
+        for name, child in net.named_children():
+            setattr(net, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        return
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm2d
