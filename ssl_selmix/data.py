@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssl_selmix.algorithm import Batch, Task, Views
 from ssl_selmix.augment.tensor import Strong, Weak
+from ssl_selmix.distributed import World
 from ssl_selmix.splits import Split, sha256_of_arrays
 
 
@@ -176,6 +177,10 @@ class Data:
     def at_stage(self, stage: str) -> Data:
         """The same data with the random streams of another stage."""
         return replace(self, stage=stage)
+
+    def shared(self, world: World | None) -> Data:
+        """The same data for a process that passes its share of every batch through the network."""
+        return self
 
     def generator(self, *purpose: int | str) -> torch.Generator:
         """A fresh CPU generator for one purpose of this seed and stage."""

@@ -365,6 +365,8 @@ def fit(
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
     algorithm.net.world = distributed.world()
+    if not algorithm.mixes_images:
+        data = data.shared(algorithm.net.world)
     trainer = Trainer(algorithm, data, folder, log, fingerprint)
     state, refused = None, list[str]()
     if resume:

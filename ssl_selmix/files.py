@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssl_selmix.algorithm import Batch, Views
 from ssl_selmix.data import Data, Draw, ImageSet, seed_of
 from ssl_selmix.datasets_io import BROKEN_FILE, contents
+from ssl_selmix.distributed import World
 from ssl_selmix.log import warn
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in units of 0..255
@@ -41,11 +42,12 @@ MOST_WORKERS = 16  # of the default; more are taken if asked for
 
 
 class Request(NamedTuple):
-    """Views of some images; `first` is the row of the first of them in its batch."""
+    """Views of some images, which are every so many rows of their batch, from `first` on."""
 
     rows: list[int]
     views: tuple[tuple[str, int], ...]  # name and seed of each
     first: int
+    every: int = 1
 
 
 Job = tuple[Request, ...]
@@ -97,7 +99,7 @@ class Reader:
             path = self._paths[row]
             photo = image.Photo(contents(path), path)
             for (name, seed), out in zip(request.views, made, strict=True):
-                out[i] = makers[name](photo, (seed, request.first + i))
+                out[i] = makers[name](photo, (seed, request.first + i * request.every))
         return [torch.from_numpy(array).permute(0, 3, 1, 2) for array in made]
 
 
@@ -255,16 +257,22 @@ class _Made:
 class Files(Data):
     """`Data` whose images are files; `images` has their shape and no pixels.
 
-    Shape: test (T,) positions of the test images among the files.
+    Of several processes each decodes its share of a batch, if `world` is set; the other rows of its
+    views are black then. Shape: test (T,) positions of the test images among the files.
     """
 
     workers: Workers = field(kw_only=True)
     test: Tensor = field(kw_only=True)
+    world: World | None = None
 
     @property
     def device(self) -> torch.device:
         """Where batches are delivered."""
         return self.mean.device
+
+    def shared(self, world: World | None) -> Files:
+        """The same data, of whose batches only this process's share is decoded."""
+        return replace(self, world=world)
 
     def take(self, index: Tensor) -> Tensor:
         """The images at these positions without augmentation, N×3×S×S uint8."""
@@ -327,18 +335,21 @@ class Files(Data):
             (draw.labeled, self._weak("labeled", draw.step)),
             (draw.unlabeled, self._unlabeled(names, draw.step)),
         )
-        shares = [(rows.tensor_split(self.workers.shares), views) for rows, views in parts]
-        first = [0, 0]
+        start, every = (self.world.rank, self.world.size) if self.world else (0, 1)
+        shares = [(r[start::every].tensor_split(self.workers.shares), views) for r, views in parts]
+        first = [start, start]
         for i in range(self.workers.shares):
             yield tuple(
-                Request(rows[i].tolist(), views, first[part])
+                Request(rows[i].tolist(), views, first[part], every)
                 for part, (rows, views) in enumerate(shares)
             )
-            first = [done + len(rows[i]) for done, (rows, _) in zip(first, shares, strict=True)]
+            nums = (len(rows[i]) for rows, _ in shares)
+            first = [row + every * num for row, num in zip(first, nums, strict=True)]
 
     def _batch(self, draw: Draw, shares: list[Made], num_views: int) -> Batch:
-        x = self._deliver([labeled[0] for labeled, _ in shares])
-        u = [self._deliver([made[view] for _, made in shares]) for view in range(num_views)]
+        x = self._whole(self._deliver([labeled[0] for labeled, _ in shares]), len(draw.labeled))
+        seen = [self._deliver([made[view] for _, made in shares]) for view in range(num_views)]
+        u = [self._whole(view, len(draw.unlabeled)) for view in seen]
         return Batch(
             x=self.normalise(x),
             y=draw.y.to(self.device, non_blocking=True),
@@ -349,6 +360,14 @@ class Files(Data):
     def _deliver(self, parts: list[Tensor]) -> Tensor:
         """The parts of a batch on the device, as bytes: a fourth of what floats would take."""
         return torch.cat([part.to(self.device, non_blocking=True) for part in parts])
+
+    def _whole(self, own: Tensor, num: int) -> Tensor:
+        """A batch of so many images, of which this process has its share."""
+        if self.world is None:
+            return own
+        whole = torch.zeros(num, *own.shape[1:], dtype=own.dtype, device=own.device)
+        whole[self.world.rank :: self.world.size] = own
+        return whole.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

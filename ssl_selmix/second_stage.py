@@ -91,6 +91,7 @@ class FrozenBody(Algorithm):
     """
 
     views: Sequence[str] = ()
+    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config):

@@ -14,13 +14,15 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from ssl_selmix import contract, distributed, engine, plugins
+from ssl_selmix import contract, distributed, engine, models, plugins
 from ssl_selmix.distributed import SharedBatchNorm2d, World
+from tests import test_files
 
 NAMES = list(plugins.available("algorithm"))
 STEPS = 3
 # Split and lazy steps are one function for all methods, with one strong view or several.
 CASES = [(name, "joint") for name in NAMES]
+FROM_FILES = ("fixmatch", "selmix", "mixup")  # mixup needs all images of a batch everywhere
 CASES += [(name, how) for name in ("fixmatch", "abc") for how in ("split", "lazy")]
 ROOT = Path(__file__).parents[1]
 # Parts that three steps would leave idle: see test_contract_algorithms.py.
@@ -53,6 +55,18 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
     return tensors(state) | {"pool_logits": logits.clone()}
 
 
+def from_files(name: str, folder: Path) -> dict[str, Any]:
+    """What a method learns from a folder of small JPEG files."""
+    data = test_files.assembled(folder / "photographs")[0]
+    torch.manual_seed(1)
+    net = models.build(models.Config("cnn-4"), 3, 3)
+    if distributed.world():
+        distributed.share_batch_norms(net, torch.device("cpu"))
+    algorithm = contract.subject(name).make(data, net, steps=STEPS, keep="last", lr=0.01)
+    engine.fit(algorithm, data, folder / f"{name}-files", contract.Quiet(), "test")
+    return tensors(algorithm.state_dict())
+
+
 def tensors(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors in nested dictionaries, by their path."""
     found = {}
@@ -72,6 +86,8 @@ def _process(rank: int, folder: str) -> None:
     for name, how in CASES:
         torch.save(trained(name, Path(folder), how), f"{folder}/{name}-{how}-{rank}.pt")
     torch.save(_batch_norm_of_two(rank), f"{folder}/norm-{rank}.pt")
+    for name in FROM_FILES:
+        torch.save(from_files(name, Path(folder)), f"{folder}/{name}-files-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -97,6 +113,7 @@ def _norm_inputs() -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes found."""
     folder = tmp_path_factory.mktemp("two")
+    test_files.write_photographs(folder / "photographs")
     mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
     return folder
 
@@ -114,6 +131,25 @@ def test_two_processes_train_what_one_trains(
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
     before = tensors({"student": start.state_dict()})
     assert any(not torch.equal(one[key], before[key]) for key in before)  # it learned at all
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_processes_that_read_files_by_shares_learn_what_one_does(two: Path, name: str) -> None:
+    one = from_files(name, two)
+    for rank in range(2):
+        found = torch.load(two / f"{name}-files-{rank}.pt", weights_only=True)
+        for key, value in one.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_a_share_of_the_files_is_decoded(two: Path) -> None:
+    data = test_files.assembled(two / "photographs")[0]
+    whole = next(data.batches(("weak", "strong"), 4, 2, 0))
+    share = next(data.shared(World(1, 2)).batches(("weak", "strong"), 4, 2, 0))
+    black = data.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    for one, other in ((whole.x, share.x), *((whole.u[v], share.u[v]) for v in (0, 1))):
+        assert torch.equal(one[1::2], other[1::2])
+        assert torch.equal(other[::2], black.expand(len(one) // 2, -1, -1, -1))
 
 
 def test_batch_norm_over_processes_is_that_of_the_whole_batch(two: Path) -> None:

@@ -32,13 +32,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of 20 JPEG files, about 60×48 pixels."""
-    root = tmp_path_factory.mktemp("photographs")
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def write_photographs(root: Path) -> Path:
+    """Those images below this folder."""
     rng = np.random.default_rng(0)
     for label, i in itertools.product(range(3), range(NUM)):
         pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) // 2 + 40 * label
         size = (60 + i % 3, 48)
         path = root / f"{label}" / f"{i:02d}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), cv2.resize(pixels.astype(np.uint8), size))
     return root
 

@@ -18,6 +18,7 @@ class CSST(Algorithm):
     """Rangwani et al., NeurIPS 2022; FixMatch with cost-sensitive losses and a KL threshold."""
 
     forwards = ("joint", "split", "lazy")
+    mixes_images = False
     figures = ("objective",)
 
     @dataclass

@@ -20,6 +20,7 @@ class FixMatch(FollowsPool):
 
     views: Sequence[str] = ("weak", "strong")
     forwards: Sequence[str] = ("joint", "split", "lazy")
+    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config, confidence.Config, PoolPrior.Config):

@@ -24,6 +24,7 @@ class SelMix(FineTuning):
     """Ramasubramanian et al., ICLR 2024; gains by the theorem, partners by pseudo-labels."""
 
     views = ("weak",)
+    mixes_images = False
     figures = ("objective",)
 
     @dataclass

@@ -19,6 +19,7 @@ class Supervised(Algorithm):
     """The baselines that see no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
 
     views = ()
+    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config, rebalancing.Config):
