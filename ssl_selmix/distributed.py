@@ -148,7 +148,7 @@ def wrapped(body: nn.Module) -> nn.Module:
     ids = [device.index] if device.type == "cuda" else None
     kind = nn.parallel.DistributedDataParallel
     new = "forward_sync_buffers" in inspect.signature(kind).parameters  # its name since torch 2.13
-    options = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     return kind(body, device_ids=ids, **options)
 
 
@@ -199,7 +199,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
-        out = centred * scale[:, None, None]
+        out: Tensor = centred * scale[:, None, None]
         return (out + self.bias[:, None, None] if self.affine else out).to(x.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor, num: int) -> None:

@@ -69,7 +69,7 @@ def from_files(name: str, folder: Path) -> dict[str, Any]:
 
 def tensors(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors in nested dictionaries, by their path."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             found |= tensors(value, f"{prefix}{key}/")
@@ -81,8 +81,8 @@ def tensors(tree: Any, prefix: str = "") -> dict[str, Tensor]:
 def _process(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    where = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", where, rank=rank, world_size=2)
     for name, how in CASES:
         torch.save(trained(name, Path(folder), how), f"{folder}/{name}-{how}-{rank}.pt")
     torch.save(_batch_norm_of_two(rank), f"{folder}/norm-{rank}.pt")
@@ -114,7 +114,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes found."""
     folder = tmp_path_factory.mktemp("two")
     test_files.write_photographs(folder / "photographs")
-    mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
     return folder
 
 
