@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_selmix.finetuning import finetune
+    from ssl_selmix.prediction import predict
     from ssl_selmix.weights import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "finetune", "load"]
+__all__ = ["__version__", "finetune", "load", "predict"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from ssl_selmix.weights import load
 
         return load
+    if name == "predict":
+        from ssl_selmix.prediction import predict
+
+        return predict
     raise AttributeError(f"module 'ssl_selmix' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ssl_selmix import __version__, plugins
 
-COMMANDS = ("train", "list", "estimate", "check")
+COMMANDS = ("train", "list", "estimate", "check", "sweep", "predict", "export", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": (_parser, _train),
         "estimate": (_estimate_parser, _estimate),
         "check": (_check_parser, _check),
+        "predict": (_predict_parser, _predict),
+        "export": (_export_parser, _export),
+        "sweep": (_sweep_parser, _sweep),
+        "compare": (_compare_parser, _compare),
     }[command]
     args = parser().parse_intermixed_args(words)  # settings may stand between options
     try:
@@ -79,6 +83,58 @@ def _check(args: argparse.Namespace) -> int:
     return 0 if contract.report(args.algorithm, args.debug) else 1
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.sweep import command, spec
+
+    place = ["--out", str(args.out)] if args.out else []
+    try:
+        return command.sweep(
+            spec.read(args.spec, args.settings, args.out),
+            [args.spec, *place, *args.settings],
+            dry_run=args.dry_run,
+            only=args.only,
+            jobs=args.jobs,
+            engine=args.engine,
+            slurm=args.slurm,
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on", 130)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix import predict_csv
+
+    options = {key: vars(args)[key] for key in ("out", "top", "batch", "strict", "force")}
+    return predict_csv.to_csv(predict_csv.Request.of_words(args.run, args.words, **options))
+
+
+def _export(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix import export
+
+    export.command(
+        args.run,
+        {kind: path for kind in export.FORMATS if (path := vars(args)[kind])},
+        normalise=args.normalise,
+        force=args.force,
+        tolerance=args.tolerance,
+        settings=args.settings,
+    )
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ssl_selmix.comparison import command, readout
+
+    choice = readout.Choice(args.part, tuple(args.metrics), args.against)
+    outputs = {name: getattr(args, name) for name in ("markdown", "latex", "csv", "html")}
+    allow, by = args.allow, args.by
+    command.run(command.Request(args.runs, allow, by, choice, figures=args.figures, **outputs))
+    return 0
+
+
 def _is_users(error: Exception) -> bool:
     from ssl_selmix.engine import NonFiniteLoss
     from ssl_selmix.files import died
@@ -95,7 +151,8 @@ def _one_line(error: Exception, kept: bool) -> str:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
+        print(f"error: {text}", file=sys.stderr)
     return code
 
 
@@ -161,6 +218,79 @@ def _estimate_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _predict_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssl-selmix predict",
+        description="Write class, probability and entropy of images, by a finished run's model.",
+        epilog="Rows are CSV, sorted by name in each folder; entropy is in nats. Exit code 1: some "
+        "files could not be read.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="the folder of a run that came to its end")
+    words = "images, folders of them (with their sub-folders), and settings such as device=cpu"
+    add("words", metavar="PATH", nargs="*", help=f"{words} or data.workers=2")
+    add("--out", metavar="FILE", type=Path, help="default: the standard output")
+    add("--top", metavar="N", type=int, default=1, help="the N most probable classes of each image")
+    add("--batch", metavar="N", type=int, default=128, help="images at once (default: 128)")
+    add("--strict", action="store_true", help="end at the first file that cannot be read")
+    add("--force", action="store_true", help="overwrite FILE")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssl-selmix export",
+        description="Write a finished run's model for use elsewhere, and check what was written.",
+        epilog="FILE.json beside each file has class names, image shape and normalisation. Some of "
+        "the run's images take part in the check; settings say where they are now.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="the folder of a run that came to its end")
+    for option, what in (
+        ("--onnx", "ONNX; needs pip install 'ssl_selmix[onnx]'"),
+        ("--state-dict", "tensors by name, as torchvision or timm name them where they have it"),
+        ("--torchscript", "TorchScript, which torch itself calls deprecated"),
+        ("--pt2", "torch.export, which follows it"),
+    ):
+        add(option, metavar="FILE", type=Path, help=what)
+    add("--normalise", action="store_true", help="the model takes pixels in 0..255 as they are")
+    limit = "of the difference, relative to the largest logit (default: 1e-5)"
+    add("--tolerance", metavar="T", type=float, default=1e-5, help=limit)
+    add("--force", action="store_true", help="overwrite files")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssl-selmix compare",
+        description="Compare finished runs: tables with intervals, figures, a report. Runs that "
+        "differ in what makes figures comparable are refused; each split gets its own table.",
+        epilog="A FILE that is - is the standard output. docs/compare.md explains every table.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="run folders, results.json, or folders")
+    for name, text in (
+        ("--allow", "compare although KEY differs; the output says so"),
+        ("--by", "tables of their own for every value of KEY, such as network"),
+    ):
+        add(name, metavar="KEY", nargs="+", action="extend", default=[], help=text)
+    add("--part", choices=("test", "validation"), default="test", help="default: test")
+    names = "figures, such as g_mean min_ht_recall; default: the usual ones"
+    add("--metrics", metavar="NAME", nargs="+", action="extend", default=[], help=names)
+    add("--against", metavar="ROW", help="row to compare with; default: the best on validation")
+    for name in ("markdown", "latex", "csv", "html"):
+        add(f"--{name}", metavar="FILE", type=Path)
+    add("--figures", metavar="DIR", type=Path, help="every figure as PNG and PDF")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
 def _check_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ssl-selmix check",
@@ -170,6 +300,33 @@ def _check_parser() -> argparse.ArgumentParser:
     parser.add_argument("algorithm", metavar="A", help="./file.py, module:Class or a shipped name")
     parser.add_argument("--debug", action="store_true", help="show the tracebacks of failed checks")
     return parser
+
+
+def _sweep_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssl-selmix sweep",
+        description="Run algorithms × splits × seeds: what is missing, not what is finished.",
+        epilog="docs/sweep.md describes the file. ssl-selmix compare makes tables of the folder.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one: digits")
+    add("--out", metavar="DIR", type=Path, help="folder of all runs; default: the file's")
+    add("--dry-run", action="store_true", help="list the runs and how far each has come")
+    add("--jobs", metavar="N", type=_positive, help="at a time; default: by cores, threads, GPUs")
+    add("--only", metavar="I", type=int, help="one chain: a run and what starts from its weights")
+    add("--engine", choices=("processes", "ray"), default="processes", help="what starts the runs")
+    add("--slurm", metavar="FILE", type=Path, help="write a job array instead of running")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
+    add("settings", metavar="key=value", nargs="*", help=help)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
 
 
 if __name__ == "__main__":

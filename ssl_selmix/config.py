@@ -14,8 +14,8 @@ from yaml import YAMLError
 
 from ssl_selmix.plugins import unknown
 
-# May differ between a run and its resumption.
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# May differ between a run and its resumption.
 MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache")
 
 

@@ -385,7 +385,7 @@ def fit(
     if algorithm.config.keep == "best":
         try:
             best = distributed.from_first(lambda: checkpoint.load(folder / "best.pt", fingerprint))
-            if best["step"] != trainer.step:
+            if best["step"] != trainer.step and len(data.test_labels):
                 last = measure_all(trainer.teacher, data)
             trainer.teacher.load_state_dict(best["teacher"])
             kept = best["step"]

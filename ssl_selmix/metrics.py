@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Metrics = dict[str, float | list[float | None]]
+Reliability = dict[str, list[float | None]]
+Metrics = dict[str, float | list[float | None] | Reliability]
 
 NAMES = (
     "mean_recall",
@@ -20,8 +21,10 @@ NAMES = (
     "min_coverage",
     "accuracy",
     "ece",
+    "classwise_ece",
     "per_class_recall",
     "per_class_coverage",
+    "reliability",
 )
 
 _ECE_BINS = 15
@@ -108,15 +111,60 @@ def expected_calibration_error(probs: Tensor, labels: Tensor) -> Tensor:
     """
     confidence, predictions = probs.double().max(1)
     excess = (predictions == labels).double() - confidence
-    bins = (confidence * _ECE_BINS).ceil().long().sub(1).clamp(0, _ECE_BINS - 1)
     # |B| / n * |mean of the excess in B| = |sum of the excess in B| / n
-    return excess.new_zeros(_ECE_BINS).scatter_add_(0, bins, excess).abs().sum() / len(labels)
+    return _sums(_bins(confidence), excess, _ECE_BINS).abs().sum() / len(labels)
+
+
+def classwise_calibration_error(probs: Tensor, labels: Tensor) -> Tensor:
+    """How far the probability of each class is from its frequency, the mean over all classes.
+
+    For each class k it is the ECE of p_k as the probability of "the label is k", over all examples
+    and the same bins. ECE asks about predicted classes only, and lets one class that is
+    overestimated make up for another that is underestimated. Kull et al., NeurIPS 2019, section 2;
+    https://arxiv.org/abs/1910.12656.
+
+    Shape: probs (n, K), labels (n,) -> scalar.
+    """
+    probs = probs.double()
+    n, num_classes = probs.shape
+    excess = probs.neg().scatter_add_(1, labels[:, None], torch.ones_like(probs[:, :1]))
+    cells = _bins(probs).add_(_ECE_BINS * torch.arange(num_classes, device=probs.device))
+    gaps = _sums(cells.flatten(), excess.flatten(), num_classes * _ECE_BINS)
+    return gaps.abs().sum() / (n * num_classes)
+
+
+def reliability(probs: Tensor, labels: Tensor) -> Reliability:
+    """What a reliability diagram shows: 15 values each, for the bins of the ECE.
+
+    `confidence` is the mean of the largest probabilities in (b / 15, (b + 1) / 15], `accuracy` the
+    share of these examples that is right (both None where there is none), `count` their number.
+
+    Shape: probs (n, K), labels (n,).
+    """
+    confidence, predictions = probs.double().max(1)
+    bins = _bins(confidence)
+    hits = (predictions == labels).double()
+    parts = (torch.ones_like(hits), confidence, hits)
+    count, total, right = (_sums(bins, part, _ECE_BINS).tolist() for part in parts)
+    mean, accuracy = (
+        [value / n if n else None for value, n in zip(values, count, strict=True)]
+        for values in (total, right)
+    )
+    return {"confidence": mean, "accuracy": accuracy, "count": [int(n) for n in count]}
+
+
+def _bins(confidence: Tensor) -> Tensor:
+    return (confidence * _ECE_BINS).ceil().long().sub(1).clamp(0, _ECE_BINS - 1)
+
+
+def _sums(cells: Tensor, values: Tensor, num_cells: int) -> Tensor:
+    return values.new_zeros(num_cells).scatter_add_(0, cells, values)
 
 
 def evaluate(
     logits: Tensor, labels: Tensor, num_classes: int, tail: Sequence[int] | None = None
 ) -> Metrics:
-    """All metrics of results.json, as plain floats and lists, each a fraction in [0, 1].
+    """All metrics of results.json, as plain values; all but counts are fractions in [0, 1].
 
     Shape: logits (n, K), labels (n,).
     """
@@ -137,6 +185,8 @@ def evaluate(
         )
     metrics = from_confusion(confusion_matrix(labels, logits.argmax(1), num_classes), tail)
     metrics["ece"] = float(expected_calibration_error(probs, labels))
+    metrics["classwise_ece"] = float(classwise_calibration_error(probs, labels))
+    metrics["reliability"] = reliability(probs, labels)
     return {name: metrics[name] for name in NAMES}
 
 

@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import math
@@ -9,9 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from sklearn.metrics import recall_score
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from ssl_selmix import metrics
+from ssl_selmix.log import StageLog
 from ssl_selmix.metrics import (
     confusion_matrix,
     evaluate,
@@ -104,11 +110,25 @@ def test_every_metric_is_a_fraction_and_means_are_ordered(k: int, n: int, seed: 
     values: dict[str, Any] = evaluate(logits, labels, k)
     assert tuple(values) == metrics.NAMES
     assert json.loads(json.dumps(values, allow_nan=False)) == values
+    bins = values.pop("reliability")
     flat = [v for value in values.values() for v in (value if isinstance(value, list) else [value])]
     assert all(v is None or 0 <= v <= 1 for v in flat)
+    assert_consistent(bins, values, n)
     order = [values[name] for name in ("min_recall", "h_mean", "g_mean", "mean_recall")]
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(order))
     assert sum(values["per_class_coverage"]) == pytest.approx(1)
+
+
+def assert_consistent(bins: dict[str, list[Any]], values: dict[str, Any], n: int) -> None:
+    """The bins say the same as the figures beside them."""
+    assert sum(bins["count"]) == n and all(len(column) == 15 for column in bins.values())
+    rows = list(zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True))
+    for b, (confidence, accuracy, count) in enumerate(rows):
+        assert (count == 0) == (confidence is None) == (accuracy is None)
+        assert count == 0 or b / 15 - 1e-9 <= confidence <= (b + 1) / 15 + 1e-9
+    full = [(c, a, m) for c, a, m in rows if m]
+    assert sum(m * abs(a - c) for c, a, m in full) / n == pytest.approx(values["ece"], abs=1e-12)
+    assert sum(m * a for _, a, m in full) / n == pytest.approx(values["accuracy"], abs=1e-12)
 
 
 @given(st.integers(2, 6), st.integers(0, 2**32 - 1))
@@ -147,11 +167,61 @@ def test_a_confidence_on_the_edge_belongs_to_the_lower_bin() -> None:
     assert float(value) == pytest.approx(abs(1 - 1.15) / 2)
 
 
+def test_reliability_by_hand() -> None:
+    confidence = torch.tensor([0.95, 1.0, 0.70, 0.72, 0.55], dtype=torch.float64)
+    probs = torch.stack([confidence, 1 - confidence], dim=1)
+    found = metrics.reliability(probs, torch.tensor([0, 1, 1, 0, 0]))
+    expected = {8: (0.55, 1.0, 1), 10: (0.71, 0.5, 2), 14: (0.975, 0.5, 2)}
+    for b in range(15):
+        row = found["confidence"][b], found["accuracy"][b], found["count"][b]
+        assert row == (pytest.approx(expected[b]) if b in expected else (None, None, 0))
+
+
 def test_calibration_extremes() -> None:
     labels = torch.tensor([0, 1, 1])
     right = 1000.0 * torch.nn.functional.one_hot(labels, 2)
-    assert evaluate(right, labels, 2)["ece"] == 0.0
-    assert evaluate(-right, labels, 2)["ece"] == 1.0
+    for key in ("ece", "classwise_ece"):
+        assert evaluate(right, labels, 2)[key] == 0.0
+        assert evaluate(-right, labels, 2)[key] == 1.0
+
+
+@given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_classwise_ece_is_the_mean_over_classes_of_a_binary_one(k: int, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(k, (n,), generator=generator)
+    probs = (3 * torch.randn(n, k, generator=generator, dtype=torch.float64)).softmax(1)
+    total = 0.0
+    for c in range(k):
+        for b in range(15):
+            inside = [i for i in range(n) if b == max(0, math.ceil(float(probs[i, c]) * 15) - 1)]
+            share = sum(int(labels[i]) == c for i in inside)
+            total += abs(share - sum(float(probs[i, c]) for i in inside)) / n
+    found = float(metrics.classwise_calibration_error(probs, labels))
+    assert found == pytest.approx(total / k, abs=1e-12)
+
+
+def test_classwise_ece_sees_what_cancels_in_ece() -> None:
+    # Always 0.7: right 9 times of 10 for class 0, and 5 times of 10 for class 1.
+    probs = torch.tensor([[0.7, 0.3]] * 10 + [[0.3, 0.7]] * 10, dtype=torch.float64)
+    labels = torch.tensor([0] * 9 + [1] + [1] * 5 + [0] * 5)
+    assert float(expected_calibration_error(probs, labels)) == pytest.approx(0)
+    found = float(metrics.classwise_calibration_error(probs, labels))
+    assert found == pytest.approx((0.2 * 10 + 0.2 * 10) / 20)
+
+
+def test_reliability_in_a_log(tmp_path: Path) -> None:
+    """A nested figure is a part of the row and no curve of TensorBoard."""
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
+    figures = evaluate(logits, torch.tensor([0, 1, 1]), 2)
+    log = StageLog(tmp_path, "1-x", ("a", "b"), Console(file=io.StringIO()), images=1)
+    with log.stage(0, 1, resumed=False):
+        log.validation(0, figures, {}, torch.eye(2) / 2)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row["reliability"] == figures["reliability"]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()["scalars"]
+    assert "validation/classwise_ece" in tags and not any("reliability" in tag for tag in tags)
 
 
 def test_half_precision_logits_are_measured_in_double() -> None:
