@@ -1,0 +1,98 @@
+"""What `ssl-selmix compare` does with its arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from ssl_selmix.comparison import grouping, reading, sheets, writers
+from ssl_selmix.comparison.readout import Choice
+
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; a file that is `-` is the standard output."""
+
+    runs: Sequence[Path]
+    allow: Sequence[str] = ()
+    by: Sequence[str] = ()
+    choice: Choice = field(default_factory=Choice)
+    markdown: Path | None = None
+    latex: Path | None = None
+    csv: Path | None = None
+    html: Path | None = None
+    figures: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files to write, in the order of their names above."""
+        return [p for p in (self.markdown, self.latex, self.csv, self.html) if p is not None]
+
+
+def run(request: Request) -> None:
+    """Read, compare, print and write.
+
+    Raises:
+        ValueError: the runs do not compare, or a mistake in the request.
+        OSError: a file could not be written.
+    """
+    if request.files.count(STDOUT) > 1 or STDOUT == request.figures:
+        raise ValueError("the standard output (-) takes one of --markdown, --latex, --csv, --html")
+    runs, left_out = reading.read(request.runs)
+    _check_outputs(request, runs)
+    groups, notes = grouping.group(runs, request.allow, request.by)
+    notes = [*notes, *left_out]
+    made = [(group, sheets.of_group(group, request.choice)) for group in groups]
+    if request.markdown:
+        _write(request.markdown, writers.markdown(made, notes))
+    if request.latex:
+        _write(request.latex, writers.latex(made, notes))
+    if request.csv:
+        _write(request.csv, writers.table_of_values(groups))
+    if request.html or request.figures:
+        notes += _pictures(request, made, notes)
+    if STDOUT not in request.files:
+        writers.terminal(made, notes, _console())
+
+
+def _pictures(request: Request, made: writers.Made, notes: Sequence[str]) -> list[str]:
+    """Figures and report; notes on figures for which the runs hold no data."""
+    from ssl_selmix.comparison import figures, page
+
+    drawn = [
+        (group, tables, figures.of_group(group, request.choice.part)) for group, tables in made
+    ]
+    told = [note for _, _, found in drawn for note in found.notes]
+    if request.figures:
+        for _, _, found in drawn:
+            figures.save(found, request.figures)
+    if request.html:
+        _write(request.html, page.report(drawn, [*notes, *told]))
+    return list(dict.fromkeys(told))
+
+
+def _check_outputs(request: Request, runs: Sequence[reading.Run]) -> None:
+    inputs = {run.path.resolve() for run in runs}
+    for path in request.files:
+        if path != STDOUT and path.resolve() in inputs:
+            raise ValueError(f"{path} is one of the results to compare; write to another file")
+
+
+def _write(path: Path, text: str) -> None:
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _console() -> Console:
+    found = Console()
+    # Elsewhere than on a terminal nobody can widen the window: tables take the room they need.
+    return found if found.is_terminal else Console(width=200, color_system=None)

@@ -1,0 +1,182 @@
+"""Tables and their rows: which runs are the same method on the same question."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssl_selmix.comparison import naming, protocol
+from ssl_selmix.comparison.reading import Run, Stage, Unit
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run at one of its stages."""
+
+    run: Run
+    position: int
+
+    @property
+    def stage(self) -> Stage:
+        """What was measured."""
+        return self.run.stages[self.position]
+
+    @property
+    def start(self) -> Stage:
+        """The stage before, whose weights this one started from."""
+        return self.run.stages[self.position - 1]
+
+
+@dataclass
+class Row:
+    """A method, over seeds."""
+
+    steps: tuple[str, ...]  # what it consists of, stage by stage
+    cells: dict[Unit, Cell] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Stages in their order."""
+        return " + ".join(self.steps)
+
+    @property
+    def parent(self) -> str:
+        """The method without its last stage."""
+        return " + ".join(self.steps[:-1])
+
+
+@dataclass
+class Group:
+    """Runs that compare: one table."""
+
+    title: str  # what tells it from the other tables; "" if it is the only one
+    runs: list[Run]
+    rows: list[Row]
+    protocol: list[str]
+    notes: list[str]
+
+    @property
+    def slug(self) -> str:
+        """The title as part of a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "all"
+
+
+def group(
+    runs: Sequence[Run], allow: Iterable[str] = (), by: Iterable[str] = ()
+) -> tuple[list[Group], list[str]]:
+    """Tables of what compares, and notes on how the runs were taken.
+
+    Raises:
+        ValueError: runs of a table differ in what makes figures comparable, or contradict.
+    """
+    allow, by = list(allow), list(by)
+    runs, notes = protocol.join_starts(runs)
+    protocol.check_names(runs, allow, "--allow")
+    protocol.check_names(runs, by, "--by")
+    # Over all tables: who reads one beside the other compares them as well.
+    found = protocol.differences(runs, by)
+    protocol.refuse(found, allow)
+    notes += [f"allowed to differ: {key}: {', '.join(v)}" for key, v in found.items()]
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(protocol.conditions(run, by), sort_keys=True, default=str)
+        parts.setdefault(key, []).append(run)
+    conditions = [json.loads(key) for key in parts]
+    titles = [_title(one, conditions) for one in conditions]
+    made = [
+        _group(t, part, list(found), allow) for t, part in zip(titles, parts.values(), strict=True)
+    ]
+    if len(made) > 1:
+        told = "; ".join(g.title for g in made)
+        notes.append(f"{len(made)} tables, for runs of different splits are never averaged: {told}")
+    return made, notes
+
+
+def _title(one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:
+    differing = [k for k in one if any(one[k] != other.get(k) for other in all_of_them)]
+    return ", ".join(f"{k.removeprefix('data.')}={one[k]}" for k in differing)
+
+
+def _group(title: str, runs: list[Run], named: list[str], allow: Sequence[str]) -> Group:
+    images = protocol.images(runs)
+    protocol.refuse({protocol.IMAGES: images}, allow, splits=True)
+    notes = [f"allowed to differ: images of a seed: {', '.join(images)}"] if images else []
+    runs, doubles = _without_doubles(runs)
+    labels, told = naming.labels(runs, named)
+    rows, merged = _rows(runs, labels)
+    first = protocol.summary(runs)
+    notes += [*doubles, *told, *merged, *_unrecorded(runs), *_gaps(rows)]
+    return Group(title, runs, rows, first, notes)
+
+
+def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """One of every set of identical results: the one whose folder is there."""
+    kept: list[Run] = []
+    notes = []
+    for run in sorted(runs, key=lambda r: (r.config is None, str(r.path))):
+        twin = next((other for other in kept if _identical(run, other)), None)
+        if twin is None:
+            kept.append(run)
+        else:
+            notes.append(f"{run.name} and {twin.name} are the same run, counted once")
+    return sorted(kept, key=lambda r: str(r.path)), sorted(notes)
+
+
+def _identical(one: Run, other: Run) -> bool:
+    """Same figures from what may be the same settings; unknown ones may be the same."""
+    if (one.unit, one.chain) != (other.unit, other.chain):
+        return False
+    pairs = zip(one.stages, other.stages, strict=True)
+    return all(a.same_figures(b) and _may_be_same(a, b) for a, b in pairs)
+
+
+def _may_be_same(one: Stage, other: Stage) -> bool:
+    known = one.settings is not None and other.settings is not None
+    return one.steps == other.steps and (not known or one.settings == other.settings)
+
+
+def _rows(runs: Sequence[Run], labels: Sequence[tuple[str, ...]]) -> tuple[list[Row], list[str]]:
+    """A row for every chain and every beginning of one; and notes on stages trained twice."""
+    rows: dict[tuple[str, ...], Row] = {}
+    twice: dict[str, set[str]] = {}
+    # Runs that end with a stage come first: it is theirs more than another's first stage.
+    for run, names in sorted(zip(runs, labels, strict=True), key=lambda p: len(p[1])):
+        for position in range(len(names)):
+            steps = names[: position + 1]
+            row = rows.setdefault(steps, Row(steps))
+            cell = row.cells.setdefault(run.unit, Cell(run, position))
+            if not cell.stage.same_figures(run.stages[position]):
+                twice.setdefault(row.name, set()).add(f"seed {run.seed} of {cell.run.name}")
+    notes = [
+        f"{name} was trained more than once with different figures; the table has "
+        f"{', '.join(sorted(which))}, changes are over each run's own start"
+        for name, which in sorted(twice.items())
+    ]
+    return [rows[steps] for steps in sorted(rows)], notes
+
+
+def _gaps(rows: Sequence[Row]) -> list[str]:
+    """Which rows lack seeds that others have."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    units = sorted({unit for row in rows for unit in row.cells})
+    for row in rows:
+        missing = tuple(str(unit[0]) for unit in units if unit not in row.cells)
+        if missing:
+            lacking.setdefault(missing, []).append(row.name)
+    return [
+        f"no seed {', '.join(missing)}, so that they pair over the others: {', '.join(names)}"
+        for missing, names in lacking.items()
+    ]
+
+
+def _unrecorded(runs: Sequence[Run]) -> list[str]:
+    bare = [run for run in runs if any(s.settings is None for s in run.stages)]
+    if not bare:
+        return []
+    return [
+        f"settings unknown of {len(bare)} of {len(runs)} runs (no config.yaml beside the results): "
+        "what has the same stages and file name is taken for the same method"
+    ]

@@ -1,0 +1,142 @@
+"""Names of methods: what tells runs of the same algorithms from each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ssl_selmix.comparison import protocol
+from ssl_selmix.comparison.reading import Run, Stage, Unit
+from ssl_selmix.config import flatten
+
+COMMON = ("model",)  # section of the configuration that no protocol repeats in full
+
+
+def labels(runs: Sequence[Run], allowed: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """For every run the names of its stages, which say in what namesakes differ; and notes."""
+    words: list[list[list[str]]] = [[[] for _ in run.stages] for run in runs]
+    for position in range(max(len(run.stages) for run in runs)):
+        there = [i for i, run in enumerate(runs) if len(run.stages) > position]
+        for name in sorted({runs[i].chain[position] for i in there}):
+            same = [i for i in there if runs[i].chain[position] == name]
+            for i, new in zip(same, _differing([runs[i] for i in same], position), strict=True):
+                words[i][position] += new
+    told = [protocol.keys(run) for run in runs]
+    seen: list[list[str]] = []
+    for key in (k for k in allowed if k != "steps"):  # which stages tell themselves
+        found = [str(values.get(key)) for values in told]
+        # The number of parameters says no more than the network does.
+        if len(set(found)) > 1 and not any(_same_parts(found, other) for other in seen):
+            seen.append(found)
+            for i, value in enumerate(found):
+                words[i][0].append(f"{key}={value}")
+    notes = _by_file_names(runs, words)
+    names = [
+        tuple(f"{a} [{', '.join(w)}]" if w else a for a, w in zip(run.chain, found, strict=True))
+        for run, found in zip(runs, words, strict=True)
+    ]
+    return names, notes
+
+
+def _same_parts(one: Sequence[str], other: Sequence[str]) -> bool:
+    return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
+
+
+def _differing(runs: Sequence[Run], position: int) -> list[list[str]]:
+    """`key=value` of every setting in which these stages of one algorithm differ, by run."""
+    told = [_settings(run, position) for run in runs]
+    known = [settings for settings in told if settings is not None]
+    keys = dict.fromkeys(key for settings in known for key in settings)
+    # A key that came with a later version says nothing about runs that do not have it.
+    differing = [k for k in keys if len({_plain(s[k]) for s in known if k in s}) > 1]
+    steps = {run.stages[position].steps for run in runs}
+    found = []
+    for run, settings in zip(runs, told, strict=True):
+        words = [f"steps={run.stages[position].steps}"] if len(steps) > 1 else []
+        if differing and settings is None:
+            words.append("settings unknown")
+        elif settings is not None:
+            words += [f"{k}={_plain(settings.get(k, '?'))}" for k in differing]
+        found.append(words)
+    return found
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _by_file_names(runs: Sequence[Run], words: list[list[list[str]]]) -> list[str]:
+    """Tell runs without settings apart by the words of their paths; notes on which.
+
+    Raises:
+        ValueError: two runs claim to be the same and have different figures.
+    """
+    notes = []
+    kinds: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        kinds.setdefault(repr((run.chain, words[i])), []).append(i)
+    for same in kinds.values():
+        units = [runs[i].unit for i in same]
+        if len(set(units)) == len(units):
+            continue
+        tags = _path_words([runs[i] for i in same])
+        known = all(s.settings is not None for i in same for s in runs[i].stages)
+        if known or len({*zip(units, tags, strict=True)}) < len(units):
+            raise ValueError(_contradiction([runs[i] for i in same], () if known else tags))
+        position = _where_they_part([runs[i] for i in same], tags)
+        for i, tag in zip(same, tags, strict=True):
+            words[i][position] += [tag] if tag else []
+        shown = ", ".join(sorted(f"'{tag}'" for tag in set(tags) if tag))
+        chain = " + ".join(runs[same[0]].chain)
+        notes.append(f"runs of {chain} are told apart by their file names: {shown}")
+    return notes
+
+
+def _contradiction(runs: Sequence[Run], tags: Sequence[str]) -> str:
+    """The first two runs that say that they are the same."""
+    first: dict[Any, Run] = {}
+    for run, tag in zip(runs, tags or [""] * len(runs), strict=True):
+        other = first.setdefault((run.unit, tag), run)
+        if other is not run:
+            break
+    return (
+        f"{other.name} and {run.name} are both {' + '.join(run.chain)} with seed {run.seed} on the "
+        "same images, and their figures differ; leave one of them out"
+    )
+
+
+def _path_words(runs: Sequence[Run]) -> list[str]:
+    """What is special in each path: no seeds, no algorithms, no words that all have."""
+    split = [re.split(r"[/\\.\s-]+", run.name) for run in runs]
+    common = set.intersection(*(set(words) for words in split))
+    return [
+        " ".join(
+            w
+            for w in dict.fromkeys(words)
+            if w not in common | set(run.chain) and not re.fullmatch(r"(seed|s)?\d*|json", w)
+        )
+        for run, words in zip(runs, split, strict=True)
+    ]
+
+
+def _where_they_part(runs: Sequence[Run], tags: Sequence[str]) -> int:
+    """The first stage in which runs of one seed with different tags differ."""
+    last = len(runs[0].stages) - 1
+    for position in range(last):
+        seen: dict[Unit, Stage] = {}
+        for run in runs:
+            stage = run.stages[position]
+            if not stage.same_figures(seen.setdefault(run.unit, stage)):
+                return position
+    return last
+
+
+def _settings(run: Run, position: int) -> dict[str, Any] | None:
+    """What a stage was told, flat; None if nobody recorded it."""
+    stage = run.stages[position]
+    if stage.settings is None:
+        return None
+    common = {k: run.config[k] for k in COMMON if k in run.config} if run.config else {}
+    own = flatten(dict(stage.settings)) | (flatten(common) if position == 0 else {})
+    return {k: v for k, v in own.items() if k != "steps"}

@@ -1,0 +1,151 @@
+"""What must agree before two results may stand in one table, and who started from whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ssl_selmix.comparison.reading import GIVEN, Run
+from ssl_selmix.config import flatten
+from ssl_selmix.plugins import unknown
+
+# The question that an experiment asks: runs that differ in these get tables of their own.
+CONDITIONS = ("data.labeled.", "data.unlabeled.", "data.labeled_in_pool")
+# Where images lie says nothing about which they are; their SHA-256 does.
+PLACES = ("data.root", "data.manifest")
+IMAGES = "images"
+# What runs did before they recorded it.
+BEFORE = {"step": "joint", "processes": 1}
+NOT_RECORDED = "not recorded"
+
+
+def keys(run: Run) -> dict[str, Any]:
+    """All that makes a run's figures comparable, flat, by the names of configuration keys."""
+    given = {
+        k: v for k, v in run.protocol.items() if k not in ("split", "steps", "checkpoint_rule")
+    }
+    split = flatten({"data": run.protocol["split"]})
+    rules = [stage.rule for stage in run.stages if stage.algorithm != GIVEN]
+    return {
+        "dataset": run.dataset,
+        "classes": len(run.class_names),
+        **(BEFORE | flatten(given)),
+        "checkpoint_rule": rules[0] if len(set(rules)) == 1 else ", then ".join(rules),
+        "steps": "unknown" if run.stages[0].steps is None else run.stages[0].steps,
+        **{key: value for key, value in split.items() if key not in PLACES},
+    }
+
+
+def join_starts(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs that --init started become the second stage of the run that has their start.
+
+    A start is recognised by its figures, class by class, on the same images and seed.
+    """
+    joined, notes = [], []
+    for run in runs:
+        if run.start is None:
+            joined.append(run)
+            continue
+        origin = _origin(run, runs)
+        if origin is None:
+            stages = (run.start, *run.stages)
+            notes.append(f"{run.name} starts from weights (--init) of no run that is given here")
+        else:
+            other, length = origin
+            stages = (*other.stages[:length], *run.stages)
+            chain = "+".join(other.chain[:length])
+            notes.append(f"{run.name} starts (--init) where {other.name} has its {chain}")
+        joined.append(replace(run, stages=stages, start=None))
+    return joined, notes
+
+
+def _origin(run: Run, runs: Sequence[Run]) -> tuple[Run, int] | None:
+    """The run, and the number of its stages, that ended with the figures this one starts from."""
+    assert run.start is not None
+    found = [
+        (length, other)
+        for other in runs
+        if other.unit == run.unit and other.start is None
+        for length, stage in enumerate(other.stages, 1)
+        if stage.same_figures(run.start)
+    ]
+    if not found:
+        return None
+    length, other = min(found, key=lambda pair: pair[0])
+    return other, length
+
+
+def conditions(run: Run, by: Iterable[str]) -> dict[str, Any]:
+    """The keys whose values give the run its table."""
+    found = keys(run)
+    return {k: v for k, v in found.items() if k.startswith(CONDITIONS) or k in by}
+
+
+def check_names(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
+    """Refuse a key that no run records."""
+    known = {key for run in runs for key in keys(run)} | {IMAGES}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{unknown('key', name, known)} ({option})")
+
+
+def differences(runs: Sequence[Run], by: Iterable[str] = ()) -> dict[str, dict[Any, Run]]:
+    """Key -> value -> the first run that has it, for all that differs and makes no table."""
+    found: dict[str, dict[Any, Run]] = {}
+    recorded = [(run, keys(run)) for run in runs]
+    for key in dict.fromkeys(key for _, values in recorded for key in values):
+        if key.startswith(CONDITIONS) or key in by:
+            continue
+        for run, values in recorded:
+            found.setdefault(key, {}).setdefault(_text(values.get(key, NOT_RECORDED)), run)
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def images(runs: Sequence[Run]) -> dict[Any, Run]:
+    """The images of a seed, for which the runs of a table disagree; empty if there is none."""
+    units: dict[int, dict[Any, Run]] = {}
+    for run in runs:
+        units.setdefault(run.seed, {}).setdefault(run.images[:12], run)
+    return next((values for values in units.values() if len(values) > 1), {})
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def refuse(
+    found: Mapping[str, Mapping[Any, Run]], allowed: Iterable[str], splits: bool = False
+) -> None:
+    """Refuse differences that the user did not allow.
+
+    Raises:
+        ValueError: names keys, values and runs.
+    """
+    bad = {key: values for key, values in found.items() if values and key not in allowed}
+    if not bad:
+        return
+    told = "; ".join(f"{key}: {_who(values)}" for key, values in bad.items())
+    names = " ".join(bad)
+    remedy = "one seed should mean one split" if splits else f"--by {names} makes separate tables"
+    raise ValueError(
+        f"these runs do not compare: {told}; {remedy}, --allow {names} compares them all the same "
+        "and says so"
+    )
+
+
+def _who(values: Mapping[Any, Run]) -> str:
+    shown = [f"{value} (run {run.name})" for value, run in list(values.items())[:3]]
+    more = f" and {len(values) - 3} more" if len(values) > 3 else ""
+    return " vs ".join(shown) + more
+
+
+def summary(runs: Sequence[Run]) -> list[str]:
+    """The protocol that all runs of a table share, a line per part of it."""
+    differing = differences(runs)
+    shown = {k: v for k, v in keys(runs[0]).items() if k not in differing}
+    split = {k.removeprefix("data."): v for k, v in shown.items() if k.startswith("data.")}
+    rest = {k: v for k, v in shown.items() if not k.startswith("data.")}
+    rest = {("steps of the first stage" if k == "steps" else k): v for k, v in rest.items()}
+    words = [", ".join(f"{k} {_text(v)}" for k, v in part.items()) for part in (rest, split)]
+    return [words[0], f"split: {words[1]}"]

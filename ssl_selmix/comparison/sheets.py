@@ -1,0 +1,230 @@
+"""The tables of a comparison, as cells of text: what every writer prints."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ssl_selmix.comparison import intervals
+from ssl_selmix.comparison.grouping import Group
+from ssl_selmix.comparison.intervals import Estimate, Measured
+from ssl_selmix.comparison.readout import (
+    LAST,
+    SMALLER_IS_BETTER,
+    TITLES,
+    Choice,
+    last_values,
+    leader,
+    measured,
+    median_of_last,
+    paired,
+    percent,
+    spread,
+    values,
+)
+from ssl_selmix.plugins import unknown
+
+MARK = "*"
+RULE = (
+    f"{MARK} earned: at least {intervals.MIN_SEEDS} seeds, the 95 % interval excludes zero, and "
+    "Holm-corrected p < 0.05 (paired t over seeds and test images) among the differences of this "
+    "figure in this table"
+)
+TOO_FEW = f"no mark is possible: no difference has the {intervals.MIN_SEEDS} seeds that it takes"
+INTERVAL = (
+    "95 % interval: bootstrap over seeds, stretched for few of them, and over test images; with "
+    "one seed over test images alone"
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass
+class Sheet:
+    """A table: the first `words` columns are words, the others are numbers."""
+
+    slug: str
+    title: str
+    head: list[str]
+    rows: list[list[Text]]
+    words: int = 1
+    notes: list[str] = field(default_factory=list)
+
+
+def of_group(group: Group, choice: Choice) -> list[Sheet]:
+    """All tables of a group."""
+    against = choice.against
+    if against is not None and against not in [row.name for row in group.rows]:
+        raise ValueError(f"{unknown('row', against, [r.name for r in group.rows])} (--against)")
+    sheets = [methods(group, choice), changes(group, choice), differences(group, choice)]
+    return [sheet for sheet in [*sheets, weights(group, choice)] if sheet.rows]
+
+
+def methods(group: Group, choice: Choice) -> Sheet:
+    """Every method: mean ± standard deviation over seeds."""
+    rows = []
+    best = {figure: _earned_best(group, figure, choice.part) for figure in choice.shown}
+    for row in group.rows:
+        cells = [Text(row.name), Text(str(len(row.cells)))]
+        for figure in choice.shown:
+            found = [m.value for m in values(row.cells, figure, choice.part)]
+            cells.append(Text(spread(found), bold=best[figure] == row.name))
+        seconds = [c.stage.seconds for c in row.cells.values() if c.stage.seconds]
+        rows.append([*cells, Text(f"{statistics.mean(seconds):.0f}" if seconds else "–")])
+    head = ["method", "n", *(TITLES[f] for f in choice.shown), "s"]
+    notes = [
+        "mean ± standard deviation (n - 1) over n seeds; s: seconds of the last stage, which "
+        "depend on the machine and its load"
+    ]
+    if any(best.values()):
+        notes.append("bold: best on validation, and on test better than every other row (*)")
+    title = f"{_titled(group, choice.part)}, percent, by the weights that the checkpoint rule keeps"
+    return Sheet("methods", title, head, rows, notes=notes)
+
+
+def _titled(group: Group, part: str) -> str:
+    return f"{part}, {group.title}" if group.title else part
+
+
+def _earned_best(group: Group, figure: str, part: str) -> str | None:
+    """The leader's name, if it is better than every other row beyond doubt; test only."""
+    best = leader(group, figure) if part == "test" else None
+    others = [row for row in group.rows if best and row.name != best.name]
+    if best is None or not others:
+        return None
+    pairs = [paired(best, row, figure, part) for row in others]
+    if not all(first for first, _ in pairs):
+        return None
+    found = [intervals.difference(*pair) for pair in pairs]
+    worse = [(e.mean > 0) == (figure in SMALLER_IS_BETTER) for e in found]
+    return best.name if all(intervals.earned(found)) and all(worse) else None
+
+
+def changes(group: Group, choice: Choice) -> Sheet:
+    """What every further stage changed of its own start."""
+    pairs: list[tuple[str, str, list[Measured], list[Measured]]] = []
+    for row in group.rows:
+        cells = [row.cells[unit] for unit in sorted(row.cells)] if len(row.steps) > 1 else []
+        for figure in choice.compared if cells else ():
+            ends = [measured(c, figure, choice.part) for c in cells]
+            starts = [measured(c, figure, choice.part, start=True) for c in cells]
+            both = [(a, b) for a, b in zip(starts, ends, strict=True) if a and b]
+            if both:
+                pairs.append((row.name, figure, [a for a, _ in both], [b for _, b in both]))
+    title = f"{_titled(group, choice.part)}, points: the last stage against its own start"
+    return _paired_sheet("changes", title, ("start", "end", "change"), pairs, choice)
+
+
+def differences(group: Group, choice: Choice) -> Sheet:
+    """Every method against one of them, on the seeds and images that both have."""
+    pairs: list[tuple[str, str, list[Measured], list[Measured]]] = []
+    notes = []
+    for figure in choice.compared:
+        named = [row for row in group.rows if row.name == choice.against]
+        reference = named[0] if named else leader(group, figure)
+        if reference is None or len(group.rows) < 2:
+            continue
+        why = "" if named else " (best on validation)"
+        notes.append(f"{TITLES[figure]}: against {reference.name}{why}")
+        for row in group.rows:
+            first, second = paired(reference, row, figure, choice.part)
+            if row.name != reference.name and first:
+                pairs.append((row.name, figure, first, second))
+            elif row.name != reference.name:
+                notes.append(f"{row.name} has no seed and images in common with {reference.name}")
+    order = {row.name: i for i, row in enumerate(group.rows)}
+    pairs.sort(key=lambda pair: order[pair[0]])
+    title = f"{_titled(group, choice.part)}, points: differences on the same seeds and images"
+    sheet = _paired_sheet("differences", title, ("other", "method", "difference"), pairs, choice)
+    sheet.notes = [*dict.fromkeys(notes), *sheet.notes]
+    return sheet
+
+
+def _paired_sheet(
+    slug: str,
+    title: str,
+    names: tuple[str, str, str],
+    pairs: Sequence[tuple[str, str, list[Measured], list[Measured]]],
+    choice: Choice,
+) -> Sheet:
+    found = [intervals.difference(first, second) for _, _, first, second in pairs]
+    marked = _marks([figure for _, figure, _, _ in pairs], found, choice.part)
+    rows = []
+    for (name, figure, first, second), estimate, mark in zip(pairs, found, marked, strict=True):
+        words = [name, TITLES[figure], str(estimate.n)]
+        ends = [spread([m.value for m in side]) for side in (first, second)]
+        change = spread(
+            [b.value - a.value for a, b in zip(first, second, strict=True)], signed=True
+        )
+        rows.append([Text(t) for t in [*words, *ends, change, _interval(estimate) + mark]])
+    head = ["method", "figure", "n", *names, "95 % interval"]
+    rule = RULE if any(e.n >= intervals.MIN_SEEDS for e in found) else TOO_FEW
+    if choice.part != "test":
+        rule = "no marks: weights are chosen on validation"
+    return Sheet(slug, title, head, rows, words=2, notes=[INTERVAL, rule])
+
+
+def _marks(figures: Sequence[str], found: Sequence[Estimate], part: str) -> list[str]:
+    """The mark of every difference that earned it among those of its figure."""
+    marks = [""] * len(found)
+    for figure in dict.fromkeys(figures) if part == "test" else ():
+        index = [i for i, name in enumerate(figures) if name == figure]
+        for i, good in zip(index, intervals.earned([found[i] for i in index]), strict=True):
+            marks[i] = MARK if good else ""
+    return marks
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.interval is None:
+        return "–"
+    low, high = (percent(bound, signed=True) for bound in estimate.interval)
+    return f"[{low}, {high}]"
+
+
+def weights(group: Group, choice: Choice) -> Sheet:
+    """Best on validation, last, and median of the last evaluations."""
+    rows, evaluations = [], set()
+    for row in group.rows:
+        for figure in choice.compared:
+            cells = [row.cells[unit] for unit in sorted(row.cells)]
+            medians = [median_of_last(cell, figure) for cell in cells]
+            evaluations |= {count for _, count in filter(None, medians)}
+            found = {
+                "kept, validation": [m.value for m in values(row.cells, figure, "validation")],
+                "last, validation": last_values(cells, figure, "validation"),
+                "median, validation": [value for value, _ in filter(None, medians)],
+                "kept, test": [m.value for m in values(row.cells, figure, "test")],
+                "last, test": last_values(cells, figure, "test"),
+            }
+            shown = [_told(found_values, len(cells)) for found_values in found.values()]
+            rows.append([Text(t) for t in (row.name, TITLES[figure], *shown)])
+    head = [
+        "method",
+        "figure",
+        "kept, val.",
+        "last, val.",
+        "median, val.",
+        "kept, test",
+        "last, test",
+    ]
+    notes = ["kept: by the checkpoint rule; last: of the last step, – where it was not recorded"]
+    if evaluations:
+        low, high = min(evaluations), max(evaluations)
+        number = f"{low}" if low == high else f"{low} to {high}"
+        notes.append(f"median: of the last {number} evaluations on validation (at most {LAST})")
+    else:
+        notes.append(f"median of the last {LAST} evaluations: needs run folders with metrics.jsonl")
+    title = f"{group.title + ', ' if group.title else ''}percent: which weights are reported"
+    return Sheet("weights", title, head, rows, words=2, notes=notes)
+
+
+def _told(found: Sequence[float], expected: int) -> str:
+    few = f" (n={len(found)})" if 0 < len(found) < expected else ""
+    return spread(found) + few

@@ -1,0 +1,575 @@
+"""`ssl-selmix compare`: what it reads, what it refuses, what it says, the same bytes every time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_selmix import cli
+from ssl_selmix.comparison import figures, grouping, protocol, reading, sheets, writers
+from ssl_selmix.comparison.readout import Choice
+from tests.compared import measure, results, stage, write
+
+START, END = [0.9, 0.4], [0.85, 0.6]
+DIGITS = Path(__file__).parents[1] / "docs" / "results" / "digits"
+
+
+def two(seed: int = 0, start: list[float] = START, end: list[float] = END, **more: Any) -> Any:
+    return results([stage("fixmatch", start), stage("selmix", end)], seed, **more)
+
+
+def run(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command."""
+    capsys.readouterr()
+    try:
+        code = cli.main(["compare", *map(str, words)])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def mistake(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
+    code, _, err = run(words, capsys)
+    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    return err
+
+
+def groups(path: Path, *allow: str, by: tuple[str, ...] = ()) -> list[grouping.Group]:
+    return grouping.group(reading.read([path])[0], allow, by)[0]
+
+
+def names(group: grouping.Group) -> list[str]:
+    return [row.name for row in group.rows]
+
+
+def cells(group: grouping.Group, slug: str, choice: Choice | None = None) -> list[list[str]]:
+    found = {s.slug: s for s in sheets.of_group(group, choice or Choice())}
+    return [[c.text for c in row] for row in found[slug].rows]
+
+
+def test_rows_are_chains_and_their_beginnings_with_spread_over_seeds(tmp_path: Path) -> None:
+    for seed, worst in enumerate((0.4, 0.5, 0.6)):
+        write(tmp_path / f"r{seed}", two(seed, [0.9, worst], [0.9, worst + 0.1]))
+    (group,) = groups(tmp_path)
+    assert names(group) == ["fixmatch", "fixmatch + selmix"]
+    found = cells(group, "methods")
+    assert found[0][:4] == ["fixmatch", "3", "70.0 ± 5.0", "50.0 ± 10.0"]
+    change = cells(group, "changes")[1]
+    assert change[:6] == [
+        "fixmatch + selmix",
+        "worst class",
+        "3",
+        "50.0 ± 10.0",
+        "60.0 ± 10.0",
+        "+10.0 ± 0.0",
+    ]
+
+
+def test_one_run_has_no_spread_and_no_mark(tmp_path: Path) -> None:
+    (group,) = groups(write(tmp_path / "r", two()))
+    assert cells(group, "methods")[0][1:4] == ["1", "65.0", "40.0"]
+    assert all("±" not in c and "*" not in c for row in cells(group, "changes") for c in row)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"network": "cnn-32"}, "network: cnn-16 (run {a}) vs cnn-32 (run {b})"),
+        ({"parameters": 7}, "parameters: 14458"),
+        ({"precision": "bf16"}, "precision: fp32"),
+        ({"largest": "M1 counts labeled images too"}, "largest: "),
+        ({"validation": "the test images"}, "validation: held out"),
+        ({"checkpoint_rule": {"fixmatch": "last", "selmix": "last"}}, "checkpoint_rule: best"),
+        ({"steps": [200, 100]}, "steps: 100 (run {a}) vs 200 (run {b})"),
+        ({"step": "lazy"}, "step: joint (run {a}) vs lazy (run {b})"),
+        ({"news": 3}, "news: not recorded (run {a}) vs 3 (run {b})"),
+    ],
+)
+def test_runs_of_another_protocol_are_refused_by_name_unless_allowed(
+    change: Mapping[str, Any], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write(tmp_path / "a", two(0))
+    b = write(tmp_path / "b", two(1, protocol=change))
+    assert key.format(a=a, b=b) in mistake([tmp_path], capsys)
+    (name,) = change
+    assert len(groups(tmp_path, by=(name,))) == 2
+    code, out, _ = run([tmp_path, "--allow", name], capsys)
+    assert code == 0 and f"allowed to differ: {name}" in out
+    (group,) = groups(tmp_path, name)
+    assert len(group.rows) == 4 or name == "steps"  # never one row over both
+    assert all(len(row.cells) == 1 for row in group.rows)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dataset", "cifar10"), ("manifest_sha256", "f" * 64)])
+def test_other_data_are_refused(
+    key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a", two())
+    write(tmp_path / "b", two(end=[0.8, 0.5]) | {key: value})
+    told = {"dataset": "dataset: digits", "manifest_sha256": "images: 0000"}[key]
+    assert told in mistake([tmp_path], capsys)
+
+
+def test_other_numbers_of_classes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a", two(0))
+    write(tmp_path / "b", two(1, [0.9, 0.8, 0.7], [0.9, 0.8, 0.7]))
+    assert "classes: 2" in mistake([tmp_path], capsys)
+
+
+def test_every_split_has_its_own_table_and_none_is_averaged_over(tmp_path: Path) -> None:
+    other = {"labeled": {"largest": 30}, "unlabeled": {"shape": "inverted"}}
+    write(tmp_path / "a", two(0))
+    write(tmp_path / "b", two(1, protocol={"split": other | {"test": 50, "validation": 20}}))
+    found, notes = grouping.group(reading.read([tmp_path])[0])
+    assert [g.title for g in found] == ["unlabeled.shape=long_tail", "unlabeled.shape=inverted"]
+    assert [len(row.cells) for g in found for row in g.rows] == [1, 1, 1, 1]
+    assert any("never averaged" in note for note in notes)
+
+
+def test_settings_that_differ_are_part_of_the_name(tmp_path: Path) -> None:
+    for i, (goal, tau) in enumerate((("min_recall", 1.0), ("g_mean", 1.0), ("g_mean", 0.0))):
+        config = {"fixmatch": {"logit_adjustment": tau, "lr": 0.03}, "selmix": {"objective": goal}}
+        write(tmp_path / f"r{i}", two(0, [0.9, 0.4 + tau / 10], [0.8, 0.5 + i / 100]), config)
+    (group,) = groups(tmp_path)
+    assert names(group) == [
+        "fixmatch [logit_adjustment=0]",
+        "fixmatch [logit_adjustment=0] + selmix [objective=g_mean]",
+        "fixmatch [logit_adjustment=1]",
+        "fixmatch [logit_adjustment=1] + selmix [objective=g_mean]",
+        "fixmatch [logit_adjustment=1] + selmix [objective=min_recall]",
+    ]
+
+
+def test_settings_in_the_results_are_enough_and_a_new_key_makes_no_new_method(
+    tmp_path: Path,
+) -> None:
+    first = [stage("fixmatch", START, settings={"lr": 0.03})]
+    second = [stage("fixmatch", END, settings={"lr": 0.03, "new": 1})]
+    third = [stage("fixmatch", END, settings={"lr": 0.3, "new": 1})]
+    for seed, stages in enumerate((first, second, third)):
+        write(tmp_path / f"r{seed}", results(stages, seed))
+    (group,) = groups(tmp_path)
+    assert {row.name: len(row.cells) for row in group.rows} == {
+        "fixmatch [lr=0.03]": 2,
+        "fixmatch [lr=0.3]": 1,
+    }
+
+
+def test_steps_of_a_second_stage_are_part_of_its_name(tmp_path: Path) -> None:
+    write(tmp_path / "a", two())
+    longer = two(end=[0.8, 0.7], protocol={"steps": [100, 400]})
+    write(tmp_path / "b", longer)
+    (group,) = groups(tmp_path)
+    assert names(group) == [
+        "fixmatch",
+        "fixmatch + selmix [steps=100]",
+        "fixmatch + selmix [steps=400]",
+    ]
+
+
+def test_files_without_settings_are_told_apart_by_their_names_and_the_output_says_so(
+    tmp_path: Path,
+) -> None:
+    for seed in (0, 1):
+        for name, worst in (("same", 0.4), ("same-plain", 0.3)):
+            file = tmp_path / f"{name}-{seed}-fixmatch-selmix.json"
+            file.write_text(json.dumps(two(seed, [0.9, worst], [0.9, worst + 0.1 + seed / 10])))
+    (group,) = groups(tmp_path)
+    assert {row.name: len(row.cells) for row in group.rows} == {
+        "fixmatch": 2,
+        "fixmatch + selmix": 2,
+        "fixmatch [plain]": 2,
+        "fixmatch [plain] + selmix": 2,
+    }
+    assert any("told apart by their file names: 'plain'" in note for note in group.notes)
+    assert any("settings unknown of 4 of 4 runs" in note for note in group.notes)
+
+
+def test_arms_that_share_a_start_share_its_row(tmp_path: Path) -> None:
+    for name, worst in (("a", 0.6), ("greedy", 0.5), ("uniform", 0.4)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(two(0, START, [0.9, worst])))
+    (group,) = groups(tmp_path)
+    assert names(group)[0] == "fixmatch" and len(group.rows) == 4
+
+
+def test_the_same_run_twice_counts_once_and_contradictions_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"fixmatch": {"lr": 1}, "selmix": {"lr": 1}}
+    folder = write(tmp_path / "r", two(), config)
+    copy = tmp_path / "copy.json"
+    copy.write_text((folder / "results.json").read_text())
+    code, out, _ = run([folder, copy], capsys)
+    assert code == 0 and f"{copy} and {folder} are the same run, counted once" in out
+    again = write(tmp_path / "again", two(end=[0.8, 0.5]), config)
+    told = mistake([folder, again], capsys)
+    assert "are both fixmatch + selmix with seed 0" in told and str(again) in told
+    nameless = tmp_path / "0.json"
+    nameless.write_text(json.dumps(two(end=[0.7, 0.7])))
+    other = tmp_path / "1.json"
+    other.write_text(json.dumps(two(end=[0.7, 0.6])))
+    assert "their figures differ" in mistake([nameless, other], capsys)
+
+
+def test_a_first_stage_trained_twice_is_told_and_changes_keep_their_own_start(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "alone", results([stage("fixmatch", [0.9, 0.3])]))
+    write(tmp_path / "then", two())
+    (group,) = groups(tmp_path)
+    assert cells(group, "methods")[0][3] == "30.0"
+    assert cells(group, "changes")[1][3:6] == ["40.0", "60.0", "+20.0"]
+    assert any("trained more than once" in note for note in group.notes)
+
+
+def test_a_third_stage_starts_from_the_second(tmp_path: Path) -> None:
+    stages = [stage("fixmatch", [0.9, 0.3]), stage("selmix", [0.9, 0.5]), stage("crt", [0.9, 0.6])]
+    (group,) = groups(write(tmp_path / "r", results(stages)))
+    found = {row[0]: row[3:6] for row in cells(group, "changes") if row[1] == "worst class"}
+    assert found == {
+        "fixmatch + selmix": ["30.0", "50.0", "+20.0"],
+        "fixmatch + selmix + crt": ["50.0", "60.0", "+10.0"],
+    }
+
+
+def test_pairs_are_over_common_seeds_only(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(tmp_path / f"a{seed}", results([stage("abc", [0.9, 0.5 + seed / 10])], seed))
+    for seed in range(1, 3):
+        write(tmp_path / f"d{seed}", results([stage("daso", [0.9, 0.4])], seed))
+    (group,) = groups(tmp_path)
+    found = cells(group, "differences", Choice(against="abc"))
+    assert found[1][:6] == ["daso", "worst class", "2", "65.0 ± 7.1", "40.0 ± 0.0", "-25.0 ± 7.1"]
+    assert any(note == "no seed 0, so that they pair over the others: daso" for note in group.notes)
+
+
+def test_a_leader_of_five_seeds_is_bold_and_marked_and_one_of_four_is_not(tmp_path: Path) -> None:
+    for seed in range(5):
+        jitter = seed / 100
+        good = [stage("abc", [0.98, 0.9 + jitter])]
+        write(tmp_path / f"a{seed}", results(good, seed))
+        write(tmp_path / f"d{seed}", results([stage("daso", [0.5, 0.2 + jitter])], seed))
+    (group,) = groups(tmp_path)
+    made = sheets.of_group(group, Choice())
+    assert [row[3].bold for row in made[0].rows] == [True, False]
+    differences = cells(group, "differences")
+    assert all(row[6].endswith("]*") for row in differences)
+    assert "bold: best on validation" in " ".join(made[0].notes)
+    assert all(
+        "*" not in c for row in cells(group, "differences", Choice("validation")) for c in row
+    )
+    on_validation = sheets.of_group(group, Choice("validation"))[0]
+    assert not any(cell.bold for row in on_validation.rows for cell in row)
+    for row in group.rows:
+        row.cells.pop(sorted(row.cells)[0])
+    made = sheets.of_group(group, Choice())
+    assert not any(cell.bold for row in made[0].rows for cell in row)
+    assert not any("*" in row[6].text for row in made[1].rows)
+
+
+def test_of_small_errors_the_smallest_leads(tmp_path: Path) -> None:
+    for name, ece in (("abc", 0.2), ("daso", 0.1)):
+        measured = measure(START, ece=ece)
+        write(tmp_path / name, results([stage(name, START, validation=measured, test=measured)]))
+    (group,) = groups(tmp_path)
+    (row,) = cells(group, "differences", Choice(metrics=("ece",)))
+    assert row[:2] == ["abc", "ECE"] and row[5] == "+10.0"
+
+
+def test_weights_kept_last_and_median_of_twenty(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "validation", "step": i, "mean_recall": i / 100, "min_recall": i / 100}
+        for i in range(31)
+    ]
+    rows.append({"kind": "train", "step": 30, "loss": 1.0})  # type: ignore[dict-item]
+    told = {part: measure([0.5, 0.3]) for part in ("validation", "test")}
+    content = results([stage("fixmatch", START, last=told)])
+    write(tmp_path / "a", content, logs=[rows])
+    (group,) = groups(tmp_path)
+    notes = sheets.of_group(group, Choice())[-1].notes
+    worst = cells(group, "weights")[1]
+    assert worst == ["fixmatch", "worst class", "40.0", "30.0", "20.5", "40.0", "30.0"]
+    assert "of the last 20 evaluations" in notes[1]
+
+
+def test_last_weights_come_from_the_log_or_from_the_last_step_or_not_at_all(tmp_path: Path) -> None:
+    row = {"kind": "validation", "step": 100, "mean_recall": 0.7, "min_recall": 0.2}
+    write(tmp_path / "logged", results([stage("a", START)]), logs=[[row]])
+    write(tmp_path / "end", results([stage("b", START, kept_step=100)]))
+    write(tmp_path / "bare", results([stage("c", START)]))
+    (group,) = groups(tmp_path)
+    found = {row[0]: row[2:] for row in cells(group, "weights") if row[1] == "worst class"}
+    assert found["a"] == ["40.0", "20.0", "20.0", "40.0", "–"]
+    assert found["b"] == ["40.0", "40.0", "–", "40.0", "40.0"]
+    assert found["c"] == ["40.0", "–", "–", "40.0", "–"]
+
+
+def test_a_run_that_init_started_is_the_second_stage_of_the_run_it_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "first", results([stage("fixmatch", START)]))
+    alone = results([stage("selmix", END)], protocol={"steps": [40]})
+    # The bits of a calibration error depend on the machine, recalls do not.
+    start = stage("start", START, steps=0, kept_step=0, seconds=0.0)
+    start["test"] = start["test"] | {"ece": 0.05 + 1e-12}
+    second = write(tmp_path / "second", alone | {"start": start})
+    (group,) = groups(tmp_path)
+    assert names(group) == ["fixmatch", "fixmatch + selmix"]
+    assert cells(group, "changes")[1][5] == "+20.0"
+    (own,) = groups(second)
+    assert names(own) == ["given weights", "given weights + selmix"]
+    write(tmp_path / "foreign", results([stage("abc", [0.3, 0.2])]))
+    told = mistake([second, tmp_path / "foreign"], capsys)
+    assert "steps: unknown" in told and "checkpoint_rule" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is damaged"),
+        ("\x80", "is damaged"),
+        ("[1]", "holds no results"),
+        ('{"stages": [], "protocol": {}}', "has no finished stage"),
+        (json.dumps(two() | {"seed": None}), "cannot be read"),
+        (json.dumps({k: v for k, v in two().items() if k != "seed"}), "lacks 'seed'"),
+        (json.dumps(two(end=[0.5, 1.5])), "outside 0..1"),
+        (json.dumps(two(end=[0.5, 0.6, 0.7])), "different numbers of classes"),
+        (json.dumps(two(protocol={"steps": [100]})), "2 stages"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_an_error_alone_and_a_note_in_a_folder(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write(tmp_path / "bad", two()) / "results.json"
+    bad.write_bytes(text.encode("latin-1"))
+    line = mistake([bad], capsys)
+    assert told in line and str(bad) in line
+    write(tmp_path / "good", two(1))
+    code, out, _ = run([tmp_path], capsys)
+    assert code == 0 and "left out" in out
+
+
+def test_what_is_not_finished_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "good", two())
+    (tmp_path / "going").mkdir()
+    (tmp_path / "going" / "config.yaml").write_text("seed: 1")
+    code, out, _ = run([tmp_path], capsys)
+    assert code == 0 and f"{tmp_path / 'going'} has no finished stage yet" in out
+    assert "does not exist" in mistake([tmp_path / "nowhere"], capsys)
+    assert "no finished run" in mistake([tmp_path / "going"], capsys)
+
+
+def test_mistakes_in_options_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "r", two())
+    assert "unknown key 'netwok'; did you mean" in mistake([folder, "--allow", "netwok"], capsys)
+    assert "(--by)" in mistake([folder, "--by", "x"], capsys)
+    assert "unknown figure 'x'" in mistake([folder, "--metrics", "x"], capsys)
+    assert "unknown row 'abc'" in mistake([folder, "--against", "abc"], capsys)
+    file = folder / "results.json"
+    before = file.read_bytes()
+    assert "one of the results" in mistake([folder, "--csv", file], capsys)
+    assert file.read_bytes() == before
+    assert "takes one of" in mistake([folder, "--csv", "-", "--latex", "-"], capsys)
+
+
+def test_a_dash_is_the_standard_output_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "r", two())
+    _, out, _ = run([folder, "--markdown", "-"], capsys)
+    assert out.startswith("# Comparison\n")
+    _, out, _ = run([folder], capsys)
+    assert "worst class" in out and "# Comparison" not in out
+
+
+def test_csv_has_a_row_per_observation_and_the_change_of_it(tmp_path: Path) -> None:
+    (group,) = groups(write(tmp_path / "r", two()))
+    found = list(csv.DictReader(writers.table_of_values([group]).splitlines()))
+    key = {
+        "method": "fixmatch + selmix",
+        "part": "test",
+        "figure": "per_class_recall",
+        "class": "1",
+    }
+    (row,) = [r for r in found if key.items() <= r.items()]
+    assert float(row["value"]) == 0.6 and float(row["change"]) == pytest.approx(0.2)
+    assert {r["seed"] for r in found} == {"0"} and {r["weights"] for r in found} == {"kept"}
+
+
+def test_markdown_and_latex_escape_names_and_are_well_formed(tmp_path: Path) -> None:
+    write(tmp_path / "r", results([stage("my_algo|#&%", START)]))
+    (group,) = groups(tmp_path)
+    made = [(group, sheets.of_group(group, Choice()))]
+    text = writers.markdown(made, [])
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert r"my\_algo\|#&%" in text
+    assert all(len(re.findall(r"(?<!\\)\|", line)) >= 8 for line in tables)
+    tex = writers.latex(made, [])
+    assert r"my\_algo|\#\&\%" in tex
+    for name in ("table", "tabular"):
+        assert tex.count(rf"\begin{{{name}}}") == tex.count(rf"\end{{{name}}}") > 0
+    body = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert all(len(re.findall(r"(?<!\\)&", line)) in (6, 8) for line in body)
+    bare = re.sub(r"%.*", "", tex.replace(r"\%", ""))
+    assert bare.count("{") - bare.count(r"\{") == bare.count("}") - bare.count(r"\}")
+    assert bare.count("$") % 2 == 0
+
+
+def logged_run(folder: Path, seed: int) -> None:
+    """A run with everything that a figure can show."""
+    bins = {"confidence": [0.5, None, 0.9], "accuracy": [0.4, None, 0.8], "count": [10, 0, 90]}
+    measured = measure(END, reliability=bins)
+    second = stage("selmix", END, validation=measured, test=measured)
+    common = {"kind": "validation", "mean_recall": 0.6, "min_recall": 0.3}
+    prior = {"estimated_prior": [0.6, 0.4], "true_prior": [0.7, 0.3]}
+    limits = {"estimated_prior_low": [0.5, 0.3], "estimated_prior_high": [0.7, 0.5]}
+    square = {"gain_matrix": [[0, 1], [2, 3]], "pair_distribution": [[0.1, 0.2], [0.3, 0.4]]}
+    first_rows = [{**common, "step": s, **prior, **limits} for s in (0, 50, 100)]
+    second_rows = [{**common, "step": s, **square} for s in (0, 40 + seed, 100)]
+    content = results([stage("fixmatch", START), second], seed)
+    write(folder, content, logs=[first_rows, second_rows])
+
+
+def test_all_figures_are_drawn_and_every_output_has_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        logged_run(tmp_path / "runs" / str(seed), seed)
+    (group,) = groups(tmp_path / "runs")
+    written = []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        kinds = ("markdown", "latex", "csv", "html")
+        files = [x for k in kinds for x in (f"--{k}", out / f"r.{k}")]
+        code, told, err = run([tmp_path / "runs", *files], capsys)
+        assert code == 0 and "no figure" not in told, err
+        made = figures.of_group(group)
+        stems = [picture.slug for picture in made.made]
+        figures.save(figures.Pictures(made.made[:1]), out / "figures")
+        written.append({p.relative_to(out): p.read_bytes() for p in out.rglob("*.*")})
+    assert written[0] == written[1]
+    assert stems == [f"{k}-all" for k in ("plane", "recalls", "reliability", "curves")] + [
+        "pairs-2-all",
+        "priors-all",
+    ]
+    assert {p.name for p in written[0]} >= {"plane-all.png", "plane-all.pdf", "r.html", "r.csv"}
+
+
+def test_figures_are_written_as_png_and_pdf(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "r", two())
+    assert run([tmp_path / "r", "--figures", tmp_path / "f"], capsys)[0] == 0
+    found = sorted(p.name for p in (tmp_path / "f").iterdir())
+    assert found == ["plane-all.pdf", "plane-all.png", "recalls-all.pdf", "recalls-all.png"]
+
+
+class Page(HTMLParser):
+    """Collects what a report must and must not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.viewport = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        if tag == "table":
+            assert self.open[-1] == "div"  # the box that scrolls
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.links += [value or "" for key, value in attrs if key in ("src", "href")]
+        self.viewport += str(told.get("content")) if told.get("name") == "viewport" else ""
+        self.images += [told] if tag == "img" else []
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_one_file_without_network_for_small_screens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged_run(tmp_path / "<b>runs" / "r", 0)
+    (tmp_path / "<b>runs" / "going").mkdir()  # which a note names
+    (tmp_path / "<b>runs" / "going" / "config.yaml").write_text("seed: 1")
+    out = tmp_path / "report.html"
+    assert run([tmp_path / "<b>runs", "--html", out], capsys)[0] == 0
+    page, text = Page(), out.read_text()
+    page.feed(text)
+    assert page.open == []
+    assert "width=device-width" in page.viewport and "overflow-x: auto" in text
+    assert len(page.images) == 6 and all(image["alt"] for image in page.images)
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in page.links)
+    assert not re.search(r"url\(|@import|<script", text)
+    assert (
+        "<b>runs" not in text and "&lt;b&gt;runs" in text and "prefers-color-scheme: dark" in text
+    )
+
+
+def test_figures_without_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "r", results([stage("fixmatch", START)]))
+    _, out, _ = run([tmp_path / "r", "--html", tmp_path / "o.html"], capsys)
+    for name in ("recalls", "reliability", "curves", "pairs", "priors"):
+        assert f"no figure {name}: " in out
+
+
+def test_the_number_of_test_images_comes_from_the_split_the_results_or_the_manifest(
+    tmp_path: Path,
+) -> None:
+    split = {"labeled": {"largest": 30}, "unlabeled": {"shape": "long_tail"}, "validation": 20}
+    own: Any = {"protocol": {"split": split | {"test": None}}}  # the data set's own test part
+    bare = write(tmp_path / "bare", two(**own))
+    (group,) = groups(bare)
+    assert cells(group, "changes")[1][6] == "–"
+    counted = write(tmp_path / "counted", two(**own) | {"counts": {"test": [10, 10]}})
+    noted = write(tmp_path / "noted", two(**own))
+    manifest = {"counts": {"test": [10, 10]}, "class_names": ["cat", "dog"]}
+    (noted / "manifest.json").write_text(json.dumps(manifest))
+    found = [cells(groups(path)[0], "changes")[1][6] for path in (counted, noted)]
+    assert found[0] == found[1] != "–"
+    assert reading.read([noted])[0][0].class_names == ("cat", "dog")
+
+
+def test_a_class_without_test_images_has_no_recall_and_breaks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = measure([0.9, 0.4]) | {
+        "per_class_recall": [0.9, 0.4, None],
+        "per_class_coverage": [0.5, 0.5, 0.0],
+    }
+    parts = {"validation": measured, "test": measured}
+    stages = [stage("fixmatch", START, **parts), stage("selmix", START, **parts)]
+    write(tmp_path / "r", results(stages))
+    assert run([tmp_path / "r", "--html", tmp_path / "o.html"], capsys)[0] == 0
+
+
+def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:
+    (found,) = reading.read([write(tmp_path / "r", two())])[0]
+    assert protocol.keys(found)["data.unlabeled.shape"] == "long_tail"
+    assert protocol.keys(found)["steps"] == 100
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="the committed results are not here")
+def test_the_committed_digits_give_the_figures_that_their_files_hold() -> None:
+    for group in groups(DIGITS):
+        pool = "inverted" if "inverted" in group.title else "same"
+        files = sorted(DIGITS.glob(f"{pool}-*-abc-selmix.json"))
+        worst = [json.loads(f.read_text())["stages"][1]["test"]["min_recall"] for f in files]
+        (row,) = [r for r in cells(group, "methods") if r[0] == "abc + selmix"]
+        assert row[1] == str(len(files))
+        assert row[3].split(" ")[0] == f"{100 * sum(worst) / len(worst):.1f}"
+        assert "fixmatch [plain] + selmix" in names(group)
