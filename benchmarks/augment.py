@@ -1,78 +1,230 @@
-"""Time per image of our tensor views against torchvision's, at 32×32 pixels.
+"""Time per image of our views against torchvision (PIL and v2) and albumentations, 32 and 224 px.
 
-    OMP_NUM_THREADS=1 python benchmarks/augment.py --batch 128 --repeats 9
+    OMP_NUM_THREADS=1 python -m benchmarks.augment
 
-Rows alternate within a repeat, so that a busy machine slows all of them alike; the table shows
-medians. One thread, as in a loader worker. torchvision starts from what its datasets hold: PIL
-images for the first pair of rows, one uint8 tensor per image for the second.
+Every pipeline ends in a batch of normalised float32 network input. At 32 px ours is tensor code
+for whole batches; the others transform one image at a time, from what their data sets hold: PIL
+images, uint8 tensors, arrays. At 224 px all begin with the bytes of JPEG files of 500×375 pixels;
+ours is augment/image.py. Strong views are weak ones with two (at 224 px three) operations of
+RandAugment and a square. One thread, as in a loader's worker; pipelines take turns in a round.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+import io
+import os
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from ssl_selmix.augment.tensor import Strong, Weak
+from benchmarks.arms import table
+from benchmarks.photographs import jpegs
+from benchmarks.reference import Cutout, pil_views
+from benchmarks.synthetic import make_data, noise
+from benchmarks.timing import (
+    Target,
+    Times,
+    about,
+    alternate,
+    parser_of,
+    positive,
+    set_threads,
+    spread,
+    targets_table,
+)
+from ssl_selmix.data import Data
 
-SIZE = 32
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+import cv2
+from albumentations.pytorch import ToTensorV2
+
+SMALL, LARGE = 32, 224
+MIDDLE = (0.5,) * 3
+VIEWS = ("weak", "strong")
+OURS, PIL, V2, ALBUMENTATIONS = "ours", "torchvision PIL", "torchvision v2", "albumentations"
+Call = Callable[[], object]
 
 
-def contenders(batch: Tensor) -> dict[str, Callable[[], object]]:
-    """Return the calls to time; each makes one view of every image."""
+def v2_views(crop: Sequence[Any], size: int, num_ops: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The newer transforms of torchvision, of uint8 tensors."""
+    end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MIDDLE, MIDDLE)]
+    square = v2.RandomErasing(p=1, scale=(0.25, 0.25), ratio=(1, 1), value=127)
+    strong = [v2.RandAugment(num_ops, 10), square]
+    return {"weak": v2.Compose([*crop, *end]), "strong": v2.Compose([*crop, *strong, *end])}
+
+
+def albumentations_views(crop: Sequence[Any], num_ops: int) -> dict[str, Callable[[Any], Tensor]]:
+    """Albumentations, of arrays H×W×3, with RandAugment's operations."""
+    end = [A.Normalize(MIDDLE, MIDDLE), ToTensorV2()]
+    half = (0.5, 0.5)
+    square = A.CoarseDropout((1, 1), half, half, fill=127, p=1)
+    some = A.SomeOf(operations(), num_ops, replace=True, p=1)
+    made = {"weak": A.Compose([*crop, *end]), "strong": A.Compose([*crop, some, square, *end])}
+    return {name: _of_array(view) for name, view in made.items()}
+
+
+def _of_array(view: Any) -> Callable[[Any], Tensor]:
+    return lambda image: view(image=image)["image"]
+
+
+def operations() -> list[Any]:
+    """RandAugment's fourteen in albumentations."""
+    still: dict[str, Any] = dict.fromkeys(("brightness", "contrast", "saturation"), (1, 1))
+    factor, nearest = (0.05, 0.95), {"interpolation": cv2.INTER_NEAREST, "p": 1}
+    jitters = [
+        A.ColorJitter(**(still | {name: factor}), hue=(0, 0), p=1)
+        for name in ("brightness", "contrast", "saturation")
+    ]
+    moves = [
+        A.Affine(**move, **nearest)
+        for move in (
+            {"rotate": (-30, 30)},
+            {"shear": {"x": (-17, 17), "y": 0}},
+            {"shear": {"x": 0, "y": (-17, 17)}},
+            {"translate_percent": {"x": (-0.3, 0.3), "y": 0}},
+            {"translate_percent": {"x": 0, "y": (-0.3, 0.3)}},
+        )
+    ]
+    plain = [A.NoOp(), A.AutoContrast(p=1), A.Equalize(p=1), A.Posterize((4, 7), p=1)]
+    return [*plain, *jitters, *moves, A.Sharpen(p=1), A.Solarize((0, 1), p=1)]
+
+
+def small(data: Data, batch: int) -> dict[tuple[str, str], Call]:
+    """Calls that make one view of every image of a batch, 32 px; (view, pipeline) -> call."""
+    images = noise(batch, SMALL, seed=1)
+    arrays = list(images.permute(0, 2, 3, 1).contiguous().numpy())
+    pictures = [Image.fromarray(array) for array in arrays]
+    crop = [
+        v2.RandomHorizontalFlip(),
+        v2.RandomCrop(SMALL, padding=SMALL // 8, padding_mode="reflect"),
+    ]
+    pad = A.Pad(SMALL // 8, border_mode=cv2.BORDER_REFLECT_101, p=1)
+    a_crop = [A.HorizontalFlip(), pad, A.RandomCrop(SMALL, SMALL)]
+    pil, newer, other = (
+        pil_views(SMALL),
+        v2_views(crop, SMALL, 2),
+        albumentations_views(a_crop, 2),
+    )
     generator = torch.Generator().manual_seed(0)
-    weak, strong, num = Weak(), Strong(), len(batch)
-    pictures = [v1.functional.to_pil_image(image) for image in batch]
-    old = [v1.RandomCrop(SIZE, padding=4, padding_mode="reflect"), v1.RandomHorizontalFlip()]
-    new = [v2.RandomCrop(SIZE, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()]
-    old_weak = v1.Compose([*old, v1.PILToTensor()])
-    old_strong = v1.Compose([*old, v1.RandAugment(), v1.PILToTensor()])
-    new_weak, new_strong = v2.Compose(new), v2.Compose([*new, v2.RandAugment()])
-    return {
-        "weak    ours": lambda: weak(batch, weak.draw(num, generator)),
-        "weak    torchvision PIL": lambda: torch.stack([old_weak(p) for p in pictures]),
-        "weak    torchvision v2 tensor": lambda: torch.stack([new_weak(x) for x in batch]),
-        "strong  ours (with cutout)": lambda: strong(batch, strong.draw(num, generator)),
-        "strong  torchvision PIL": lambda: torch.stack([old_strong(p) for p in pictures]),
-        "strong  torchvision v2 tensor": lambda: torch.stack([new_strong(x) for x in batch]),
+
+    def ours(view: str) -> Tensor:
+        augmentation = data.augmentation(view)
+        params = augmentation.draw(batch, generator)
+        return data.normalise(augmentation(images, params))
+
+    def calls(view: str) -> dict[tuple[str, str], Call]:
+        return {
+            (view, OURS): lambda: ours(view),
+            (view, PIL): lambda: torch.stack([pil[view](p) for p in pictures]),
+            (view, V2): lambda: torch.stack([newer[view](x) for x in images]),
+            (view, ALBUMENTATIONS): lambda: torch.stack([other[view](x) for x in arrays]),
+        }
+
+    return {key: call for view in VIEWS for key, call in calls(view).items()}
+
+
+def large(data: Data, number: int) -> dict[tuple[str, str], Call]:
+    """The same for JPEG files and 224 px."""
+    from ssl_selmix.augment import image as ours
+
+    files = list(jpegs(number))
+    flip = v1.RandomHorizontalFlip()
+    crop = [v1.RandomResizedCrop(LARGE), flip]
+    end = [v1.ToTensor(), v1.Normalize(MIDDLE, MIDDLE)]
+    pil = {
+        "weak": v1.Compose([*crop, *end]),
+        "strong": v1.Compose([*crop, v1.RandAugment(3, 10), Cutout(), *end]),
     }
+    newer = v2_views(
+        [v2.RandomResizedCrop(LARGE, antialias=True), v2.RandomHorizontalFlip()], LARGE, 3
+    )
+    other = albumentations_views([A.RandomResizedCrop((LARGE, LARGE)), A.HorizontalFlip()], 3)
+    steps = count()
+
+    def own(view: str) -> Tensor:
+        make, step = ours.views(LARGE)[view], next(steps)
+        made = [make(ours.Photo(file, "file"), (step, row)) for row, file in enumerate(files)]
+        return data.normalise(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
+
+    def opened(file: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(file)).convert("RGB")
+
+    def array(file: bytes) -> Any:
+        return cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+    def tensor(file: bytes) -> Any:
+        return v2.functional.pil_to_tensor(opened(file))
+
+    def calls(view: str) -> dict[tuple[str, str], Call]:
+        return {
+            (view, OURS): lambda: own(view),
+            (view, PIL): lambda: torch.stack([pil[view](opened(f)) for f in files]),
+            (view, V2): lambda: torch.stack([newer[view](tensor(f)) for f in files]),
+            (view, ALBUMENTATIONS): lambda: torch.stack([other[view](array(f)) for f in files]),
+        }
+
+    return {key: call for view in VIEWS for key, call in calls(view).items()}
 
 
-def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return seconds per call, after one untimed round."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def named(calls: dict[tuple[str, str], Call], size: int) -> dict[str, Call]:
+    """The calls under the names that the table has."""
+    return {f"{view} {size} px, {who}": call for (view, who), call in calls.items()}
 
 
-def main() -> None:
+def rows(times: Times, number: int, size: int) -> list[list[str]]:
+    """A row per view and pipeline: per image, and how many times as long as ours."""
+    found = []
+    for view in VIEWS:
+        for who in (OURS, PIL, V2, ALBUMENTATIONS):
+            arm, ours = f"{view} {size} px, {who}", f"{view} {size} px, {OURS}"
+            per_image = [1e6 * s / number for s in times.seconds[arm]]
+            ratio = f"{times.ratio(arm, ours):.1f} ({spread(times.ratios(arm, ours))})"
+            middle = 1e6 * times.median(arm) / number
+            found.append(
+                [f"{view}, {size} px", who, f"{middle:.0f}", spread(per_image), ratio]
+                if who != OURS
+                else [f"{view}, {size} px", who, f"{middle:.0f}", spread(per_image), "1"]
+            )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, time, print the table."""
-    parser = argparse.ArgumentParser(description="Time weak and strong views per image.")
-    parser.add_argument("--batch", type=int, default=128, help="images per call")
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds, at least 5")
-    args = parser.parse_args()
-    if args.repeats < 5 or args.batch < 1:
-        parser.error("a median needs --repeats of 5 or more, and --batch at least 1")
-    torch.set_num_threads(1)
+    parser = parser_of(__doc__, rounds=9)
+    parser.add_argument("--batch", type=positive, default=128, help="images of 32 px per call")
+    parser.add_argument("--files", type=positive, default=24, help="JPEG files per call")
+    parser.add_argument("--threads", type=positive, default=1)
+    args = parser.parse_args(argv)
+    set_threads(args.threads)
+    cv2.setNumThreads(0 if args.threads == 1 else args.threads)
     torch.manual_seed(0)
-    batch = torch.randint(256, (args.batch, 3, SIZE, SIZE), dtype=torch.uint8)
-    seconds = measure(contenders(batch), args.repeats)
-    print(f"{'view':<32}{'µs/image':>10}{'fastest':>10}{'ms/batch':>10}")
-    for name, values in seconds.items():
-        middle, least = statistics.median(values), min(values)
-        per_image = 1e6 / args.batch
-        print(f"{name:<32}{middle * per_image:10.1f}{least * per_image:10.1f}{middle * 1e3:10.2f}")
+    data = make_data()
+    print(about(rounds=args.rounds, threads=args.threads) + "\n")
+    times = alternate(named(small(data, args.batch), SMALL), args.rounds)
+    made = rows(times, args.batch, SMALL)
+    of_files = alternate(named(large(data, args.files), LARGE), args.rounds)
+    made += rows(of_files, args.files, LARGE)
+    print(table(["view", "pipeline", "µs an image", "range", "ours = 1"], made))
+    print()
+    aims = [
+        Target(
+            f"{PIL} / {OURS}, {view} {SMALL} px",
+            f"{view} {SMALL} px, {PIL}",
+            f"{view} {SMALL} px, {OURS}",
+            8.0,
+            at_least=True,
+        )
+        for view in VIEWS
+    ]
+    print(targets_table(times, aims))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,13 +76,13 @@ def pool_table(root: Path, repeats: int) -> None:
         print(f"{name:<8}{len(values):6}{middle:10.2f}{least:11.2f}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and print the table."""
     parser = argparse.ArgumentParser(description="Time loading of images, cold and cached.")
     parser.add_argument("--root", type=Path, default=Path("data"), help="with train/ and test/")
     parser.add_argument("--count", type=int, default=60_000, help="synthetic images")
     parser.add_argument("--repeats", type=int, default=9, help="timed loads from the cache")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.repeats < 5 or args.count < 600:
         parser.error("a median needs --repeats of 5 or more, and a tail --count of 600")
     torch.set_num_threads(1)

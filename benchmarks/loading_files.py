@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets, transforms
 
+from benchmarks.photographs import jpeg, smooth_noise
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.data import Data, Draw, assemble
 from ssl_selmix.files import MEAN, STD, FileImages, file_set
@@ -45,13 +46,10 @@ def write_photographs(root: Path, source: Path, count: int) -> None:
             with Image.open(small[int(rng.integers(len(small)))]) as opened:
                 image = opened.convert("RGB")
         else:
-            image = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        size = (500, 375) if i % 4 else (375, 500)
-        pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-        pixels = (pixels + rng.normal(0, 14, pixels.shape)).clip(0, 255)
+            image = smooth_noise(rng)
         folder = root / f"class{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
+        (folder / f"{i:05d}.jpg").write_bytes(jpeg(image, rng, upright=i % 4 == 0))
 
 
 class Ours:
@@ -139,14 +137,14 @@ def measure(
     return seconds
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, write the files, time, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photographs", type=Path, default=Path("data/train"))
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
