@@ -21,7 +21,6 @@ from ssl_selmix.log import StageLog
 from ssl_selmix.models import batch_norms
 
 RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
-ROWS = 512  # features whose logits are computed at once in evaluation
 READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
 
 
@@ -93,18 +92,40 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def predict(model: Algorithm, batches: Iterable[Tensor], num: int = 0) -> tuple[Tensor, Tensor]:
-    """Features N×D and logits N×K in evaluation mode, in one pass.
+def predict(
+    model: Algorithm, batches: Iterable[Tensor], num: int, *, keep_features: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Features N×D, or N×0 if they are not kept, and logits N×K in evaluation mode, in one pass.
 
     Of several processes each passes its share of the `num` images, and gets what is found of all.
     """
     world = model.net.world
+    share = num if world is None else len(world.rows(num))
+    found = (_Rows(share), _Rows(share))
     with _evaluating(model):
-        features = torch.cat([model.net.share_features(x) for x in batches])
-        if world is not None:
-            features = world.gather(features, num)
-        logits = torch.cat([model.head(h).float() for h in features.split(ROWS)])
-    return features.clone(), logits.clone()
+        for x in batches:
+            h = model.net.share_features(x)
+            found[1].add(model.head(h).float())
+            found[0].add(h if keep_features else h[:, :0])
+    features, logits = (rows.kept for rows in found)
+    if world is not None:
+        features, logits = world.gather(features, num), world.gather(logits, num)
+    return features, logits
+
+
+class _Rows:
+    """Rows of batches in one place: apart, small results between large ones scatter the heap."""
+
+    def __init__(self, num: int) -> None:
+        self._num, self._filled = num, 0
+        self.kept = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        if not self._filled:
+            with torch.inference_mode(False):  # a normal tensor, which may be used anywhere
+                self.kept = rows.new_empty(self._num, *rows.shape[1:])
+        self.kept[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
 
 
 def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
@@ -112,14 +133,16 @@ def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
     features, logits = _predict_at(model, data, data.validation)
     pool_logits = None
     if pool and len(data.unlabeled):
-        pool_logits = _predict_at(model, data, data.unlabeled)[1]
+        pool_logits = _predict_at(model, data, data.unlabeled, keep_features=False)[1]
     return Evaluation(features, logits, data.validation_labels, pool_logits)
 
 
-def _predict_at(model: Algorithm, data: Data, index: Tensor) -> tuple[Tensor, Tensor]:
+def _predict_at(
+    model: Algorithm, data: Data, index: Tensor, *, keep_features: bool = True
+) -> tuple[Tensor, Tensor]:
     world = model.net.world
     own = index if world is None else world.own(index)
-    return predict(model, data.plain(own), len(index))
+    return predict(model, data.plain(own), len(index), keep_features=keep_features)
 
 
 def measure(evaluation: Evaluation, tail: list[int]) -> dict[str, Any]:
@@ -132,7 +155,7 @@ def measure_test(model: Algorithm, data: Data) -> dict[str, Any]:
     """The figures of results.json on the test images; called once a stage, after training."""
     world, num = model.net.world, len(data.test_labels)
     own = None if world is None else world.rows(num)
-    logits = predict(model, data.test_batches(own), num)[1]
+    logits = predict(model, data.test_batches(own), num, keep_features=False)[1]
     return metrics.evaluate(logits, data.test_labels, logits.shape[1], tail=data.task.tail)
 
 

@@ -217,11 +217,11 @@ def _out(progress: bool) -> Console:
 
 
 def _logits(algorithm: Algorithm, data: Arrays, test: Part | None) -> Tensor:
-    images = data.plain(data.validation)
+    images, num = data.plain(data.validation), len(data.validation)
     if test is not None:
-        index = torch.arange(len(test))
+        index, num = torch.arange(len(test)), len(test)
         images = (test.take(part).to(data.device, data.dtype) for part in index.split(512))
-    return engine.predict(algorithm, images)[1]
+    return engine.predict(algorithm, images, num, keep_features=False)[1]
 
 
 def bootstrap(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_selmix import distributed
 from ssl_selmix.models import Classifier
@@ -58,6 +57,8 @@ def _has_bf16(device: torch.device) -> bool:
 
 def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -> float:
     """Floating-point operations of a training step: three times those of the forward passes."""
+    from torch.utils.flop_counter import FlopCounterMode  # whose import takes a while
+
     device = next(net.parameters()).device
     training = net.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():

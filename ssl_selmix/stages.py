@@ -255,7 +255,7 @@ def _run(plan: Plan) -> dict[str, Any]:
         distributed.from_first(lambda: _check_resumed(plan, inputs.sha256, out))
     elif distributed.first():
         _write_setup(plan, inputs)
-    results = distributed.from_first(lambda: _results_so_far(plan, inputs.sha256))
+    results = distributed.from_first(lambda: _results_so_far(plan, inputs))
     net = _start(plan, inputs, results, out) if plan.init else None
     for index, stage in enumerate(plan.stages):
         algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
@@ -276,7 +276,9 @@ def _run(plan: Plan) -> dict[str, Any]:
         net = fitted.algorithm.export().requires_grad_(True)
         if index >= len(results["stages"]):
             name = plan.algorithms[index][0]
-            results["stages"].append(_measure(name, fitted, stage_data))
+            measured = _measure(name, fitted, stage_data)
+            # By the section's own keys, so that results say what ran without config.yaml.
+            results["stages"].append(measured | {"settings": plan.plain[name]})
             results["protocol"] = _protocol(plan, inputs, fitted.algorithm.net)
             if distributed.first():
                 weights.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
@@ -330,6 +332,13 @@ class Inputs:
     split: Split
     images_sha256: str
     extra: dict[str, Any]
+
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class that figures are measured on."""
+        parts = {"validation": self.data.validation_labels, "test": self.data.test_labels}
+        num = len(self.data.class_names)
+        return {part: torch.bincount(y, minlength=num).tolist() for part, y in parts.items()}
 
     @property
     def sha256(self) -> str:
@@ -485,7 +494,8 @@ def _compare_code(plan: Plan, out: Console) -> None:
         out.print(f"warning: started at commit {before}, resumed at {now}", style="yellow")
 
 
-def _results_so_far(plan: Plan, manifest_sha: str) -> dict[str, Any]:
+def _results_so_far(plan: Plan, inputs: Inputs) -> dict[str, Any]:
+    manifest_sha = inputs.sha256
     path = plan.out / "results.json"
     if plan.request.resume and path.exists():
         try:
@@ -504,6 +514,8 @@ def _results_so_far(plan: Plan, manifest_sha: str) -> dict[str, Any]:
         "dataset": plan.request.dataset,
         "seed": plan.run.seed,
         "manifest_sha256": manifest_sha,
+        **({"init_sha256": plan.init_sha256} if plan.init else {}),
+        "counts": inputs.counts,
         "protocol": {},
         "stages": [],
     }

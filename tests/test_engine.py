@@ -305,8 +305,8 @@ def test_evaluation_leaves_the_model_as_it_was(tiny_data: Data) -> None:
 
 def test_evaluation_uses_stored_statistics(tiny_data: Data) -> None:
     algorithm = make(tiny_data)
-    whole = engine.predict(algorithm, tiny_data.plain(tiny_data.validation))[1]
-    single = engine.predict(algorithm, tiny_data.plain(tiny_data.validation, size=1))[1]
+    whole = engine.predict(algorithm, tiny_data.plain(tiny_data.validation), 12)[1]
+    single = engine.predict(algorithm, tiny_data.plain(tiny_data.validation, size=1), 12)[1]
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
     algorithm.eval()
     engine.evaluate(algorithm, tiny_data)
@@ -316,12 +316,12 @@ def test_evaluation_uses_stored_statistics(tiny_data: Data) -> None:
 def test_evaluation_restores_the_mode_after_an_error(tiny_data: Data) -> None:
     algorithm = make(tiny_data)
     with pytest.raises(RuntimeError):
-        engine.predict(algorithm, [torch.zeros(1, 2, 8, 8)])
+        engine.predict(algorithm, [torch.zeros(1, 2, 8, 8)], 1)
     assert algorithm.training
 
 
 def test_predictions_can_be_used_in_a_graph(tiny_data: Data) -> None:
-    features, logits = engine.predict(make(tiny_data), tiny_data.plain(tiny_data.validation))
+    features, logits = engine.predict(make(tiny_data), tiny_data.plain(tiny_data.validation), 12)
     assert not features.is_inference() and not logits.is_inference()
     weight = torch.ones(4, requires_grad=True)
     (features * weight).sum().backward()
