@@ -283,7 +283,16 @@ def affine(
     inside = (source_col >= 0) & (source_col < width) & (source_row >= 0) & (source_row < height)
     source = source_row.clamp_(0, height - 1) * width + source_col.clamp_(0, width - 1)
     moved = _take(x, source)
-    return moved.masked_fill_(~inside[:, None], fill)
+    return _keep(moved, inside, fill)
+
+
+def _keep(x: Tensor, kept: Tensor, fill: int) -> Tensor:
+    """The pixels of N×C×H×W where N×H×W says so, and `fill` elsewhere.
+
+    A product, for choosing single bytes takes a CPU ten times as long.
+    """
+    mask = kept[:, None].to(torch.uint8)
+    return x * mask if fill == 0 else x * mask + (1 - mask) * fill
 
 
 def _take(x: Tensor, source: Tensor) -> Tensor:
@@ -313,7 +322,7 @@ def cutout(x: Tensor, centre: Tensor, size: Tensor, fill: int = 127) -> Tensor:
     row = torch.arange(x.shape[2], device=x.device)[:, None]
     col = torch.arange(x.shape[3], device=x.device)
     hole = ((row >= top) & (row < bottom)) & ((col >= left) & (col < right))
-    return x.masked_fill(hole[:, None], fill)
+    return _keep(x, ~hole, fill)
 
 
 # --- Views ---------------------------------------------------------------------------------------
@@ -495,7 +504,7 @@ class Weak:
         row, col = row.clamp(0, height - 1), col.clamp(0, width - 1)
         moved = _take(x, row[:, :, None] * width + col[:, None, :])
         inside = inside_row[:, :, None] & inside_col[:, None, :]
-        return moved.masked_fill_(~inside[:, None], 0)
+        return _keep(moved, inside, 0)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
