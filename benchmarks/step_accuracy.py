@@ -52,7 +52,7 @@ def job(folder: Path, seed: int, arms: Sequence[str], extra: Sequence[str]) -> d
 def mask_rate(path: Path) -> float:
     """Mean over the steps of a stage."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return statistics.mean(row["mask_rate"] for row in rows if row["kind"] == "train")
+    return float(statistics.mean(row["mask_rate"] for row in rows if row["kind"] == "train"))
 
 
 def row(arm: str, found: Sequence[dict[str, Any]]) -> list[str]:

@@ -165,6 +165,6 @@ def test_acr_predicts_with_the_balanced_head() -> None:
     with torch.no_grad():
         acr.balanced.weight.neg_()
     data, _ = contract.make_data(2)
-    features, logits = predict(acr, data.plain(data.validation))
+    features, logits = predict(acr, data.plain(data.validation), len(data.validation))
     assert torch.equal(logits, acr.balanced(features))
     assert not torch.equal(logits, acr.net.classifier(features))
