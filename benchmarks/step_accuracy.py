@@ -1,11 +1,12 @@
 """What split, lazy, bf16 and compiled steps do to accuracy: the main job in each way, over seeds.
 
     python -m benchmarks.step_accuracy --seeds 0 1 2 3 4
-    python -m benchmarks.step_accuracy --seeds 0 1 2 --arms joint split lazy lazy-time -- \
-        --dataset image_folder data.root=data model.name=wrn-10-2 precision=bf16 fixmatch.steps=800
+    python -m benchmarks.step_accuracy --seeds 0 1 2 --alone --arms joint split lazy lazy-time -- \
+        --dataset image_folder data.root=data model.name=wrn-10-1 precision=bf16 \
+        fixmatch.steps=1500
 
 All ways have equally many steps; `lazy-time` is lazy with as many steps as take the time of joint,
-by the seconds of seed's own joint and lazy runs. Test figures in percent, mean ± sd over seeds;
+by the seconds of that seed's joint and lazy runs. Test figures in percent, mean ± sd over seeds;
 seconds are those of the first stage. Mask rate: mean over the run of the share of pseudo-labels
 that count.
 """
@@ -30,10 +31,12 @@ ARMS = {
     "lazy-time": ["step.lazy=true"],
     "compile": ["compile=true"],
 }
-HEAD = ["step", "mask rate", "s", "FixMatch: mean", "worst", "SelMix: mean", "worst"]
+HEAD = ["step", "steps", "mask rate", "s", "FixMatch: mean", "worst", "SelMix: mean", "worst"]
 
 
-def job(folder: Path, seed: int, arms: Sequence[str], extra: Sequence[str]) -> dict[str, Any]:
+def job(
+    folder: Path, seed: int, arms: Sequence[str], chain: Sequence[str], extra: Sequence[str]
+) -> dict[str, Any]:
     """Results of every way with one seed; way -> results, with the mask rate of its first stage."""
     found: dict[str, Any] = {}
     for arm in arms:
@@ -44,7 +47,7 @@ def job(folder: Path, seed: int, arms: Sequence[str], extra: Sequence[str]) -> d
             longer = round(steps * seconds["joint"] / seconds["lazy"])
             settings.append(f"fixmatch.steps={longer}")
         out = folder / f"{seed}-{arm}"
-        found[arm] = train(out, ["fixmatch", "selmix"], settings)
+        found[arm] = train(out, chain, settings)
         found[arm]["mask_rate"] = mask_rate(out / "1-fixmatch" / "metrics.jsonl")
     return found
 
@@ -58,9 +61,10 @@ def mask_rate(path: Path) -> float:
 def row(arm: str, found: Sequence[dict[str, Any]]) -> list[str]:
     """Figures of one way over its seeds."""
     first = [f["stages"][0] for f in found]
-    cells = [arm, f"{statistics.mean(f['mask_rate'] for f in found):.2f}"]
+    cells = [arm, f"{statistics.median(s['steps'] for s in first):.0f}"]
+    cells += [f"{statistics.mean(f['mask_rate'] for f in found):.2f}"]
     cells += [f"{statistics.median(s['seconds'] for s in first):.0f}"]
-    for stage in (0, 1):
+    for stage in range(len(found[0]["stages"])):
         for key in ("mean_recall", "min_recall"):
             cells.append(cell([f["stages"][stage]["test"][key] for f in found]))
     return cells
@@ -73,12 +77,15 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path("runs/step-accuracy"))
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--alone", action="store_true", help="FixMatch without SelMix")
     parser.add_argument("words", nargs="*", help="key=value and options for every run, after --")
     args = parser.parse_args()
+    chain = ["fixmatch"] if args.alone else ["fixmatch", "selmix"]
     # Runs with other settings must not be taken for these.
-    folder = args.out / config.fingerprint(args.words)[:8]
-    done = parallel(lambda s: job(folder, s, args.arms, args.words), args.seeds, args.jobs)
-    print(table(HEAD, [row(arm, [d[arm] for d in done]) for arm in args.arms]))
+    folder = args.out / config.fingerprint(chain, args.words)[:8]
+    done = parallel(lambda s: job(folder, s, args.arms, chain, args.words), args.seeds, args.jobs)
+    head = HEAD[: 4 + 2 * len(chain)]
+    print(table(head, [row(arm, [d[arm] for d in done]) for arm in args.arms]))
     print(f"\nn = {len(args.seeds)} seeds; {args.jobs} processes at a time, one thread each")
 
 
