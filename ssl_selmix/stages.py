@@ -39,6 +39,7 @@ from ssl_selmix.log import SilentLog, StageLog, console
 from ssl_selmix.splits import Split, read_manifest
 
 NO_PRESET = "none"
+PLACES = ("init.path", "data.manifest.path")
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
 
@@ -184,6 +185,8 @@ class Plan:
         plain = config.deciding(self.plain)
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in (*common, *used)}
+        if self.manifest_sha256:
+            parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = (images, self.init_sha256, self._code(), self._processes())
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
 
@@ -434,7 +437,8 @@ def _open_directory(plan: Plan) -> dict[str, Any] | None:
         raise ValueError(f"{written} is damaged; restore it, or use another --out") from error
     assert isinstance(before, dict)
     changed = config.differences({str(k): v for k, v in before.items()}, plan.identity())
-    if changed:
+    # Files that moved are the same files as long as their digests are.
+    if changed := [line for line in changed if line.partition(":")[0] not in PLACES]:
         raise ValueError(
             f"--resume needs the configuration that {folder} was started with; it differs in "
             f"{'; '.join(changed)}; use another --out for a new run"
