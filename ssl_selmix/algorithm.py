@@ -126,7 +126,9 @@ class Algorithm(nn.Module):
 
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `forward.Look`
-    mixes_images = True  # pixels of different images may meet; if not, files are read by shares
+    # False: `forward` leaves every image in its row of the batch and mixes no pixels, so that of
+    # several processes each decodes its share of the files. Counts beside `forward` alone.
+    mixes_images = True
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "; repeat the command with --resume to go on" if command == "train" else ""
         return _fail(f"interrupted{goes_on}", 130)
     except (ValueError, OSError, RuntimeError) as error:
+        if not args.debug and _ended_elsewhere(error):
+            return _fail("another process of this run ended; see its message", 1)
         if args.debug or not _is_users(error):
             raise
         return _fail(_one_line(error, kept=command == "train"), 2)
@@ -131,7 +134,8 @@ def _compare(args: argparse.Namespace) -> int:
     choice = readout.Choice(args.part, tuple(args.metrics), args.against)
     outputs = {name: getattr(args, name) for name in ("markdown", "latex", "csv", "html")}
     allow, by = args.allow, args.by
-    command.run(command.Request(args.runs, allow, by, choice, figures=args.figures, **outputs))
+    outputs |= {"figures": args.figures, "force": args.force}
+    command.run(command.Request(args.runs, allow, by, choice, **outputs))
     return 0
 
 
@@ -140,6 +144,12 @@ def _is_users(error: Exception) -> bool:
     from ssl_selmix.files import died
 
     return isinstance(error, ValueError | OSError | NonFiniteLoss) or died(error)
+
+
+def _ended_elsewhere(error: Exception) -> bool:
+    """Whether this is what is left of a mistake that another process tells about."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and any(words in str(error) for words in ("by peer", "Connection refused"))
 
 
 def _one_line(error: Exception, kept: bool) -> str:
@@ -151,8 +161,12 @@ def _one_line(error: Exception, kept: bool) -> str:
 
 
 def _fail(text: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
-        print(f"error: {text}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        # If the first process made the same mistake it says so, and torchrun ends this one.
+        time.sleep(3)
+        text = f"process {rank}: {text}"
+    print(f"error: {text}", file=sys.stderr, flush=True)
     return code
 
 
@@ -287,6 +301,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     for name in ("markdown", "latex", "csv", "html"):
         add(f"--{name}", metavar="FILE", type=Path)
     add("--figures", metavar="DIR", type=Path, help="every figure as PNG and PDF")
+    add("--force", action="store_true", help="overwrite files, but never those of a run")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

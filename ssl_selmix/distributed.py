@@ -37,17 +37,17 @@ class World:
     rank: int
     size: int
 
-    def rows(self, num: int) -> Tensor:
+    def rows(self, num: int, device: torch.device | None = None) -> Tensor:
         """Positions of the images that are this process's share: every N-th, equally many each.
 
         Neighbours go to different processes, so that each sees labeled, weak and strong views.
         """
-        rows = torch.arange(self.rank, -(-num // self.size) * self.size, self.size)
-        return rows % num  # where the images do not divide evenly, some are seen twice
+        rows = torch.arange(-(-num // self.size), device=device) * self.size + self.rank
+        return rows % max(1, num)  # where the images do not divide evenly, some are seen twice
 
     def own(self, x: Tensor) -> Tensor:
         """This process's share of a batch."""
-        return x.index_select(0, self.rows(len(x)).to(x.device))
+        return x.index_select(0, self.rows(len(x), x.device))
 
     def gather(self, share: Tensor, num: int) -> Tensor:
         """All n rows in order, from the share of each process; differentiable.
@@ -96,11 +96,6 @@ def world() -> World | None:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def first() -> bool:
-    """Whether this process is the one that writes files and talks to the user."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def local_rank() -> int | None:
     """Which process of this machine this is, if torchrun started it."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
@@ -121,15 +116,15 @@ def joined(device: torch.device) -> Iterator[World | None]:
         dist.destroy_process_group()
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_first(make: Callable[[], T], among: World | None) -> T:
     """What the first process makes, in all of them; its mistakes too.
 
     For what depends on files: the others may run on machines that do not see them.
     """
-    if world() is None:
+    if among is None:
         return make()
     result: list[Any] = [None, None]
-    if first():
+    if among.rank == 0:
         try:
             result[0] = make()
         except (ValueError, OSError) as error:
@@ -138,6 +133,15 @@ def from_first(make: Callable[[], T]) -> T:
     if result[1] is not None:
         raise result[1]
     return result[0]  # type: ignore[no-any-return]
+
+
+def same_everywhere(value: str, among: World | None) -> bool:
+    """Whether all processes have this value."""
+    if among is None:
+        return True
+    found: list[Any] = [None] * among.size
+    dist.all_gather_object(found, value)
+    return len(set(found)) == 1
 
 
 def wrapped(body: nn.Module) -> nn.Module:
@@ -165,19 +169,32 @@ def average_statistics(norms: Sequence[_BatchNorm]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def check_same(tensors: Sequence[Tensor]) -> None:
-    """Raise RuntimeError if the processes' models are not the same; exchanges their sums."""
-    if world() is None:
-        return
-    sums = torch.stack([t.double().sum().nan_to_num() for t in tensors if t.is_floating_point()])
+@torch.no_grad()
+def reconcile(modules: Sequence[nn.Module]) -> None:
+    """Give all processes the first one's parameters and buffers, which must nearly be theirs.
+
+    On machines of one kind this changes nothing. On others their arithmetic rounds differently, and
+    what is computed by every process for itself drifts apart.
+
+    Raises:
+        ValueError: they are further apart than rounding explains.
+    """
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    sums = torch.stack([t.double().abs().sum().nan_to_num() for t in tensors])
     low, high = sums.clone(), sums.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN)
     dist.all_reduce(high, dist.ReduceOp.MAX)
-    if not torch.equal(low, high):
-        raise RuntimeError(
+    if not torch.allclose(low, high, rtol=1e-2, atol=1e-3):
+        raise ValueError(
             "the models of the processes are not the same any more: the method draws random "
             "numbers, or keeps state, that depend on more than the batch; run it with one process"
         )
+    for tensor in tensors:
+        # Backends take contiguous tensors, and not all of them take booleans.
+        kind = torch.uint8 if tensor.dtype is torch.bool else tensor.dtype
+        first = tensor.to(kind, memory_format=torch.contiguous_format, copy=True)
+        dist.broadcast(first, 0)
+        tensor.copy_(first)
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -215,11 +232,24 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norms(net: nn.Module, device: torch.device) -> None:
-    """Let batch normalisation see the images of all processes, in place; what is so stays so."""
+    """Let batch normalisation see the images of all processes, in place; what is so stays so.
+
+    Raises:
+        ValueError: the network has layers that do more than normalise, as some of timm's.
+    """
+    kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, SharedBatchNorm2d, nn.SyncBatchNorm)
+    if device.type == "cuda":
+        kinds += (nn.BatchNorm1d, nn.BatchNorm3d)
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if odd := sorted({type(m).__name__ for m in norms if type(m) not in kinds}):
+        raise ValueError(
+            f"sync_batch_norm=true cannot share the {', '.join(odd)} of this network; leave it "
+            "out, or choose another network"
+        )
     if device.type == "cuda":
         for name, child in net.named_children():
             setattr(net, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
         return
-    for module in net.modules():
+    for module in norms:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssl_selmix import checkpoint, distributed, machine, metrics
 from ssl_selmix.algorithm import Algorithm, Context, Evaluation
 from ssl_selmix.data import Data, Diagnostics, seed_of
+from ssl_selmix.distributed import World
 from ssl_selmix.log import StageLog
 from ssl_selmix.models import batch_norms
 
@@ -216,7 +217,9 @@ class Trainer:
         self._seconds = 0.0  # of earlier processes
         self._since = time.perf_counter()
         self._readings = _Readings()
-        self._norms = batch_norms(algorithm.net)
+        # A teacher may see images in train mode, too (DASO's published code).
+        self._models = list({id(m): m for m in (algorithm, self.teacher)}.values())
+        self._norms = [norm for model in self._models for norm in batch_norms(model.net)]
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
@@ -274,7 +277,8 @@ class Trainer:
                 self._read()
 
     def _save(self, name: str, state: dict[str, Any], *, keep_previous: bool = False) -> None:
-        if distributed.first():
+        world = self.algorithm.net.world
+        if world is None or world.rank == 0:
             checkpoint.save(self.folder / name, state, keep_previous=keep_previous)
 
     def _begin_anew(self) -> None:
@@ -334,7 +338,8 @@ class Trainer:
 
     def _validate(self, diagnostics: Diagnostics | None) -> None:
         algorithm, cfg = self.algorithm, self.algorithm.config
-        distributed.check_same([*self.teacher.parameters(), *self.teacher.buffers()])
+        if algorithm.net.world is not None:
+            distributed.reconcile(self._models)
         pool = algorithm.needs_pool(self.step)
         evaluation = evaluate(self.teacher, self.data, pool=pool)
         if not torch.isfinite(evaluation.logits).all() and self._recovered("a prediction"):
@@ -378,6 +383,8 @@ def fit(
     resume: bool = False,
     diagnostics: Diagnostics | None = None,
     compiled: bool = False,
+    world: World | None = None,
+    measure_last: bool = False,
 ) -> Fitted:
     """Train one stage to its end and return it with the weights that its rule keeps.
 
@@ -385,15 +392,17 @@ def fit(
         NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
         OSError: a checkpoint could not be written.
     """
-    if distributed.first():
+    if world is None or world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    algorithm.net.world = distributed.world()
-    if not algorithm.mixes_images:
-        data = data.shared(algorithm.net.world)
+    algorithm.net.world = world
+    if _keeps_rows(algorithm):
+        data = data.shared(world)
     trainer = Trainer(algorithm, data, folder, log, fingerprint)
     state, refused = None, list[str]()
     if resume:
-        state, refused = distributed.from_first(lambda: checkpoint.newest(folder, fingerprint))
+        state, refused = distributed.from_first(
+            lambda: checkpoint.newest(folder, fingerprint), world
+        )
     for reason in refused:
         log.warn(f"refused: {reason}; using {'previous.pt' if state else 'the start'} instead")
     if state is not None:
@@ -407,14 +416,22 @@ def fit(
     seconds, kept, last = trainer.seconds, trainer.step, None
     if algorithm.config.keep == "best":
         try:
-            best = distributed.from_first(lambda: checkpoint.load(folder / "best.pt", fingerprint))
-            if best["step"] != trainer.step and len(data.test_labels):
+            path = folder / "best.pt"
+            best = distributed.from_first(lambda: checkpoint.load(path, fingerprint), world)
+            if best["step"] != trainer.step and measure_last:
                 last = measure_all(trainer.teacher, data)
             trainer.teacher.load_state_dict(best["teacher"])
             kept = best["step"]
         except checkpoint.Refused as error:
             log.warn(f"{error}; the last weights are kept instead")
     return Fitted(trainer.teacher, kept, trainer.step, seconds, last)
+
+
+def _keeps_rows(algorithm: Algorithm) -> bool:
+    """Whether the class that wrote the step says so; a class derived from it may do otherwise."""
+    own = next(kind for kind in type(algorithm).__mro__ if "forward" in vars(kind))
+    # A lazy step shares out the images that count, whoever decoded them.
+    return vars(own).get("mixes_images") is False and algorithm.net.step != "lazy"
 
 
 def _runner(

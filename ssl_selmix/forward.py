@@ -52,7 +52,7 @@ def _views_together(
         seen = [batch.u[v] if rows is None else batch.u.select(v, rows) for v in views]
         return together(net, [batch.x, *seen])
     wanted = torch.arange(len(batch.index_u)) if rows is None else rows
-    own = net.world.rows(len(wanted)).to(wanted.device)
+    own = net.world.rows(len(wanted), wanted.device)
     parts = [net.world.own(batch.x), *(batch.u.select(v, wanted[own]) for v in views)]
     x = torch.cat(parts).contiguous(memory_format=torch.channels_last)
     shares = net.share_features(x).split([len(part) for part in parts])
@@ -119,14 +119,16 @@ class Look:
             return x, [x.new_zeros(len(needed), x.shape[1]) for _ in views]
         x, *seen = _views_together(self.net, self.batch, views, rows)
         zeros = x.new_zeros(len(needed), x.shape[1])
-        return x, [zeros.index_copy(0, rows, h) for h in seen]
+        place = rows.to(x.device, non_blocking=True)
+        return x, [zeros.index_copy(0, place, h) for h in seen]
 
     def _rows(self, needed: Tensor) -> Tensor:
         """Positions of the needed rows; others fill up to a bucket where sizes should be few."""
         few_sizes = needed.is_cuda or self.net.runner is not None
+        # One wait for the device: which images count decides what is augmented and computed next.
+        needed = needed.cpu()
         if not few_sizes and self.net.world is None:
             return needed.nonzero()[:, 0]
-        # One wait for the device: the number of images decides what is computed next.
         bucket = -(-len(needed) // BUCKETS) if few_sizes else 1
         if self.net.world is not None:  # every process has the same number of images
             bucket = -(-bucket // self.net.world.size) * self.net.world.size
@@ -137,7 +139,8 @@ class Look:
     def weak_logits(self) -> Tensor:
         """Logits of the network's own classifier for the weak views, M×K, without gradient."""
         if self.how == "joint":
-            self._logits = self._logits or joint_logits(self.net, self.batch)
+            self.weak()
+            self._logits = self._logits or _classify(self.net, self._joint)
             return self._logits[1].detach()
         with torch.no_grad():
             return self.net.classifier(self.weak())  # type: ignore[no-any-return]

@@ -105,12 +105,18 @@ class Compiled:
         # CUDA graphs spare the launches, which cost a small network more than its work does.
         mode = "reduce-overhead" if self._on_cuda else "default"
         # A copy learns whether forward and backward pass compile: torch says so only when they run.
-        trial = copy.deepcopy(self._body).train()
+        trial = copy.deepcopy(self._body)
+        learns = any(p.requires_grad for p in trial.parameters())
+        torch.compiler.reset()  # what earlier stages compiled must not decide kernels here
         try:
-            with torch.enable_grad():
-                torch.compile(trial, mode=mode)(x.detach()).sum().backward()
+            # The step's random numbers are the step's, also in a network that draws some.
+            with torch.set_grad_enabled(learns), torch.random.fork_rng():
+                out = torch.compile(trial, mode=mode)(x.detach())
+                if learns:
+                    out.sum().backward()
             return torch.compile(self._module, mode=mode)
         except Exception as error:  # torch and the compilers behind it raise what they like
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = reason.partition(" Set TORCHDYNAMO")[0][:160]
             self._warn(f"compile=true has no effect here, the network stays as it is: {reason}")
             return self._module

@@ -35,6 +35,7 @@ from ssl_selmix import (
 from ssl_selmix.algorithm import Algorithm, Task
 from ssl_selmix.checkpoint import write_atomically
 from ssl_selmix.data import Data, Diagnostics, seed_of
+from ssl_selmix.distributed import World
 from ssl_selmix.log import SilentLog, StageLog, console
 from ssl_selmix.splits import Split, read_manifest
 
@@ -235,17 +236,17 @@ def run(request: Request) -> dict[str, Any]:
         engine.NonFiniteLoss: training diverged.
     """
     plan = Plan(request)
-    with distributed.joined(plan.device):
-        return _run(plan)
+    with distributed.joined(plan.device) as world:
+        return _run(plan, world)
 
 
-def _run(plan: Plan) -> dict[str, Any]:
-    request, out = plan.request, console()
-    previous = distributed.from_first(lambda: _open_directory(plan))
+def _run(plan: Plan, world: World | None) -> dict[str, Any]:
+    request, out, writes = plan.request, console(), world is None or world.rank == 0
+    previous = distributed.from_first(lambda: _open_directory(plan), world)
     _announce(plan, out)
     inputs = load_data(plan)
     loaded = inputs.data
-    if distributed.from_first(lambda: inputs.sha256) != inputs.sha256:
+    if not distributed.same_everywhere(inputs.sha256, world):
         raise ValueError(
             "the processes see different images or splits; give the same files to all of them"
         )
@@ -255,17 +256,17 @@ def _run(plan: Plan) -> dict[str, Any]:
     _check_batches(planned)
     _set_threads(plan, planned, loaded, out)
     if previous is not None:
-        distributed.from_first(lambda: _check_resumed(plan, inputs.sha256, out))
-    elif distributed.first():
-        _write_setup(plan, inputs)
-    results = distributed.from_first(lambda: _results_so_far(plan, inputs))
+        distributed.from_first(lambda: _check_resumed(plan, inputs.sha256, out), world)
+    else:
+        distributed.from_first(lambda: _write_setup(plan, inputs), world)
+    results = distributed.from_first(lambda: _results_so_far(plan, inputs), world)
     net = _start(plan, inputs, results, out) if plan.init else None
     for index, stage in enumerate(plan.stages):
         algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
         algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage_data = loaded.at_stage(stage)
         images = algorithm.images_per_step
-        logs = StageLog if distributed.first() else SilentLog
+        logs = StageLog if writes else SilentLog
         fitted = engine.fit(
             algorithm,
             stage_data,
@@ -275,6 +276,8 @@ def _run(plan: Plan) -> dict[str, Any]:
             resume=request.resume,
             diagnostics=inputs.diagnostics,
             compiled=plan.run.compile,
+            world=world,
+            measure_last=index >= len(results["stages"]),
         )
         net = fitted.algorithm.export().requires_grad_(True)
         if index >= len(results["stages"]):
@@ -283,7 +286,7 @@ def _run(plan: Plan) -> dict[str, Any]:
             # By the section's own keys, so that results say what ran without config.yaml.
             results["stages"].append(measured | {"settings": plan.plain[name]})
             results["protocol"] = _protocol(plan, inputs, fitted.algorithm.net)
-            if distributed.first():
+            if writes:
                 weights.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
                 _write_json(plan.out / "results.json", results)
     report.show(results, loaded.class_names, out)
@@ -308,7 +311,9 @@ def _check_batches(algorithms: Sequence[Algorithm]) -> None:
 
 def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out: Console) -> None:
     """The threads that were asked for, or as many as the largest step can use; says which."""
+    world = distributed.world()
     images = max(algorithm.images_per_step for algorithm in algorithms)
+    images //= world.size if world else 1
     shape = tuple(loaded.images.shape[1:])
     flops = machine.flops_per_step(algorithms[0].net, shape, images)
     threads = plan.run.threads or machine.threads_for(flops)
@@ -317,13 +322,17 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     text = f"  machine: {plan.device}, {threads} threads ({why}), {plan.run.precision}"
     out.print(text, highlight=False, markup=False)
     for (name, _), algorithm in zip(plan.algorithms, algorithms, strict=True):
-        if plan.config["step"].name not in algorithm.forwards:
-            out.print(
-                f"  {name} looks at all its views at once: step.{plan.config['step'].name} changes "
-                "nothing in it",
-                highlight=False,
-                markup=False,
+        how = plan.config["step"].name
+        if how not in algorithm.forwards:
+            split = "split" in algorithm.forwards
+            then = (
+                "needs all strong views: step.lazy means step.split"
+                if split
+                else (f"has no views to treat otherwise: step.{how} changes nothing in it")
             )
+            out.print(f"  {name} {then}", highlight=False, markup=False)
+    if plan.run.sync_batch_norm and world is None:
+        out.print("  sync_batch_norm has no effect in one process", highlight=False, markup=False)
 
 
 @dataclass(frozen=True)

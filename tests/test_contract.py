@@ -353,6 +353,12 @@ class Leaves(Good):
         return {"labeled": F.cross_entropy(x, batch.y), "all": F.cross_entropy(strong, classes)}, {}
 
 
+class AsksForAll(Good):
+    """Says that it can leave images out, and never does."""
+
+    forwards = ("joint", "split", "lazy")
+
+
 class ThroughWeak(Good):
     """Looks at its views as the configuration says, and does not say so."""
 
@@ -383,6 +389,7 @@ BROKEN: list[tuple[contract.Check, type[Algorithm], str]] = [
     (contract.views, InPlace, "changes its batch"),
     (contract.views, MixedUp, r"u\.select\(0, rows\) must be u\[0\]\[rows\]"),
     (contract.forwards, Leaves, "step.lazy=true changes .* every image that counts"),
+    (contract.forwards, AsksForAll, "no step asked Look.rest for some"),
     (contract.forwards, ThroughWeak, "step.lazy=true changes .* declare it in `forwards`"),
     (contract.batches, GlobalDraw, "batch 3 differs"),
     (contract.batches, FromTheStart, "batch 3 differs"),

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from ssl_selmix import contract, distributed, engine, models, plugins
+from ssl_selmix import contract, distributed, engine, losses, models, plugins
 from ssl_selmix.distributed import SharedBatchNorm2d, World
 from tests import test_files
 
@@ -22,7 +22,8 @@ NAMES = list(plugins.available("algorithm"))
 STEPS = 3
 # Split and lazy steps are one function for all methods, with one strong view or several.
 CASES = [(name, "joint") for name in NAMES]
-FROM_FILES = ("fixmatch", "selmix", "mixup")  # mixup needs all images of a batch everywhere
+# mixup needs all images of a batch everywhere.
+FROM_FILES = [("fixmatch", "joint"), ("fixmatch", "lazy"), ("selmix", "joint"), ("mixup", "joint")]
 CASES += [(name, how) for name in ("fixmatch", "abc") for how in ("split", "lazy")]
 ROOT = Path(__file__).parents[1]
 # Parts that three steps would leave idle: see test_contract_algorithms.py.
@@ -47,7 +48,13 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
     options = {"steps": STEPS, "keep": "last", "lr": 0.01}
     algorithm = subject.make(data, net, **options)
     fitted = engine.fit(
-        algorithm, data, folder / f"{name}-{how}", contract.Quiet(), "test", diagnostics=diagnostics
+        algorithm,
+        data,
+        folder / f"{name}-{how}",
+        contract.Quiet(),
+        "test",
+        diagnostics=diagnostics,
+        world=distributed.world(),
     )
     state = {"student": algorithm.state_dict(), "teacher": fitted.algorithm.state_dict()}
     logits = engine.evaluate(fitted.algorithm, data, pool=True).pool_logits
@@ -55,15 +62,38 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
     return tensors(state) | {"pool_logits": logits.clone()}
 
 
-def from_files(name: str, folder: Path) -> dict[str, Any]:
+def count_some() -> None:
+    """Let fixed images count in lazy steps, more of one process's than of the other's.
+
+    An even number: several processes fill lazy steps up, and fillers enter the batch statistics.
+    """
+    original = losses.pseudo_label
+
+    def some(p: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        classes, mask = original(p, threshold)
+        kept = torch.tensor([1, 0, 1, 1, 1, 0, 0, 0], dtype=mask.dtype)
+        return classes, mask * kept[: len(mask)]
+
+    losses.pseudo_label = some
+
+
+@pytest.fixture(autouse=True)
+def _count_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "pseudo_label", losses.pseudo_label)  # put back after the test
+    count_some()
+
+
+def from_files(name: str, folder: Path, how: str) -> dict[str, Any]:
     """What a method learns from a folder of small JPEG files."""
     data = test_files.assembled(folder / "photographs")[0]
     torch.manual_seed(1)
     net = models.build(models.Config("cnn-4"), 3, 3)
+    net.step = how
     if distributed.world():
         distributed.share_batch_norms(net, torch.device("cpu"))
     algorithm = contract.subject(name).make(data, net, steps=STEPS, keep="last", lr=0.01)
-    engine.fit(algorithm, data, folder / f"{name}-files", contract.Quiet(), "test")
+    place = folder / f"{name}-{how}-files"
+    engine.fit(algorithm, data, place, contract.Quiet(), "test", world=distributed.world())
     return tensors(algorithm.state_dict())
 
 
@@ -81,13 +111,15 @@ def tensors(tree: Any, prefix: str = "") -> dict[str, Tensor]:
 def _process(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
+    count_some()
     where = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", where, rank=rank, world_size=2)
     for name, how in CASES:
         torch.save(trained(name, Path(folder), how), f"{folder}/{name}-{how}-{rank}.pt")
     torch.save(_batch_norm_of_two(rank), f"{folder}/norm-{rank}.pt")
-    for name in FROM_FILES:
-        torch.save(from_files(name, Path(folder)), f"{folder}/{name}-files-{rank}.pt")
+    for name, how in FROM_FILES:
+        found = from_files(name, Path(folder), how)
+        torch.save(found, f"{folder}/{name}-{how}-files-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -133,11 +165,14 @@ def test_two_processes_train_what_one_trains(
     assert any(not torch.equal(one[key], before[key]) for key in before)  # it learned at all
 
 
-@pytest.mark.parametrize("name", FROM_FILES)
-def test_processes_that_read_files_by_shares_learn_what_one_does(two: Path, name: str) -> None:
-    one = from_files(name, two)
+@pytest.mark.parametrize(("name", "how"), FROM_FILES)
+def test_processes_that_read_files_by_shares_learn_what_one_does(
+    two: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    (tmp_path / "photographs").symlink_to(two / "photographs")
+    one = from_files(name, tmp_path, how)
     for rank in range(2):
-        found = torch.load(two / f"{name}-files-{rank}.pt", weights_only=True)
+        found = torch.load(two / f"{name}-{how}-files-{rank}.pt", weights_only=True)
         for key, value in one.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
 
@@ -164,6 +199,30 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(two: Path) -> None
         torch.testing.assert_close(found["grad"], x.grad[rank::2], rtol=1e-5, atol=1e-5)
         for name, value in norm.state_dict().items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_do_more_than_normalise_are_not_shared() -> None:
+    class BatchNormAct2d(nn.BatchNorm2d):
+        """As timm's, with an activation of its own."""
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), BatchNormAct2d(2))
+    for device in ("cpu", "cuda"):
+        with pytest.raises(ValueError, match="cannot share the BatchNormAct2d"):
+            distributed.share_batch_norms(net, torch.device(device))
+
+
+def test_a_class_that_rewrites_the_step_reads_all_files_unless_it_says_otherwise() -> None:
+    fixmatch = contract.subject("fixmatch").make(contract.make_data()[0])
+    assert engine._keeps_rows(fixmatch)
+    fixmatch.net.step = "lazy"
+    assert not engine._keeps_rows(fixmatch)  # which images count is known too late
+
+    class Mine(type(fixmatch)):  # type: ignore[misc]
+        def forward(self, batch: Any, ctx: Any) -> Any:
+            return super().forward(batch, ctx)
+
+    mine = contract.Subject("mine", Mine).make(contract.make_data()[0])
+    assert not engine._keeps_rows(mine)
 
 
 @pytest.mark.parametrize(("num", "size"), [(6, 2), (7, 2), (1, 3), (8, 3)])

@@ -157,6 +157,47 @@ def test_half_precision_scales_its_losses_and_resumes(tmp_path: Path) -> None:
     assert other.scaler.state_dict() == state["scaler"]
 
 
+@pytest.mark.parametrize("name", ["fixmatch", "selmix"])
+def test_half_precision_resumes_bit_for_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = contract.make_net
+
+    def half(data: Any, seed: int = 1) -> models.Classifier:
+        net = original(data, seed)
+        net.autocast, net.step = torch.float16, "lazy"
+        return net
+
+    monkeypatch.setattr(contract, "make_net", half)
+    contract.resume(contract.subject(name), tmp_path)
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_falls(tmp_path: Path) -> None:
+    data, _ = contract.make_data()
+    net = contract.make_net(data)
+    net.autocast = torch.float16
+    algorithm = contract.subject("supervised").make(data, net, keep="last", ema=0.0)
+    trainer = engine.Trainer(algorithm, data, tmp_path, contract.Quiet(), "f")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = copy.deepcopy(dict(algorithm.named_parameters()))
+    trainer._train_step(next(algorithm.batches(data, 0)))
+    assert trainer.scaler.get_scale() == 2.0**119
+    for key, value in algorithm.named_parameters():
+        assert torch.equal(value, before[key])
+
+
+def test_a_frozen_body_is_tried_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, mode: module)
+    body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.5)).requires_grad_(False)
+    said: list[str] = []
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    run = Compiled(body, body, said.append)
+    run._compile(torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0)))
+    assert not said
+    assert torch.equal(state, torch.random.get_rng_state())  # the step's numbers are left to it
+
+
 def test_a_run_records_what_auto_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     request = stages.Request(["fixmatch"], preset="none")

@@ -23,6 +23,7 @@ class ABC(FixMatch):
     """
 
     head_name = "balanced"
+    mixes_images = False
 
     @dataclass
     class Config(FixMatch.Config):

@@ -18,6 +18,7 @@ class DASO(FixMatch):
     """Oh et al., CVPR 2022; with `balanced_head`, DASO + ABC of the same paper."""
 
     forwards = ("joint", "split")  # the alignment loss takes every strong view
+    mixes_images = False
 
     @dataclass
     class Config(FixMatch.Config, semantic.Config):

@@ -45,7 +45,17 @@ class Run:
         words = ["train", "--algo", self.algo, "--dataset", self.dataset]
         words += ["--preset", self.preset] if self.preset else []
         words += ["--init", str(self.base)] if self.base else []
-        return [*words, "--out", str(self.folder), "--resume", *request.settings]
+        return [*words, "--out", str(self.folder), "--resume", *request.settings, *self._chosen()]
+
+    def _chosen(self) -> list[str]:
+        """The number format that a machine chose for this run, which may go on on another one."""
+        if self.settings.get("precision", "auto") != "auto":
+            return []
+        try:
+            written = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
+            return [f"precision={written['precision']}"]  # type: ignore[index,call-overload]
+        except (OSError, yaml.YAMLError, OmegaConfBaseException, LookupError, TypeError):
+            return []
 
 
 def word(key: str, value: Any) -> str:
