@@ -72,7 +72,8 @@ class Classifier(nn.Module):
 class Config:
     """Which network to build."""
 
-    name: str = "wrn-28-2"  # wrn-DEPTH-WIDTH, cnn-WIDTH, torchvision:NAME or timm:NAME
+    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME or timm:NAME
+    name: str = "wrn-28-2"
     bn_momentum: float = 0.1  # the FixMatch code uses 0.001, for runs of 2^20 steps
 
     def __post_init__(self) -> None:
@@ -101,10 +102,13 @@ class _Block(nn.Module):
         return torch.add(self.conv2(h), skip)
 
 
-def wide_resnet(depth: int, width: int, channels: int = 3) -> tuple[nn.Module, int]:
+def wide_resnet(
+    depth: int, width: int, channels: int = 3, stride: int = 1
+) -> tuple[nn.Module, int]:
     """The Wide ResNet of the FixMatch and SelMix code, with its number of features.
 
-    Zagoruyko & Komodakis, BMVC 2016. Global average pooling makes any image size work.
+    Zagoruyko & Komodakis, BMVC 2016. Global average pooling makes any image size work. A stride of
+    2 in the first convolution makes all others four times cheaper.
     """
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise ValueError(
@@ -112,7 +116,7 @@ def wide_resnet(depth: int, width: int, channels: int = 3) -> tuple[nn.Module, i
             "wrn-28-2 and wrn-10-2 are common"
         )
     widths = [16, 16 * width, 32 * width, 64 * width]
-    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, stride, 1, bias=False)]
     for group in range(3):
         for block in range((depth - 4) // 6):
             first = block == 0
@@ -183,8 +187,9 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
         "torchvision": _from_torchvision,
         "timm": _from_timm,
     }
-    if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)", config.name):
-        backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels)
+    if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?", config.name):
+        stride = 2 if wrn[3] else 1
+        backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels, stride)
     elif cnn := re.fullmatch(r"cnn-(\d+)", config.name):
         backbone, num_features = small_cnn(int(cnn[1]), channels)
     elif kind in sources:

@@ -222,6 +222,7 @@ def reload(plan: Plan) -> Inputs:
     Raises:
         ValueError: they are not those that the run saw.
     """
+    torch.set_num_threads(plan.run.threads or machine.MACHINE_THREADS)
     inputs = load_data(plan)
     _check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
@@ -319,7 +320,8 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     threads = plan.run.threads or machine.threads_for(flops)
     torch.set_num_threads(threads)
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
-    text = f"  machine: {plan.device}, {threads} threads ({why}), {plan.run.precision}"
+    plural = "s" if threads > 1 else ""
+    text = f"  machine: {plan.device}, {threads} thread{plural} ({why}), {plan.run.precision}"
     out.print(text, highlight=False, markup=False)
     for (name, _), algorithm in zip(plan.algorithms, algorithms, strict=True):
         how = plan.config["step"].name

@@ -12,6 +12,7 @@ from ssl_selmix import models
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.data import Data
 from ssl_selmix.forward import joint_logits
+from ssl_selmix.machine import flops_per_step
 from ssl_selmix.models import Classifier, Config, build, num_parameters
 
 
@@ -206,3 +207,10 @@ def test_joint_logits_without_views(tiny_data: Data) -> None:
     batch: Batch = next(tiny_data.batches((), 4, 2, 0))
     (logits,) = joint_logits(net, batch)
     assert logits.shape == (4, 3)
+
+
+def test_an_early_stride_makes_the_other_convolutions_four_times_cheaper() -> None:
+    plain, early = (build(Config(name), 10, 3) for name in ("wrn-10-2", "wrn-10-2-s2"))
+    assert num_parameters(plain) == num_parameters(early)
+    flops = [flops_per_step(net, (3, 32, 32), 1) for net in (plain, early)]
+    assert flops[0] / flops[1] == pytest.approx(4, rel=1e-3)
