@@ -14,7 +14,7 @@ from ssl_selmix.models import Classifier
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Below this much work a step, a second thread costs more than it helps (docs/performance.md).
-FLOPS_PER_THREAD = 4e9
+FLOPS_PER_THREAD = 0.8e9
 MACHINE_THREADS = torch.get_num_threads()  # as torch or OMP_NUM_THREADS chose
 
 
