@@ -39,7 +39,7 @@ def speed(run: Path) -> float:
     """Steps per second, but for the first reading, which warms up."""
     lines = (run / "1-fixmatch" / "metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("steps_per_second") for line in lines]
-    found = [rate for rate in rates if rate]
+    found = [float(rate) for rate in rates if rate]
     return sum(found[1:]) / len(found[1:])
 
 

@@ -241,10 +241,10 @@ def _predict_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="the folder of a run that came to its end")
+    add("run", metavar="RUN", type=_path, help="the folder of a run that came to its end")
     words = "images, folders of them (with their sub-folders), and settings such as device=cpu"
     add("words", metavar="PATH", nargs="*", help=f"{words} or data.workers=2")
-    add("--out", metavar="FILE", type=Path, help="default: the standard output")
+    add("--out", metavar="FILE", type=_path, help="default: the standard output")
     add("--top", metavar="N", type=int, default=1, help="the N most probable classes of each image")
     add("--batch", metavar="N", type=int, default=128, help="images at once (default: 128)")
     add("--strict", action="store_true", help="end at the first file that cannot be read")
@@ -262,14 +262,14 @@ def _export_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="the folder of a run that came to its end")
+    add("run", metavar="RUN", type=_path, help="the folder of a run that came to its end")
     for option, what in (
         ("--onnx", "ONNX; needs pip install 'ssl_selmix[onnx]'"),
         ("--state-dict", "tensors by name, as torchvision or timm name them where they have it"),
         ("--torchscript", "TorchScript, which torch itself calls deprecated"),
         ("--pt2", "torch.export, which follows it"),
     ):
-        add(option, metavar="FILE", type=Path, help=what)
+        add(option, metavar="FILE", type=_path, help=what)
     add("--normalise", action="store_true", help="the model takes pixels in 0..255 as they are")
     limit = "of the difference, relative to the largest logit (default: 1e-5)"
     add("--tolerance", metavar="T", type=float, default=1e-5, help=limit)
@@ -288,7 +288,7 @@ def _compare_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=Path, help="run folders, results.json, or folders")
+    add("runs", metavar="RUN", nargs="+", type=_path, help="run folders, results.json, or folders")
     for name, text in (
         ("--allow", "compare although KEY differs; the output says so"),
         ("--by", "tables of their own for every value of KEY, such as network"),
@@ -299,8 +299,8 @@ def _compare_parser() -> argparse.ArgumentParser:
     add("--metrics", metavar="NAME", nargs="+", action="extend", default=[], help=names)
     add("--against", metavar="ROW", help="row to compare with; default: the best on validation")
     for name in ("markdown", "latex", "csv", "html"):
-        add(f"--{name}", metavar="FILE", type=Path)
-    add("--figures", metavar="DIR", type=Path, help="every figure as PNG and PDF")
+        add(f"--{name}", metavar="FILE", type=_path)
+    add("--figures", metavar="DIR", type=_path, help="every figure as PNG and PDF")
     add("--force", action="store_true", help="overwrite files, but never those of a run")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -336,6 +336,12 @@ def _sweep_parser() -> argparse.ArgumentParser:
     help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
     add("settings", metavar="key=value", nargs="*", help=help)
     return parser
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names no file")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

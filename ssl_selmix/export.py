@@ -27,7 +27,7 @@ from ssl_selmix.data import assemble
 from ssl_selmix.export_formats import WRITERS, Deployed, deviation
 from ssl_selmix.image_files import Decoder
 from ssl_selmix.log import say
-from ssl_selmix.prediction import Opened, open_run
+from ssl_selmix.prediction import Opened, open_run, tell
 from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
@@ -51,7 +51,9 @@ def command(run: Path, files: Mapping[str, Path], **options: Any) -> None:
         say(f"{written.path}: {about['format']}, float32 {shape} -> logits, {about['network']}")
         say(f"  input: {about['input']['values']}")
         if "load" in about:
-            say(f"  load the tensors into {about['load']}")
+            say(f"  load it, in its folder, with (also in {_sidecar(written.path).name}):")
+            for line in about["load"].splitlines():
+                say(f"    {line}" if line else "")
         check = about["check"]
         batches = " and ".join(map(str, check["batches"]))
         say(
@@ -87,6 +89,7 @@ def export(
     opened = open_run(run)
     model = Deployed(opened.model, opened.settings["model.name"], normalise)
     inputs, images = _inputs(run, opened, normalise, settings)
+    tell(f"model: {opened.stage}")
     if opened.precision != "fp32":
         say(f"the run computed in {opened.precision}; it is exported and checked in fp32")
     return {
@@ -107,16 +110,26 @@ def _check_request(
             "a state dict has no place for the normalisation; leave out --normalise, for the "
             "JSON file beside it has mean and std"
         )
-    if len({path.absolute() for path in files.values()}) < len(files):
-        raise ValueError("every format needs a file of its own; name different ones")
+    for kind, path in files.items():
+        if not path.name:
+            raise ValueError(
+                f"--{kind.replace('_', '-')} names no file but {str(path)!r}; name one"
+            )
+    taken = [place.resolve() for path in files.values() for place in (path, _sidecar(path))]
+    if len(set(taken)) < len(taken):
+        raise ValueError(
+            "every format needs a file of its own, and FILE.json beside it; name different ones"
+        )
     if "pt2" in files and files["pt2"].suffix != ".pt2":
         raise ValueError(f"torch.export.load takes names in .pt2, not {files['pt2']}; rename it")
     for path in files.values():
         if not path.parent.is_dir():
             raise ValueError(f"no folder {path.parent}; create it")
-        for taken in (path, _sidecar(path)):
-            if taken.is_dir() or (taken.exists() and not force):
-                raise ValueError(f"{taken} exists and is not overwritten; add --force")
+        for place in (path, _sidecar(path)):
+            if place.is_dir():
+                raise ValueError(f"{place} is a folder; name a file")
+            if place.exists() and not force:
+                raise ValueError(f"{place} exists and is not overwritten; add --force")
     if "onnx" in files:
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if missing:

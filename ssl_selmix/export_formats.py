@@ -159,12 +159,24 @@ def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
                 pass
             else:
                 if deviation(net.eval(), model, inputs) < OTHER_NETWORK:
-                    return net, {"load": code}
+                    return net, {"load": _code(code, path)}
         torch.save(dict(tensors), path)
         own = models.build(models.Config(model.name), model.num_classes, model.channels)
         own.load_state_dict(torch.load(path, weights_only=True))
-    arguments = f"ssl_selmix.models.Config({model.name!r}), {model.num_classes}, {model.channels}"
-    return own.eval(), {"load": f"ssl_selmix.models.build({arguments})"}
+    arguments = f"models.Config({model.name!r}), {model.num_classes}, {model.channels}"
+    return own.eval(), {
+        "load": _code(f"from ssl_selmix import models\n\nnet = models.build({arguments})", path)
+    }
+
+
+def _code(network: str, path: Path) -> str:
+    """All that somebody needs to type, in the file's folder, to have the model."""
+    lines = [
+        f"import torch\n{network}",
+        f"net.load_state_dict(torch.load({path.name!r}, weights_only=True))",
+        "net.eval()  # or batch norms take the statistics of the batch, and predictions differ",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _renamed(key: str, head: str) -> str:
@@ -182,15 +194,16 @@ def _theirs(model: Deployed) -> tuple[nn.Module, str, str] | None:
 
         net = get_model(name, weights=None, num_classes=k)
         linears = [key for key, module in net.named_modules() if isinstance(module, nn.Linear)]
-        return net, linears[-1], f"torchvision.models.get_model({name!r}, num_classes={k})"
+        made = f"get_model({name!r}, weights=None, num_classes={k})"
+        return net, linears[-1], f"from torchvision.models import get_model\n\nnet = {made}"
     if library == "timm":
         import timm
 
         net = timm.create_model(name, num_classes=k, in_chans=model.channels)
         head = net.get_classifier()  # type: ignore[operator]
         heads = [key for key, module in net.named_modules() if module is head]
-        code = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels})"
-        return (net, heads[0], code) if heads else None
+        made = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels})"
+        return (net, heads[0], f"import timm\n\nnet = {made}") if heads else None
     return None
 
 

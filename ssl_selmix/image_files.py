@@ -48,6 +48,8 @@ def find(sources: Sequence[str | os.PathLike[str]]) -> tuple[list[str], LeftOut]
     found: list[str] = []
     left_out: LeftOut = {}
     for source in [os.fspath(given) for given in sources]:
+        if not source:
+            raise ValueError("an empty path names no image; check the words of the command")
         if os.path.isdir(source):
             found += _below(source, left_out)
         elif os.path.lexists(source):

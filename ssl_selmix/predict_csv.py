@@ -57,9 +57,10 @@ def to_csv(request: Request) -> int:
         OSError: the output cannot be written.
     """
     check_batch(request.batch)
-    if request.out is not None and request.out.exists() and not request.force:
-        raise ValueError(f"{request.out} exists and is not overwritten; add --force")
+    _check_out(request.out, request.force)
     files, left_out = find(request.images)
+    if request.out is not None and os.path.realpath(request.out) in map(os.path.realpath, files):
+        raise ValueError(f"--out {request.out} is one of the images; name another file")
     network = Network(request.run, request.settings)
     if not 1 <= request.top <= len(network.class_names):
         raise ValueError(
@@ -70,6 +71,7 @@ def to_csv(request: Request) -> int:
     teller = _Teller(sys.stdout.isatty() if request.out is None else False)
     try:
         with _output(request.out) as file, teller.progress(len(files)):
+            teller.tell_model(network.stage)
             teller.tell_left_out(left_out)
             file.write(_lines([_header(request.top)]))
             for chunk, probs in network.of_files(files, decoder, request.batch):
@@ -82,6 +84,20 @@ def to_csv(request: Request) -> int:
         return PIPE_CLOSED
     teller.sum_up(request.out, decoder)
     return 1 if teller.unreadable else 0
+
+
+def _check_out(path: Path | None, force: bool) -> None:
+    """Refuse a file that cannot be written, before anything is predicted."""
+    if path is None:
+        return
+    if path.is_dir() or not path.name:
+        raise ValueError(f"--out {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"no folder {path.parent}; create it")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"no file can be written in {path.parent}; choose another --out")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists and is not overwritten; add --force")
 
 
 def _header(top: int) -> list[str]:
@@ -157,6 +173,10 @@ class _Teller:
 
     def _say(self, text: str) -> None:
         self._out.print(text, markup=False)
+
+    def tell_model(self, stage: str) -> None:
+        """Of which stage the model is."""
+        self._say(f"model: {stage}")
 
     def tell_left_out(self, left_out: LeftOut) -> None:
         """What was found in folders and is not taken for an image."""

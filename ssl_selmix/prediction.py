@@ -9,8 +9,10 @@ Shapes: N images, n of them in a batch, C×H×W pixels, K classes.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,20 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 from torch import Tensor
 from yaml import YAMLError
 
-from ssl_selmix import config, machine, weights
+from ssl_selmix import config, machine, models, weights
 from ssl_selmix.files import check_settings, default_workers
 from ssl_selmix.image_files import Chunk, Decoder, chunks, find
 from ssl_selmix.plugins import unknown
 
 BATCH = 128
+DAMAGED = (
+    *(YAMLError, OmegaConfBaseException, LookupError),
+    *(TypeError, AttributeError, ValueError, RecursionError),
+)
 SETTINGS = ("device", "threads", "precision", "data.workers")
 
 Source = str | os.PathLike[str]
@@ -51,11 +58,22 @@ class Opened:
     model: weights.Predictor
     settings: dict[str, Any]
     manifest: dict[str, Any]
+    algorithm: str  # of the last finished stage, whose model it is
+    finished: int  # stages
+    planned: int
 
     @property
     def precision(self) -> str:
         """In what the body of the network computed when the run was measured."""
         return str(self.settings.get("precision", "fp32"))
+
+    @property
+    def stage(self) -> str:
+        """Which stage kept the model, in words."""
+        missing = (
+            " (unfinished: --resume continues the run)" if self.finished < self.planned else ""
+        )
+        return f"stage {self.finished} of {self.planned}, {self.algorithm}{missing}"
 
 
 def open_run(run: Source) -> Opened:
@@ -65,17 +83,66 @@ def open_run(run: Source) -> Opened:
         ValueError: the folder is no finished run, or its files are damaged.
     """
     folder = Path(run)
-    try:
-        with torch.random.fork_rng([]):  # the network is first built with random weights
-            model = weights.load(folder)
+    for name in ("config.yaml", "manifest.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no run of ssl_selmix; it has no {name}")
+    with _named(folder / "config.yaml"):
         written = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return Opened(model, config.flatten(written), manifest)  # type: ignore[arg-type]
-    except (YAMLError, OmegaConfBaseException, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"config.yaml or manifest.json in {folder} is damaged ({type(error).__name__}); "
-            "restore it"
-        ) from error
+        settings = config.flatten(written)  # type: ignore[arg-type]
+        models.Config(settings["model.name"], settings["model.bn_momentum"])
+    with _named(folder / "manifest.json"):
+        manifest = _checked(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    if not (folder / "results.json").is_file():
+        raise ValueError(f"{folder} has no finished stage yet; --resume the run first")
+    with _named(folder / "results.json"):
+        stages = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stages"]
+        algorithm = str(stages[-1]["algorithm"])
+    with torch.random.fork_rng([]):  # the network is first built with random weights
+        model = weights.load(folder)
+    planned = len(settings.get("algorithms") or stages)
+    return Opened(model, settings, manifest, algorithm, len(stages), planned)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Whatever is wrong with what a file says is told with its name.
+
+    Raises:
+        ValueError: in place of the error.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"{file} is damaged ({why[:120]}); restore it") from error
+
+
+def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest that says what shape images have and how they are normalised.
+
+    Raises:
+        ValueError: names what cannot be so.
+    """
+    shape, names = manifest["image_shape"], manifest["class_names"]
+    if not isinstance(names, list) or len(names) < 2:
+        raise ValueError(f"class_names must be a list of 2 or more, not {names!r}")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):
+        raise ValueError(f"image_shape must be three integers, not {shape!r}")
+    if min(shape) < 1:
+        raise ValueError(f"image_shape must be at least 1, not {shape!r}")
+    for key in ("mean", "std"):
+        given = manifest[key]
+        numbers = isinstance(given, list) and all(type(x) in (int, float) for x in given)
+        if not numbers or len(given) != shape[0] or not all(map(math.isfinite, given)):
+            raise ValueError(f"{key} must be {shape[0]} number(s), not {given!r}")
+    if min(manifest["std"]) <= 0:
+        raise ValueError(f"std must be > 0, not {manifest['std']!r}")
+    return manifest
+
+
+def tell(text: str) -> None:
+    """A line on the standard error, where it cannot stand between results."""
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 class Network:
@@ -95,7 +162,7 @@ class Network:
         self._model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         precision = machine.precision_of(chosen.precision, self._device)
         self._model.net.autocast = machine.DTYPES[precision]
-        self.manifest = opened.manifest
+        self.manifest, self.stage = opened.manifest, opened.stage
         self.class_names = self._model.class_names
 
     @torch.inference_mode()

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from ssl_selmix import cli
+from ssl_selmix.comparison import grouping, reading, sheets
+from ssl_selmix.comparison.readout import Choice
+
+START, END = [0.9, 0.4], [0.85, 0.6]
 
 
 def measure(recalls: Sequence[float], **more: Any) -> dict[str, Any]:
@@ -86,3 +93,37 @@ def write(
         here.mkdir()
         (here / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def two(seed: int = 0, start: list[float] = START, end: list[float] = END, **more: Any) -> Any:
+    return results([stage("fixmatch", start), stage("selmix", end)], seed, **more)
+
+
+def run(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command."""
+    capsys.readouterr()
+    try:
+        code = cli.main(["compare", *map(str, words)])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def mistake(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
+    code, _, err = run(words, capsys)
+    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    return err
+
+
+def groups(path: Path, *allow: str, by: tuple[str, ...] = ()) -> list[grouping.Group]:
+    return grouping.group(reading.read([path])[0], allow, by)[0]
+
+
+def names(group: grouping.Group) -> list[str]:
+    return [row.name for row in group.rows]
+
+
+def cells(group: grouping.Group, slug: str, choice: Choice | None = None) -> list[list[str]]:
+    found = {s.slug: s for s in sheets.of_group(group, choice or Choice())}
+    return [[c.text for c in row] for row in found[slug].rows]

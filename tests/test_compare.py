@@ -12,47 +12,24 @@ from typing import Any
 
 import pytest
 
-from ssl_selmix import cli
-from ssl_selmix.comparison import figures, grouping, protocol, reading, sheets, writers
+from ssl_selmix.comparison import figures, grouping, plane, protocol, reading, sheets, writers
 from ssl_selmix.comparison.readout import Choice
-from tests.compared import measure, results, stage, write
+from tests.compared import (
+    END,
+    START,
+    cells,
+    groups,
+    measure,
+    mistake,
+    names,
+    results,
+    run,
+    stage,
+    two,
+    write,
+)
 
-START, END = [0.9, 0.4], [0.85, 0.6]
 DIGITS = Path(__file__).parents[1] / "docs" / "results" / "digits"
-
-
-def two(seed: int = 0, start: list[float] = START, end: list[float] = END, **more: Any) -> Any:
-    return results([stage("fixmatch", start), stage("selmix", end)], seed, **more)
-
-
-def run(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command."""
-    capsys.readouterr()
-    try:
-        code = cli.main(["compare", *map(str, words)])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
-def mistake(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
-    code, _, err = run(words, capsys)
-    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1, err
-    return err
-
-
-def groups(path: Path, *allow: str, by: tuple[str, ...] = ()) -> list[grouping.Group]:
-    return grouping.group(reading.read([path])[0], allow, by)[0]
-
-
-def names(group: grouping.Group) -> list[str]:
-    return [row.name for row in group.rows]
-
-
-def cells(group: grouping.Group, slug: str, choice: Choice | None = None) -> list[list[str]]:
-    found = {s.slug: s for s in sheets.of_group(group, choice or Choice())}
-    return [[c.text for c in row] for row in found[slug].rows]
 
 
 def test_rows_are_chains_and_their_beginnings_with_spread_over_seeds(tmp_path: Path) -> None:
@@ -250,7 +227,7 @@ def test_pairs_are_over_common_seeds_only(tmp_path: Path) -> None:
     (group,) = groups(tmp_path)
     found = cells(group, "differences", Choice(against="abc"))
     assert found[1][:6] == ["daso", "worst class", "2", "65.0 ± 7.1", "40.0 ± 0.0", "-25.0 ± 7.1"]
-    assert any(note == "no seed 0, so that they pair over the others: daso" for note in group.notes)
+    assert any(note.startswith("daso lacks seed 0; ") for note in group.notes)
 
 
 def test_a_leader_of_five_seeds_is_bold_and_marked_and_one_of_four_is_not(tmp_path: Path) -> None:
@@ -314,49 +291,72 @@ def test_last_weights_come_from_the_log_or_from_the_last_step_or_not_at_all(tmp_
     assert found["c"] == ["40.0", "–", "–", "40.0", "–"]
 
 
-def test_a_run_that_init_started_is_the_second_stage_of_the_run_it_came_from(
+def test_a_half_run_is_compared_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "first", results([stage("fixmatch", START)]))
-    alone = results([stage("selmix", END)], protocol={"steps": [40]})
-    # The bits of a calibration error depend on the machine, recalls do not.
-    start = stage("start", START, steps=0, kept_step=0, seconds=0.0)
-    start["test"] = start["test"] | {"ece": 0.05 + 1e-12}
-    second = write(tmp_path / "second", alone | {"start": start})
+    rules = {"fixmatch": "best", "selmix": "best"}
+    protocol = {"steps": [100, 100], "checkpoint_rule": rules}
+    folder = write(tmp_path / "r", results([stage("fixmatch", START)], protocol=protocol))
+    _, out, _ = run([folder], capsys)
+    assert f"{folder} is unfinished: 1 stage(s) of 2, fixmatch; --resume continues it" in out
+
+
+def test_who_leads_by_a_tie_is_told_and_so_is_a_figure_without_validation(tmp_path: Path) -> None:
+    for name, recalls in (("abc", [0.8, 0.4]), ("crest", [0.9, 0.4]), ("daso", [0.9, 0.4])):
+        measured = {"test": measure(recalls), "validation": measure(recalls)}
+        del measured["validation"]["ece"]
+        write(tmp_path / name, results([stage(name, recalls, **measured)]))
     (group,) = groups(tmp_path)
-    assert names(group) == ["fixmatch", "fixmatch + selmix"]
-    assert cells(group, "changes")[1][5] == "+20.0"
-    (own,) = groups(second)
-    assert names(own) == ["given weights", "given weights + selmix"]
-    write(tmp_path / "foreign", results([stage("abc", [0.3, 0.2])]))
-    told = mistake([second, tmp_path / "foreign"], capsys)
-    assert "steps: unknown" in told and "checkpoint_rule" not in told
+    made = sheets.of_group(group, Choice(metrics=("min_recall", "ece")))
+    (notes,) = [sheet.notes for sheet in made if sheet.slug == "differences"]
+    # The mean recall decides against abc, and nothing does between the other two.
+    assert "worst class: against crest (first of 2 that tie on validation)" in notes
+    assert any(n.startswith("ECE: no differences, for") and "--against" in n for n in notes)
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("{", "is damaged"),
-        ("\x80", "is damaged"),
-        ("[1]", "holds no results"),
-        ('{"stages": [], "protocol": {}}', "has no finished stage"),
-        (json.dumps(two() | {"seed": None}), "cannot be read"),
-        (json.dumps({k: v for k, v in two().items() if k != "seed"}), "lacks 'seed'"),
-        (json.dumps(two(end=[0.5, 1.5])), "outside 0..1"),
-        (json.dumps(two(end=[0.5, 0.6, 0.7])), "different numbers of classes"),
-        (json.dumps(two(protocol={"steps": [100]})), "2 stages"),
-    ],
-)
-def test_a_damaged_or_foreign_file_is_an_error_alone_and_a_note_in_a_folder(
-    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = write(tmp_path / "bad", two()) / "results.json"
-    bad.write_bytes(text.encode("latin-1"))
-    line = mistake([bad], capsys)
-    assert told in line and str(bad) in line
-    write(tmp_path / "good", two(1))
-    code, out, _ = run([tmp_path], capsys)
-    assert code == 0 and "left out" in out
+def test_a_network_that_differs_is_named_once(tmp_path: Path) -> None:
+    for seed, (name, number) in enumerate((("cnn-16", 1), ("cnn-32", 2))):
+        config = {"model": {"name": name}, "fixmatch": {"lr": 1}}
+        protocol = {"network": name, "parameters": number}
+        content = results([stage("fixmatch", START)], seed, protocol=protocol)
+        write(tmp_path / name, content, config)
+    (group,) = groups(tmp_path, "network")
+    assert names(group) == ["fixmatch [network=cnn-16]", "fixmatch [network=cnn-32]"]
+    titles = [g.title for g in groups(tmp_path, by=("network",))]
+    assert titles == ["network=cnn-16", "network=cnn-32"]
+
+
+def test_file_names_of_tables_are_short_and_their_own() -> None:
+    titles = ["a=1", "a=-1", "a=漢", "a=字", "b=" + "x" * 300, "b=" + "x" * 299]
+    slugs = [grouping.Group(title, [], [], [], []).slug for title in titles]
+    assert slugs[0] == "a-1" and len(set(slugs)) == len(slugs)
+    assert all(len(slug) <= 60 and slug.isascii() for slug in slugs)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_kind_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "r", results([stage("_a$\\frac$", START), stage("b_$", END)]))
+    manifest = {"counts": {}, "class_names": ["$\\x$", "漢"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert run([folder, "--figures", tmp_path / "f"], capsys)[0] == 0
+    (group,) = groups(folder)
+    legend = plane.plane(group, "test")[0].figure.legends[0]
+    assert [t.get_text().strip() for t in legend.get_texts()] == names(group)
+
+
+def test_the_plane_of_many_methods_numbers_them_and_has_no_intervals(tmp_path: Path) -> None:
+    for i in range(13):
+        write(tmp_path / f"{i}", results([stage(f"m{i:02}", [0.9, 0.3 + i / 50])]))
+    (group,) = groups(tmp_path)
+    (picture,) = plane.plane(group, "test")
+    texts = [t.get_text() for t in picture.figure.legends[0].get_texts()]
+    assert texts[0] == "1 m00" and texts[12] == "13 m12"
+    axis = picture.figure.axes[0]
+    assert [t.get_text() for t in axis.texts] == [str(i) for i in range(1, 14)]
+    assert not axis.containers and "without intervals" in picture.caption
+    group.rows[:] = group.rows[:10]
+    (picture,) = plane.plane(group, "test")
+    assert len(picture.figure.axes[0].containers) == 10 and "with 95 %" in picture.caption
 
 
 def test_what_is_not_finished_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,7 +379,13 @@ def test_mistakes_in_options_are_one_line(
     assert "unknown row 'abc'" in mistake([folder, "--against", "abc"], capsys)
     file = folder / "results.json"
     before = file.read_bytes()
-    assert "one of the results" in mistake([folder, "--csv", file], capsys)
+    for taken in (file, folder / "new.csv", folder / "deep" / "er" / "new.csv"):
+        for force in ([], ["--force"]):
+            assert "in the folder of a run" in mistake([folder, "--csv", taken, *force], capsys)
+    assert "in the folder of a run" in mistake([folder, "--figures", folder, "--force"], capsys)
+    named = tmp_path / "named.json"
+    named.write_bytes(before)
+    assert "one of the results" in mistake([named, "--csv", named, "--force"], capsys)
     assert file.read_bytes() == before
     assert "takes one of" in mistake([folder, "--csv", "-", "--latex", "-"], capsys)
 
@@ -394,6 +400,33 @@ def test_a_dash_is_the_standard_output_alone(
     assert "worst class" in out and "# Comparison" not in out
 
 
+def test_nothing_that_exists_is_written_over_and_that_is_found_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = tmp_path / "no such run"  # would be refused, were it looked at first
+    mine = tmp_path / "mine.md"
+    mine.write_text("mine")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "a.png").write_text("mine")
+    told: dict[str, list[str | Path]] = {
+        "mine.md exists and is not overwritten; add --force": ["--markdown", mine],
+        "full is a folder; name a file in it": ["--html", full, "--force"],
+        "mine.md is a file; --figures takes a folder": ["--figures", mine, "--force"],
+        "full is a folder with files; add --force": ["--figures", full],
+        "cannot be written, for": ["--csv", mine / "x.csv"],
+        "two outputs have the same path": ["--csv", "new", "--latex", "./new"],
+        "an empty path names no file": ["--csv", ""],
+    }
+    for message, words in told.items():
+        assert message in mistake([nothing, *words], capsys)
+    folder = write(tmp_path / "r", two())
+    assert run([folder, "--markdown", mine], capsys)[0] == 2 and mine.read_text() == "mine"
+    assert run([folder, "--markdown", mine, "--figures", full, "--force"], capsys)[0] == 0
+    assert mine.read_text().startswith("# Comparison") and (full / "plane-all.png").exists()
+    assert "add --force" in mistake([folder, "--markdown", mine], capsys)
+
+
 def test_csv_has_a_row_per_observation_and_the_change_of_it(tmp_path: Path) -> None:
     (group,) = groups(write(tmp_path / "r", two()))
     found = list(csv.DictReader(writers.table_of_values([group]).splitlines()))
@@ -405,6 +438,7 @@ def test_csv_has_a_row_per_observation_and_the_change_of_it(tmp_path: Path) -> N
     }
     (row,) = [r for r in found if key.items() <= r.items()]
     assert float(row["value"]) == 0.6 and float(row["change"]) == pytest.approx(0.2)
+    assert {(r["stage"], r["steps"]) for r in found} == {("fixmatch", "100"), ("selmix", "100")}
     assert {r["seed"] for r in found} == {"0"} and {r["weights"] for r in found} == {"kept"}
 
 

@@ -109,6 +109,54 @@ def test_marks_need_seeds_an_interval_without_zero_and_holm() -> None:
     assert intervals.earned([Estimate(1, 0.2, None, (0.1, 0.3), None), clear]) == [False, True]
 
 
+def test_rounding_earns_no_mark() -> None:
+    # 0.3 - 0.1 and 0.9 - 0.7 differ in their last bit, and so would a spread of 3e-17.
+    pairs = [(0.1, 0.3), (0.7, 0.9), (0.5, 0.7), (0.6, 0.8), (0.2, 0.4)]
+    assert len({b - a for a, b in pairs}) > 1
+    before = [of([a, 0.95], s, None) for s, (a, _) in enumerate(pairs)]
+    after = [of([b, 0.95], s, None) for s, (_, b) in enumerate(pairs)]
+    found = intervals.difference(before, after)
+    assert found.mean == 0.2 and found.spread == 0 and found.interval is None
+    assert found.p == 2 * 0.5**5
+    assert intervals.earned([found]) == [False]
+
+
+def test_a_recall_of_one_or_zero_is_as_uncertain_as_few_images_leave_it() -> None:
+    for recall in (0.0, 1.0):
+        other = 0.96 if recall else 0.04
+        found = intervals.difference([of([recall, recall], 0)], [of([other, other], 0)])
+        again = intervals.difference([of([recall, recall], 0)], [of([recall, recall], 1)])
+        assert found.interval is not None and found.interval[1] - found.interval[0] > 0.02
+        assert again.interval is not None and again.interval[1] > again.interval[0]
+    noise = of([1.0, 1.0]).noise()
+    assert noise.mean() == pytest.approx(0, abs=1e-12) and noise.std() > 0.005
+
+
+def ht(recalls: list[float], value: float, labeled: list[int] | None) -> Measured:
+    figures = measure(recalls, min_ht_recall=value)
+    counts = [50] * len(recalls)
+    return Measured(value, "min_ht_recall", figures, counts, (0, "0"), labeled)
+
+
+def test_the_worse_of_head_and_tail_has_the_noise_of_its_own_classes() -> None:
+    recalls = [0.9, 0.4, 0.8]
+    last, first = ht(recalls, 0.65, None), ht([0.4, 0.9, 0.8], 0.4, [1, 9, 5])
+    assert last.tail == frozenset({2}) and first.tail == frozenset({0})
+    one = (0.4 * 0.6 / 50) ** 0.5  # a tail of one class is as noisy as the class
+    assert first.noise().std() == pytest.approx(one, rel=0.1)
+    half = ((0.9 * 0.1 + 0.4 * 0.6) / 50 / 4) ** 0.5
+    assert last.noise().std() == pytest.approx(half, rel=0.15)
+
+
+def test_without_a_tail_that_explains_its_value_it_earns_nothing() -> None:
+    before = [ht([0.9, 0.4, 0.8], 0.11 + s / 1000, None) for s in range(8)]
+    after = [ht([0.9, 0.4, 0.8], 0.55 + s / 900, None) for s in range(8)]
+    assert before[0].tail is None and not before[0].known
+    found = intervals.difference(before, after)
+    assert found.p is not None and found.p < 1e-6
+    assert found.interval is None and intervals.earned([found]) == [False]
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8))
 def test_holm_keeps_order_and_only_raises(p_values: list[float | None]) -> None:
     corrected = intervals.holm(p_values)

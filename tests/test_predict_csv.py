@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "images"
 
 
+MODEL = "model: stage 1 of 1, supervised"
 Predict = Callable[..., tuple[int, list[list[str]], list[str]]]
 
 
@@ -75,7 +77,7 @@ def test_a_row_says_what_the_library_says(digits: Path, images: str, predict: Pr
     assert [float(row[2]) for row in rows] == pytest.approx(best, rel=1e-5)
     nats = [-sum(p * math.log(p) for p in row) for row in probs.tolist()]
     assert [float(row[3]) for row in rows] == pytest.approx(nats, rel=1e-5)
-    assert len(err) == 1 and err[0].startswith("5 images in ")
+    assert len(err) == 2 and err[0] == MODEL and err[1].startswith("5 images in ")
 
 
 def test_top(digits: Path, images: str, predict: Predict) -> None:
@@ -136,7 +138,7 @@ def test_unreadable_files_are_skipped_and_told(images: str, predict: Predict) ->
     assert names == ["a.png", "sub/c.png", "sub/d.png", "z.png"]
     skipped = [line for line in err if line.startswith("skipped: ")]
     assert [line.split()[1] for line in skipped] == ["images/b.png", "images/sub/cut.jpg"]
-    assert "left out 1 file without the suffix" in err[0] and "notes.txt" in err[0]
+    assert "left out 1 file without the suffix" in err[1] and "notes.txt" in err[1]
     assert err[-1].startswith("4 images, 2 unreadable in ")
 
 
@@ -185,7 +187,11 @@ def test_a_file_is_written_whole_and_not_over_another(images: str, predict: Pred
         (["images", "--top", "11"], "--top must be 1 to 10"),
         (["images", "--top", "0"], "--top must be 1 to 10"),
         (["images", "--batch", "0"], "batch must be at least 1"),
-        (["images", "--out", "no/rows.csv"], "No such file or directory"),
+        (["images", "--out", "images", "--force"], "--out images is a folder; name a file in it"),
+        (["images", "--out", ".", "--force"], "is a folder; name a file in it"),
+        (["images", "--out", "images/a.png", "--force"], "a.png is one of the images"),
+        ([""], "an empty path names no image"),
+        (["images", "--out", "no/rows.csv"], "no folder no; create it"),
     ],
 )
 def test_mistakes_are_told_in_a_line(
@@ -194,6 +200,20 @@ def test_mistakes_are_told_in_a_line(
     code, rows, err = predict(*words)
     assert code == 2 and rows == []
     assert len(err) == 1 and err[0].startswith("error: ") and message in err[0]
+
+
+def test_a_run_that_is_half_done_says_of_which_stage_the_model_is(
+    digits: Path, tmp_path: Path, images: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    half = shutil.copytree(digits, tmp_path / "half")
+    text = (half / "config.yaml").read_text()
+    assert "algorithms:\n- supervised\n" in text
+    more = text.replace("algorithms:\n- supervised\n", "algorithms:\n- supervised\n- selmix\n")
+    (half / "config.yaml").write_text(more)
+    for words in (["predict", str(half), images], ["export", str(half), "--state-dict", "w.pt"]):
+        assert cli.main(words) == 0
+        err = capfd.readouterr().err
+        assert "model: stage 1 of 2, supervised (unfinished: --resume continues the run)" in err
 
 
 def test_no_run_is_told(tmp_path: Path, images: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,4 +233,4 @@ def test_a_reader_that_has_seen_enough(digits: Path, images: str) -> None:
         assert process.stdout.readline() == b"path,class,probability,entropy\n"
         process.stdout.close()
         err = process.stderr.read()
-    assert process.returncode == predict_csv.PIPE_CLOSED and err == b""
+    assert process.returncode == predict_csv.PIPE_CLOSED and err == f"{MODEL}\n".encode()

@@ -1,6 +1,7 @@
 """The predictions of a finished run for image files are those that it was measured by."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,16 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("config.yaml", "a: [1"), ("config.yaml", "[]"), ("manifest.json", "{}")],
+    [
+        *(("config.yaml", text) for text in ("a: [1", "[]", "model: x", "a: 1")),
+        *(("manifest.json", text) for text in ("{", "{}", "[]", '{"class_names": 5}')),
+        ("manifest.json", '{"image_shape": [1, 8], "class_names": ["a", "b"]}'),
+        (
+            "manifest.json",
+            '{"image_shape": [1, 8, 8], "class_names": ["a", "b"], "mean": ["q"], "std": [1]}',
+        ),
+        *(("results.json", text) for text in ("[]", '{"stages": []}', '{"stages": 5}', "\x80")),
+    ],
 )
 def test_damaged_runs_are_told_in_a_line(
     digits: Path, tmp_path: Path, name: str, content: str
@@ -142,5 +152,5 @@ def test_damaged_runs_are_told_in_a_line(
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(file.read_bytes())
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is damaged \("):
         prediction.open_run(tmp_path)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssl_selmix.comparison import grouping, reading, sheets, writers
+from ssl_selmix.comparison import grouping, logged, outputs, reading, sheets, writers
+from ssl_selmix.comparison.outputs import STDOUT
 from ssl_selmix.comparison.readout import Choice
-
-STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Request:
     csv: Path | None = None
     html: Path | None = None
     figures: Path | None = None
+    force: bool = False
 
     @property
     def files(self) -> list[Path]:
@@ -42,12 +42,11 @@ def run(request: Request) -> None:
         ValueError: the runs do not compare, or a mistake in the request.
         OSError: a file could not be written.
     """
-    if request.files.count(STDOUT) > 1 or STDOUT == request.figures:
-        raise ValueError("the standard output (-) takes one of --markdown, --latex, --csv, --html")
+    outputs.check(request.files, request.figures, request.force)
     runs, left_out = reading.read(request.runs)
-    _check_outputs(request, runs)
+    outputs.check_inputs(request.files, [run.path for run in runs])
     groups, notes = grouping.group(runs, request.allow, request.by)
-    notes = [*notes, *left_out]
+    notes = list(dict.fromkeys([*notes, *_half(runs), *left_out, *logged.notes(runs)]))
     made = [(group, sheets.of_group(group, request.choice)) for group in groups]
     if request.markdown:
         _write(request.markdown, writers.markdown(made, notes))
@@ -77,11 +76,14 @@ def _pictures(request: Request, made: writers.Made, notes: Sequence[str]) -> lis
     return list(dict.fromkeys(told))
 
 
-def _check_outputs(request: Request, runs: Sequence[reading.Run]) -> None:
-    inputs = {run.path.resolve() for run in runs}
-    for path in request.files:
-        if path != STDOUT and path.resolve() in inputs:
-            raise ValueError(f"{path} is one of the results to compare; write to another file")
+def _half(runs: Sequence[reading.Run]) -> list[str]:
+    """Which runs have stages that they have not finished."""
+    return [
+        f"{run.name} is unfinished: {len(run.stages)} stage(s) of {len(run.protocol['steps'])}, "
+        f"{' + '.join(run.chain)}; --resume continues it"
+        for run in runs
+        if run.unfinished
+    ]
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.hashsalt": "ssl-selmix",  # the same figure has the same bytes
     "pdf.fonttype": 42,
 }
 PANEL = (2.1, 1.5)  # inches
-WIDE = 4.4  # of a figure: a phone shows 4, larger ones scroll
+WIDE = 4.4  # of a figure, so that its words can be read on a phone
+SPAN = 4.0  # percent that an axis shows at least
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,12 @@ class Pictures:
 
 def of_group(group: Group, part: str = "test") -> Pictures:
     """All figures for which the runs hold data."""
-    from ssl_selmix.comparison import logs  # which draws with what is defined here
+    from ssl_selmix.comparison import logs, plane  # which draw with what is defined here
 
-    makers: list[Callable[[Group, str], list[Picture]]] = [plane, recalls, reliability]
+    makers: list[Callable[[Group, str], list[Picture]]] = [plane.plane, recalls, reliability]
     makers += [logs.curves, logs.pairs, logs.priors]
     found = Pictures()
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         for make in makers:
             made = make(group, part)
             for picture in made:  # laid out once, not once per file
@@ -84,10 +88,18 @@ MISSING = {
 }
 
 
+@contextmanager
+def drawing() -> Iterator[None]:
+    """The style; characters that the font lacks become boxes, without a word."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        yield
+
+
 def save(pictures: Pictures, folder: Path) -> None:
     """Write every figure as PNG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         for picture in pictures.made:
             FigureCanvasAgg(picture.figure)
             path = folder / picture.slug
@@ -98,7 +110,7 @@ def save(pictures: Pictures, folder: Path) -> None:
 def svg(picture: Picture) -> bytes:
     """The figure as a file of its own kind that any browser shows."""
     file = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         picture.figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
@@ -137,64 +149,38 @@ def styles(group: Group) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _estimate(row: Row, figure: str, part: str) -> intervals.Estimate | None:
+def estimate(row: Row, figure: str, part: str) -> intervals.Estimate | None:
+    """A method's mean of a figure, if it is recorded."""
     found = values(row.cells, figure, part)
     return intervals.mean(found) if found else None
 
 
-def plane(group: Group, part: str) -> list[Picture]:
-    """Mean recall against the worst class of every method (SelMix, figure 1, as a plane)."""
-    style = styles(group)
-    rows = len(group.rows)
-    figure = Figure(figsize=(WIDE, 3.2 + 0.16 * -(-rows // 2)), layout="constrained")
-    axis = figure.subplots()
-    points: dict[str, tuple[float, float]] = {}
-    bars: dict[str, dict[str, Any]] = {}
-    for row in group.rows:
-        x, y = (_estimate(row, figure, part) for figure in ("mean_recall", "min_recall"))
-        if x is None or y is None:
-            continue
-        points[row.name] = (100 * x.mean, 100 * y.mean)
-        look = {**style[row.name], "linestyle": "none"}
-        bars[row.name] = {"xerr": _bars(x), "yerr": _bars(y)}
-        faint: dict[str, Any] = {"color": look["color"], "fmt": "none", "elinewidth": 0.6}
-        faint |= {"alpha": 0.4 if rows > 8 else 0.8, "capsize": 2}
-        axis.errorbar(100 * x.mean, 100 * y.mean, **bars[row.name], **faint)
-        axis.plot(*points[row.name], **look, label=row.name, zorder=3)
-        if row.parent in points:
-            arrow = {"arrowstyle": "->", "color": style[row.name]["color"], "alpha": 0.6}
-            axis.annotate("", points[row.name], points[row.parent], arrowprops=arrow)
-    axis.set(xlabel=f"mean recall, percent ({part})", ylabel=f"worst class, percent ({part})")
-    _centre(axis, list(points.values()), list(bars.values()))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
-    caption = (
-        "Mean recall against the recall of the worst class; means over seeds with 95 % intervals "
-        "(they may leave the picture). Hollow: first stage alone; arrows lead from a start to what "
-        "the next stage made of it."
-    )
-    return [Picture(f"plane-{group.slug}", caption, figure)] if points else []
+def below_plot(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend with a line for every method, in one column if names are long."""
+    shown = [shown_label(label) for label in labels]
+    words = [textwrap.fill(text, 64) for text in shown]
+    columns = _columns(labels)
+    figure.legend(handles, words, loc="outside lower center", ncols=columns, fontsize=7)
 
 
-def _bars(estimate: intervals.Estimate) -> list[list[float]] | None:
-    if estimate.interval is None:
-        return None
-    low, high = estimate.interval
-    return [[100 * max(0, estimate.mean - low)], [100 * max(0, high - estimate.mean)]]
+def _columns(labels: Sequence[str]) -> int:
+    return 2 if max(map(len, labels)) <= 32 else 1
 
 
-def _centre(
-    axis: Axes, points: Sequence[tuple[float, float]], bars: Sequence[dict[str, Any]]
-) -> None:
-    """Limits by the points and a usual interval: that of two seeds can be as wide as the scale."""
-    limits: list[tuple[str, Callable[..., Any]]] = [
-        ("xerr", axis.set_xlim),
-        ("yerr", axis.set_ylim),
-    ]
-    for i, (key, limit) in enumerate(limits):
-        at = [point[i] for point in points]
-        lengths = [max(*map(max, bar[key])) for bar in bars if bar[key] is not None]
-        room = min(float(np.median(lengths or [0])), max(15.0, max(at) - min(at))) + 2
-        limit(max(-1, min(at) - room), min(101, max(at) + room))
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches that `below_plot` takes."""
+    lines = sum(len(textwrap.wrap(label, 64)) for label in labels)
+    return 0.16 * -(-lines // _columns(labels))
+
+
+def shown_label(name: str) -> str:
+    """A name that matplotlib does not hide, as it does those with an underscore at the front."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def slug(kind: str, group: Group) -> str:
+    """A figure's file name."""
+    return f"{kind}-{group.slug}"
 
 
 def recalls(group: Group, part: str) -> list[Picture]:
@@ -261,7 +247,7 @@ def reliability(group: Group, part: str) -> list[Picture]:
         axis.plot(
             confidence, accuracy, color=COLOURS[1], marker="o", markersize=3, label="accuracy"
         )
-        ece = _estimate(next(r for r in group.rows if r.name == name), "ece", part)
+        ece = estimate(next(r for r in group.rows if r.name == name), "ece", part)
         axis.set_title(short(f"{name}: ECE {100 * ece.mean:.1f}" if ece else name))
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
         axis.set_xlabel("confidence")

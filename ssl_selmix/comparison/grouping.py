@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_selmix.comparison import naming, protocol
+from ssl_selmix.comparison import naming, protocol, starts
 from ssl_selmix.comparison.reading import Run, Stage, Unit
+
+LONGEST = 48  # part of a file name
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ class Group:
     @property
     def slug(self) -> str:
         """The title as part of a file name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "all"
+        words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "all"
+        if len(words) <= LONGEST and not re.search(r"=-|[^ -~]", self.title):
+            return words
+        digest = hashlib.sha256(self.title.encode()).hexdigest()[:8]
+        return f"{words[:LONGEST].rstrip('-')}-{digest}"
 
 
 def group(
@@ -72,8 +79,8 @@ def group(
     Raises:
         ValueError: runs of a table differ in what makes figures comparable, or contradict.
     """
-    allow, by = list(allow), list(by)
-    runs, notes = protocol.join_starts(runs)
+    allow, by = (protocol.with_implied(names) for names in (allow, by))
+    runs, notes = starts.join(runs)
     protocol.check_names(runs, allow, "--allow")
     protocol.check_names(runs, by, "--by")
     # Over all tables: who reads one beside the other compares them as well.
@@ -90,14 +97,24 @@ def group(
         _group(t, part, list(found), allow) for t, part in zip(titles, parts.values(), strict=True)
     ]
     if len(made) > 1:
+        keys = dict.fromkeys(key for one in conditions for key in _differing(one, conditions))
         told = "; ".join(g.title for g in made)
-        notes.append(f"{len(made)} tables, for runs of different splits are never averaged: {told}")
+        notes.append(
+            f"{len(made)} tables, for runs that differ in {', '.join(keys)} are never averaged: "
+            f"{told}"
+        )
     return made, notes
 
 
 def _title(one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:
-    differing = [k for k in one if any(one[k] != other.get(k) for other in all_of_them)]
-    return ", ".join(f"{k.removeprefix('data.')}={one[k]}" for k in differing)
+    found = _differing(one, all_of_them)
+    return ", ".join(f"{k.removeprefix('data.')}={one[k]}" for k in found)
+
+
+def _differing(one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [k for k in one if any(one[k] != other.get(k) for other in all_of_them)]
+    implied = {k for name in found for k in protocol.IMPLIED.get(name, ())}
+    return [k for k in found if k not in implied]
 
 
 def _group(title: str, runs: list[Run], named: list[str], allow: Sequence[str]) -> Group:
@@ -167,7 +184,8 @@ def _gaps(rows: Sequence[Row]) -> list[str]:
         if missing:
             lacking.setdefault(missing, []).append(row.name)
     return [
-        f"no seed {', '.join(missing)}, so that they pair over the others: {', '.join(names)}"
+        f"{', '.join(names)} {'lacks' if len(names) == 1 else 'lack'} seed {', '.join(missing)}; "
+        "differences are over the seeds that both have"
         for missing, names in lacking.items()
     ]
 

@@ -5,6 +5,7 @@ by t / z * sqrt(n / (n - 1)), because a plain percentile interval of n = 3 seeds
 range of the three and covers 75 % at best (the correction of Hesterberg, The American Statistician
 2015, as a factor). Test images: the right answers of each class are drawn anew from a binomial
 distribution, around zero, because a minimum of noisy recalls lies below the minimum of the recalls.
+Its probability is (right + 1/2) / (images + 1): with a recall of 1 nothing would vary.
 
 Shapes: n units, K classes, B draws.
 """
@@ -15,7 +16,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,9 @@ DRAWS = 2000
 LEVEL = 0.95
 # Even the sign test, which assumes nothing, needs 5 equal signs to get below 5 % (one-sided).
 MIN_SEEDS = 5
-WITH_IMAGES = ("mean_recall", "min_recall", "g_mean", "h_mean", "accuracy")
+HEAD_TAIL = "min_ht_recall"
+WITH_IMAGES = ("mean_recall", "min_recall", "g_mean", "h_mean", "accuracy", HEAD_TAIL)
+DIGITS = 12  # more of a difference of recalls is rounding
 Array = NDArray[np.float64]
 
 
@@ -56,24 +59,70 @@ class Measured:
     figures: Mapping[str, Any]
     counts: Sequence[int] | None  # images of each class; None: unknown
     unit: tuple[int, str]
+    labeled: Sequence[int] | None = None  # labeled images of each class; None: unknown
+
+    @property
+    def known(self) -> bool:
+        """Whether the noise by test images can be drawn."""
+        if self.counts is None or self.name not in WITH_IMAGES:
+            return False
+        return self.name != HEAD_TAIL or self.tail is not None
+
+    @property
+    def tail(self) -> frozenset[int] | None:
+        """The classes that explain the recorded figure of head and tail; None if there are none."""
+        recalls = self.figures["per_class_recall"]
+        orders = [sorted(range(len(recalls)), key=lambda k: -n[k]) for n in [self.labeled] if n]
+        for order in [*orders, list(range(len(recalls)))]:
+            tail = frozenset(order[-_tail_size(len(recalls)) :])
+            parts = [
+                [r for k, r in enumerate(recalls) if r is not None and (k in tail) == last]
+                for last in (False, True)
+            ]
+            found = min(statistics.fmean(part) for part in parts if part)
+            if abs(found - self.figures.get(HEAD_TAIL, -1)) < 1e-9:
+                return tail
+        return None
+
+    def same(self, other: Measured) -> bool:
+        """Whether the predictions are the same: equal figures on the same images."""
+        return self._key() == other._key()
+
+    def _key(self) -> tuple[Any, ...]:
+        names = ("per_class_recall", "per_class_coverage")
+        return (*(tuple(self.figures[name]) for name in names), self.value, self.unit)
 
     def noise(self) -> Array:
         """Deviations (B,) by the choice of test images, mean 0; zeros where it is unknown."""
-        recalls = self.figures["per_class_recall"]
-        if self.counts is None or self.name not in WITH_IMAGES:
+        if not self.known or self.counts is None:
             return np.zeros(DRAWS)
-        kept = [(r, n) for r, n in zip(recalls, self.counts, strict=True) if r is not None and n]
+        tail = (self.tail or frozenset()) if self.name == HEAD_TAIL else frozenset()
+        kept = [
+            (r, n, k in tail)
+            for k, (r, n) in enumerate(
+                zip(self.figures["per_class_recall"], self.counts, strict=True)
+            )
+            if r is not None and n
+        ]
         # Equal figures on the same images are equal predictions: their noise is the same.
-        told = repr((kept, self.figures["per_class_coverage"], self.unit))
-        drawn = _drawn(hashlib.sha256(told.encode()).hexdigest(), tuple(kept))
-        return drawn[self.name]
+        coverage = self.figures["per_class_coverage"]
+        told = repr(([one[:2] for one in kept], coverage, self.unit))
+        if not kept:
+            return np.zeros(DRAWS)
+        return _drawn(hashlib.sha256(told.encode()).hexdigest(), tuple(kept))[self.name]
+
+
+def _tail_size(num_classes: int) -> int:
+    """As `metrics.tail_size`, whose module loads torch."""
+    return max(1, round(0.1 * num_classes))
 
 
 @lru_cache(maxsize=4096)
-def _drawn(digest: str, kept: tuple[tuple[float, int], ...]) -> dict[str, Array]:
+def _drawn(digest: str, kept: tuple[tuple[float, int, bool], ...]) -> dict[str, Array]:
     rng = np.random.default_rng(int(digest[:16], 16))
-    recall, count = (np.array(column) for column in zip(*kept, strict=True))
-    found = rng.binomial(count.astype(int), np.clip(recall, 0, 1), (DRAWS, len(kept))) / count
+    recall, count, last = (np.array(column) for column in zip(*kept, strict=True))
+    shrunk = (np.clip(recall, 0, 1) * count + 0.5) / (count + 1)
+    found = rng.binomial(count.astype(int), shrunk, (DRAWS, len(kept))) / count
     with np.errstate(divide="ignore"):
         figures = {
             "mean_recall": found.mean(1),
@@ -82,6 +131,8 @@ def _drawn(digest: str, kept: tuple[tuple[float, int], ...]) -> dict[str, Array]
             "h_mean": len(kept) / (1 / found).sum(1),
             "accuracy": found @ count / count.sum(),
         }
+    parts = [found[:, last == part].mean(1) for part in (False, True) if (last == part).any()]
+    figures[HEAD_TAIL] = np.min(parts, axis=0)
     return {name: values - values.mean() for name, values in figures.items()}
 
 
@@ -91,26 +142,37 @@ def mean(values: Sequence[Measured]) -> Estimate:
 
 
 def difference(before: Sequence[Measured], after: Sequence[Measured]) -> Estimate:
-    """The mean of after minus before, unit by unit."""
+    """The mean of after minus before, unit by unit; exactly zero if the predictions are the same.
+
+    Without the noise of its images the figure of head and tail has no interval, and so no mark.
+    """
     pairs = list(zip(before, after, strict=True))
     changes = [b.value - a.value for a, b in pairs]
-    return _estimate(changes, [b.noise() - a.noise() for a, b in pairs], (-1, 1))
+    found = _estimate(changes, [b.noise() - a.noise() for a, b in pairs], (-1, 1))
+    if all(a.same(b) for a, b in pairs):
+        return replace(found, interval=(0.0, 0.0))
+    known = all(m.known for pair in pairs for m in pair)
+    return found if known or pairs[0][0].name != HEAD_TAIL else replace(found, interval=None)
 
 
 def _estimate(
     values: Sequence[float], noise: Sequence[Array], possible: tuple[float, float]
 ) -> Estimate:
-    n, centre = len(values), statistics.fmean(values)
+    # Differences that agree but for rounding agree.
+    values = [round(value, DIGITS) for value in values]
+    n, centre = len(values), round(statistics.fmean(values), DIGITS)
     images = np.mean(noise, axis=0)
     if n == 1:
         bounds = _percentiles(centre + images, possible) if images.any() else None
         return Estimate(1, centre, None, bounds, None)
+    spread = statistics.stdev(values)
+    error = math.sqrt(spread**2 / n + float(images.var()))
+    if not error:  # nothing is known but the signs: no interval, and the p of the sign test
+        return Estimate(n, centre, 0.0, None, 2 * 0.5**n if centre else 1.0)
     deviations = np.array(values) - centre
     drawn = np.random.default_rng(0).integers(0, n, (DRAWS, n))
     seeds = stretch(n) * deviations[drawn].mean(1)
-    spread = statistics.stdev(values)
-    error = math.sqrt(spread**2 / n + float(images.var()))
-    p = 2 * float(stats.t.sf(abs(centre) / error, n - 1)) if error else 1.0
+    p = 2 * float(stats.t.sf(abs(centre) / error, n - 1))
     return Estimate(n, centre, spread, _percentiles(centre + seeds + images, possible), p)
 
 
@@ -125,9 +187,10 @@ def stretch(n: int) -> float:
     return float(ratio * math.sqrt(n / (n - 1)))
 
 
-def _percentiles(values: Array, possible: tuple[float, float]) -> tuple[float, float]:
+def _percentiles(values: Array, possible: tuple[float, float]) -> tuple[float, float] | None:
+    """The limits; None for a point, which claims more than anybody knows."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).clip(*possible)
-    return float(low), float(high)
+    return (float(low), float(high)) if high > low else None
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

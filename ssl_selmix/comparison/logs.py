@@ -8,12 +8,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from ssl_selmix.comparison.figures import COLOURS, WIDE, Picture, class_ticks, panels, short, styles
+from ssl_selmix.comparison.figures import (
+    COLOURS,
+    SPAN,
+    WIDE,
+    Picture,
+    below_plot,
+    class_ticks,
+    legend_height,
+    panels,
+    short,
+    shown_label,
+    styles,
+)
 from ssl_selmix.comparison.grouping import Cell, Group, Row
-from ssl_selmix.comparison.reading import validations
+from ssl_selmix.comparison.logged import Rows, validations
 
-Rows = list[dict[str, Any]]
 COMPARED = {"mean_recall": "mean recall", "min_recall": "worst class"}
 MATRICES = {"gain_matrix": "gain", "pair_distribution": "P"}
 
@@ -38,15 +50,24 @@ def curves(group: Group, part: str) -> list[Picture]:
     for i, depth in enumerate(depths):
         for row in (r for r in group.rows if len(r.steps) == depth and logged[r.name]):
             for axis, name in zip(axes[2 * i : 2 * i + 2], COMPARED, strict=True):
-                _curve(axis, logged[row.name], name, {**style[row.name], "label": row.name})
+                _curve(
+                    axis,
+                    logged[row.name],
+                    name,
+                    {**style[row.name], "label": shown_label(row.name)},
+                )
         for axis, title in zip(axes[2 * i : 2 * i + 2], COMPARED.values(), strict=True):
             axis.set_title(f"stage {depth}: {title}")
             axis.set_xlabel("step")
+            low, high = axis.get_ylim()  # of a constant figure, rounding would fill the panel
+            missing = max(0.0, SPAN - (high - low)) / 2
+            axis.set_ylim(low - missing, high + missing)
         axes[2 * i].set_ylabel("validation, percent")
     found = [axis.get_legend_handles_labels() for axis in axes[::2]]
     handles, labels = ([x for pair in found for x in pair[k]] for k in (0, 1))
-    _grow(figure, 0.16 * -(-len(labels) // 2))
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+    if labels:
+        _grow(figure, legend_height(labels))
+        below_plot(figure, handles, labels)
     caption = (
         "Learning curves on validation: medians over seeds, bands from the lowest to the highest "
         "seed; between its evaluations a seed keeps its last value. A stage starts at step 0 with "
@@ -90,13 +111,16 @@ def pairs(group: Group, part: str) -> list[Picture]:
 
 def _pairs_of(group: Group, row: Row, seed: int, cell: Cell, found: Rows) -> Picture:
     picked = sorted({0, len(found) // 2, len(found) - 1})
-    figure = Figure(figsize=(2.1 * len(picked), 3.9), layout="constrained")
-    axes = figure.subplots(2, len(picked), squeeze=False)
-    for column, index in enumerate(picked):
-        for line, (key, title) in enumerate(MATRICES.items()):
+    # Side by side they would be too small on a phone.
+    figure = Figure(figsize=(WIDE, 2.6 * len(picked)), layout="constrained")
+    axes = figure.subplots(len(picked), len(MATRICES), squeeze=False)
+    for line, index in enumerate(picked):
+        for column, (key, title) in enumerate(MATRICES.items()):
             axis = axes[line, column]
             image = axis.imshow(np.array(found[index][key]), cmap="cividis")
             bar = figure.colorbar(image, ax=axis, shrink=0.8, location="bottom", pad=0.02)
+            bar.locator = MaxNLocator(3)
+            bar.update_ticks()
             bar.ax.tick_params(labelsize=6)
             axis.set_title(f"{title} at step {found[index]['step']}")
             _matrix_ticks(axis, cell.run.class_names, column == 0)
@@ -112,6 +136,7 @@ def _pairs_of(group: Group, row: Row, seed: int, cell: Cell, found: Rows) -> Pic
 
 def _matrix_ticks(axis: Axes, names: Sequence[str], labeled: bool) -> None:
     class_ticks(axis, names)
+    axis.set_xlabel("partner's class")
     if len(names) <= 20:
         axis.set_yticks(range(len(names)), names if labeled else [""] * len(names), fontsize=7)
     if labeled:
@@ -146,7 +171,7 @@ def _last_prior(axis: Axes, cell: Cell, row: Mapping[str, Any]) -> None:
     estimate = 100 * np.array(row["estimated_prior"], dtype=float)
     place = np.arange(len(estimate))
     bars = None
-    if "estimated_prior_low" in row:
+    if {"estimated_prior_low", "estimated_prior_high"} <= row.keys():
         low, high = (100 * np.array(row[f"estimated_prior_{k}"]) for k in ("low", "high"))
         bars = np.clip([estimate - low, high - estimate], 0, None)
     look: dict[str, Any] = {"marker": "o", "linestyle": "-", "color": COLOURS[1], "markersize": 3}

@@ -12,6 +12,8 @@ from ssl_selmix.config import flatten
 
 COMMON = ("model",)  # section of the configuration that no protocol repeats in full
 
+SAME = {"network": "model.name"}  # a key of the protocol and what the configuration calls it
+
 
 def labels(runs: Sequence[Run], allowed: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
     """For every run the names of its stages, which say in what namesakes differ; and notes."""
@@ -30,6 +32,8 @@ def labels(runs: Sequence[Run], allowed: Sequence[str]) -> tuple[list[tuple[str,
         if len(set(found)) > 1 and not any(_same_parts(found, other) for other in seen):
             seen.append(found)
             for i, value in enumerate(found):
+                said = SAME.get(key)  # once is enough
+                words[i][0] = [w for w in words[i][0] if w != f"{said}={value}"]
                 words[i][0].append(f"{key}={value}")
     notes = _by_file_names(runs, words)
     names = [

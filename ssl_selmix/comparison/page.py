@@ -6,13 +6,13 @@ import base64
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from ssl_selmix.comparison.figures import Picture, Pictures, svg
+from ssl_selmix.comparison.figures import Picture, Pictures, slug, svg
 from ssl_selmix.comparison.grouping import Group
 from ssl_selmix.comparison.sheets import Sheet, Text
-from ssl_selmix.comparison.writers import heading
+from ssl_selmix.comparison.writers import fresh, heading
 
 Drawn = Sequence[tuple[Group, Sequence[Sheet], Pictures]]
-
+PIXELS = 132  # per inch of a figure, where there is room for them
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fff; --rule: #c9c9d1; --band: #f3f3f6;
   --soft: #5a5a64; }
@@ -30,10 +30,12 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .3rem .6rem; white-space: nowrap; text-align: right; }
 th.word, td.word { text-align: left; }
 thead th { border-bottom: 2px solid var(--rule); }
-tbody tr:nth-child(even) { background: var(--band); }
+tbody tr:nth-child(even) td { background: var(--band); }
+th:first-child, td:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper);
+  white-space: normal; min-width: 8rem; max-width: 40vw; border-right: 1px solid var(--rule); }
 figure { margin: 1.5rem 0; }
 figure .box { background: #fff; text-align: center; }
-figure img { max-width: none; }
+figure img { max-width: 100%; height: auto; vertical-align: middle; }
 figcaption, .notes { color: var(--soft); font-size: .875rem; }
 .notes { padding-left: 1.1rem; }
 @media print { .box { overflow: visible; } }
@@ -42,13 +44,18 @@ figcaption, .notes { color: var(--soft); font-size: .875rem; }
 
 def report(drawn: Drawn, notes: Sequence[str]) -> str:
     """The whole page; the same input gives the same bytes."""
-    parts = [*_contents(drawn), *_notes(notes)]
+    seen: set[str] = set()
+    parts = [*_contents(drawn), *_notes(fresh(notes, seen))]
     for group, tables, pictures in drawn:
         parts.append(f'<h2 id="{group.slug}">{escape(heading(group))}</h2>')
-        parts += _notes([*group.protocol, *group.notes])
+        parts += _notes([*group.protocol, *fresh(group.notes, seen)])
+        first = [picture for picture in pictures.made if picture.slug == slug("plane", group)]
+        parts += [line for picture in first for line in _figure(picture)]
         for sheet in tables:
-            parts += [f"<h3>{escape(sheet.title)}</h3>", *_table(sheet), *_notes(sheet.notes)]
-        parts += [line for picture in pictures.made for line in _figure(picture)]
+            parts.append(f'<h3 id="{_anchor(group, sheet)}">{escape(sheet.title)}</h3>')
+            parts += [*_table(sheet), *_notes(fresh(sheet.notes, seen))]
+        rest = [picture for picture in pictures.made if picture not in first]
+        parts += [line for picture in rest for line in _figure(picture)]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -62,13 +69,24 @@ def report(drawn: Drawn, notes: Sequence[str]) -> str:
     )
 
 
+def _anchor(group: Group, sheet: Sheet) -> str:
+    return f"{sheet.slug}-{group.slug}"
+
+
 def _contents(drawn: Drawn) -> Iterator[str]:
+    """How much there is, and links to it."""
     runs = [run for group, _, _ in drawn for run in group.runs]
     methods = {row.name for group, _, _ in drawn for row in group.rows}
     yield f"<p>{len(runs)} runs, {len(methods)} methods.</p>"
-    if len(drawn) > 1:
-        links = [f'<li><a href="#{g.slug}">{escape(heading(g))}</a></li>' for g, _, _ in drawn]
-        yield f"<ul>{''.join(links)}</ul>"
+    yield "<nav><ul>"
+    for group, tables, pictures in drawn:
+        links = [(_anchor(group, sheet), sheet.slug) for sheet in tables]
+        links += [
+            (picture.slug, picture.slug.removesuffix(f"-{group.slug}")) for picture in pictures.made
+        ]
+        told = ", ".join(f'<a href="#{where}">{escape(name)}</a>' for where, name in links)
+        yield f'<li><a href="#{group.slug}">{escape(heading(group))}</a>: {told}</li>'
+    yield "</ul></nav>"
 
 
 def _notes(notes: Sequence[str]) -> Iterator[str]:
@@ -103,5 +121,6 @@ def _figure(picture: Picture) -> Iterator[str]:
     data = base64.b64encode(svg(picture)).decode()
     alt = escape(picture.caption.partition(". ")[0])
     yield f'<figure id="{picture.slug}"><div class="box" tabindex="0">'
-    yield f'<img src="data:image/svg+xml;base64,{data}" alt="{alt}"></div>'
+    width = round(PIXELS * picture.figure.get_figwidth())
+    yield f'<img width="{width}" src="data:image/svg+xml;base64,{data}" alt="{alt}"></div>'
     yield f"<figcaption>{escape(picture.caption)}</figcaption></figure>"

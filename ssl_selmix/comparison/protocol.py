@@ -1,9 +1,8 @@
-"""What must agree before two results may stand in one table, and who started from whom."""
+"""What must agree before two results may stand in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ssl_selmix.comparison.reading import GIVEN, Run
@@ -18,6 +17,8 @@ IMAGES = "images"
 # What runs did before they recorded it.
 BEFORE = {"step": "joint", "processes": 1}
 NOT_RECORDED = "not recorded"
+# Who names the first means the second as well.
+IMPLIED = {"network": ("parameters",)}
 
 
 def keys(run: Run) -> dict[str, Any]:
@@ -37,49 +38,16 @@ def keys(run: Run) -> dict[str, Any]:
     }
 
 
-def join_starts(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Runs that --init started become the second stage of the run that has their start.
-
-    A start is recognised by its figures, class by class, on the same images and seed.
-    """
-    joined, notes = [], []
-    for run in runs:
-        if run.start is None:
-            joined.append(run)
-            continue
-        origin = _origin(run, runs)
-        if origin is None:
-            stages = (run.start, *run.stages)
-            notes.append(f"{run.name} starts from weights (--init) of no run that is given here")
-        else:
-            other, length = origin
-            stages = (*other.stages[:length], *run.stages)
-            chain = "+".join(other.chain[:length])
-            notes.append(f"{run.name} starts (--init) where {other.name} has its {chain}")
-        joined.append(replace(run, stages=stages, start=None))
-    return joined, notes
-
-
-def _origin(run: Run, runs: Sequence[Run]) -> tuple[Run, int] | None:
-    """The run, and the number of its stages, that ended with the figures this one starts from."""
-    assert run.start is not None
-    found = [
-        (length, other)
-        for other in runs
-        if other.unit == run.unit and other.start is None
-        for length, stage in enumerate(other.stages, 1)
-        if stage.same_figures(run.start)
-    ]
-    if not found:
-        return None
-    length, other = min(found, key=lambda pair: pair[0])
-    return other, length
-
-
 def conditions(run: Run, by: Iterable[str]) -> dict[str, Any]:
     """The keys whose values give the run its table."""
     found = keys(run)
     return {k: v for k, v in found.items() if k.startswith(CONDITIONS) or k in by}
+
+
+def with_implied(names: Iterable[str]) -> list[str]:
+    """The keys that a user named, and those that follow from them."""
+    given = list(names)
+    return list(dict.fromkeys(k for name in given for k in (name, *IMPLIED.get(name, ()))))
 
 
 def check_names(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
@@ -126,11 +94,14 @@ def refuse(
     if not bad:
         return
     told = "; ".join(f"{key}: {_who(values)}" for key, values in bad.items())
-    names = " ".join(bad)
-    remedy = "one seed should mean one split" if splits else f"--by {names} makes separate tables"
+    implied = {k for name in bad for k in IMPLIED.get(name, ())}
+    names = " ".join(name for name in bad if name not in implied)
+    remedy = (
+        "one seed should mean one split" if splits else f"add --by {names} for a table of each kind"
+    )
     raise ValueError(
-        f"these runs do not compare: {told}; {remedy}, --allow {names} compares them all the same "
-        "and says so"
+        f"these runs do not compare: {told}; {remedy}, or --allow {names} to compare them all the "
+        "same, which the output then says"
     )
 
 
@@ -148,4 +119,13 @@ def summary(runs: Sequence[Run]) -> list[str]:
     rest = {k: v for k, v in shown.items() if not k.startswith("data.")}
     rest = {("steps of the first stage" if k == "steps" else k): v for k, v in rest.items()}
     words = [", ".join(f"{k} {_text(v)}" for k, v in part.items()) for part in (rest, split)]
-    return [words[0], f"split: {words[1]}"]
+    return [words[0], *_further_steps(runs), f"split: {words[1]}"]
+
+
+def _further_steps(runs: Sequence[Run]) -> list[str]:
+    """How long every algorithm was trained as a further stage."""
+    found: dict[str, set[int]] = {}
+    for stage in (stage for run in runs for stage in run.stages[1:]):
+        found.setdefault(stage.algorithm, set()).add(stage.steps or 0)
+    told = [f"{name} {' or '.join(map(str, sorted(n)))}" for name, n in sorted(found.items())]
+    return [f"steps of further stages: {', '.join(told)}"] if told else []

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ssl_selmix.comparison import checks
+
 FILE = "results.json"
 BESIDE = ("manifest.json", "environment.json")  # JSON files of a run that hold no results
 PARTS = ("validation", "test")
+LABELED = "labeled"  # whose counts say which classes are the tail
 GIVEN = "given weights"  # what a stage starts from whose first stage nobody knows
 Unit = tuple[int, str]  # seed and images: what pairs
+Counts = Mapping[str, Sequence[int]]
 DAMAGED = "is damaged (it is no JSON); restore it or leave it out"
 
 
@@ -48,9 +52,10 @@ class Run:
     protocol: Mapping[str, Any]
     stages: tuple[Stage, ...]
     start: Stage | None = None  # the weights that --init gave
-    counts: Mapping[str, Sequence[int]] | None = None  # images of each class, by part
+    counts: Counts | None = None  # images of each class, by part
     class_names: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None  # what config.yaml says, if it is there
+    unfinished: bool = False  # whether stages are missing
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -74,31 +79,40 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: a path does not exist, a named file holds no results, or there is no run.
     """
+    paths = list(paths)
     runs: dict[Path, Run] = {}
     notes: list[str] = []
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} does not exist; give run folders or {FILE} files")
-        found = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        foreign = 0
-        for file in found:
-            try:
-                runs.setdefault(file.resolve(), _run(file))
-            except NoResults as error:
-                if path.is_file():
-                    raise ValueError(str(error)) from error
-                foreign += file.name not in BESIDE
-            except ValueError as error:
-                if path.is_file():
-                    raise
-                notes.append(f"left out: {error}")
-        if foreign:
-            notes.append(f"{path}: left out {foreign} JSON file(s) that hold no results of a run")
-        notes += _unfinished(path)
+        if path.is_dir():
+            notes += _below(path, runs)
+        else:
+            runs.setdefault(path.resolve(), _run(path))
     if not runs:
         why = f" ({'; '.join(notes)})" if notes else ""
         raise ValueError(f"no finished run in {', '.join(map(str, paths))}{why}")
     return list(runs.values()), notes
+
+
+def _below(folder: Path, runs: dict[Path, Run]) -> list[str]:
+    """Add the runs of a folder; notes on what else is there."""
+    notes: list[str] = []
+    foreign = 0
+    for file in sorted(folder.rglob("*.json")):
+        if not file.is_file():
+            what = "is a folder" if file.is_dir() else "is a link to nothing or no regular file"
+            notes.append(f"left out: {file} {what}")
+            continue
+        try:
+            runs.setdefault(file.resolve(), _run(file))
+        except NoResults:
+            foreign += file.name not in BESIDE
+        except ValueError as error:
+            notes.append(f"left out: {error}")
+    if foreign:
+        notes.append(f"{folder}: left out {foreign} JSON file(s) that hold no results of a run")
+    return notes + _unfinished(folder)
 
 
 class NoResults(ValueError):
@@ -106,8 +120,6 @@ class NoResults(ValueError):
 
 
 def _unfinished(path: Path) -> list[str]:
-    if path.is_file():
-        return []
     missing = [
         p.parent for p in sorted(path.rglob("config.yaml")) if not (p.parent / FILE).exists()
     ]
@@ -115,118 +127,144 @@ def _unfinished(path: Path) -> list[str]:
 
 
 def _run(file: Path) -> Run:
-    content = _json(file)
+    try:
+        content = _json(file)
+    except ValueError as error:
+        if file.suffix != ".json":
+            raise NoResults(f"{file} is no {FILE}; give a run's folder or its {FILE}") from error
+        raise
     if not isinstance(content, dict) or not {"stages", "protocol"} <= content.keys():
         raise NoResults(f"{file} holds no results of a run; give a {FILE}")
     if not content["stages"]:
         raise ValueError(f"{file} has no finished stage; continue the run with --resume")
     folder = file.parent if file.name == FILE else None
+    return _with_folder(_explained(file, lambda: _build(file, content, folder)), folder)
+
+
+def _explained(file: Path, make: Callable[[], Run]) -> Run:
+    """What is made of a file; an error names the file and what is wrong with it.
+
+    Raises:
+        ValueError: the file says what cannot be so.
+    """
     try:
-        run = _build(file, content, folder)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return make()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
         raise ValueError(f"{file} {what}; restore it or leave it out") from error
-    return _with_folder(run, folder)
 
 
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
         raise ValueError(f"{file} {DAMAGED}") from error
 
 
 def _build(file: Path, content: Mapping[str, Any], folder: Path | None) -> Run:
-    protocol = dict(content["protocol"])
-    rules = dict(protocol["checkpoint_rule"])
-    stages = [
-        _stage(
-            given,
-            rules[given["algorithm"]],
-            folder / f"{i}-{given['algorithm']}" if folder else None,
-        )
-        for i, given in enumerate(content["stages"], 1)
-    ]
-    start = _stage(content["start"], "given", None) if "start" in content else None
-    sizes = {len(s.measured[p]["per_class_recall"]) for s in stages for p in PARTS}
+    protocol = checks.mapping(content["protocol"], "protocol")
+    rules = checks.mapping(protocol["checkpoint_rule"], "protocol.checkpoint_rule")
+    steps = checks.listing(protocol["steps"], "protocol.steps")
+    given = checks.listing(content["stages"], "stages")
+    if len(steps) < len(given):
+        raise ValueError(f"{len(given)} stages, steps of {len(steps)}")
+    stages = []
+    for i, (one, told) in enumerate(zip(given, steps, strict=False), 1):
+        stage = _stage(one, f"stages[{i}]", rules, folder / f"{i}-" if folder else None)
+        stages.append(replace(stage, steps=checks.whole(told, "protocol.steps")))
+    start = _stage(content["start"], "start", None, None) if "start" in content else None
+    sizes = {len(s.measured[p]["per_class_recall"]) for s in (*stages, start) if s for p in PARTS}
     if len(sizes) != 1:
         raise ValueError("its parts have different numbers of classes")
     count = sizes.pop()
-    split = dict(protocol["split"])
-    counts = {p: [int(split[p])] * count for p in PARTS if split.get(p)}
-    counts |= {p: [int(n) for n in given] for p, given in content.get("counts", {}).items()}
-    if len(protocol["steps"]) < len(stages):
-        raise ValueError(f"{len(stages)} stages, steps of {len(protocol['steps'])}")
     return Run(
         path=file,
-        dataset=str(content["dataset"]),
-        seed=int(content["seed"]),
-        images=str(content["manifest_sha256"]),
+        dataset=checks.text(content["dataset"], "dataset"),
+        seed=checks.whole(content["seed"], "seed"),
+        images=checks.text(content["manifest_sha256"], "manifest_sha256"),
         protocol=protocol,
-        stages=tuple(
-            replace(s, steps=int(n)) for s, n in zip(stages, protocol["steps"], strict=False)
-        ),
-        start=replace(start, algorithm=GIVEN, steps=None) if start else None,
-        counts=counts,
+        stages=tuple(stages),
+        start=start,
+        counts=_counts(content, protocol, count),
         class_names=tuple(map(str, range(count))),
+        unfinished=len(steps) > len(stages),
     )
 
 
-def _stage(given: Mapping[str, Any], rule: str, folder: Path | None) -> Stage:
-    measured = {part: _figures(given[part]) for part in PARTS}
-    last = given.get("last")
-    if last is None and given["kept_step"] == given["steps"]:
-        last = measured
-    log = folder / "metrics.jsonl" if folder else None
-    settings = given.get("settings")
+def _counts(content: Mapping[str, Any], protocol: Mapping[str, Any], count: int) -> Counts:
+    """Images of each class, by part, as far as the results know them."""
+    split = checks.mapping(protocol["split"], "protocol.split")
+    found = {
+        p: [checks.whole(split[p], f"protocol.split.{p}")] * count for p in PARTS if split.get(p)
+    }
+    told = checks.mapping(content.get("counts") or {}, "counts")
+    return found | {p: checks.counts(told[p], f"counts.{p}", count) for p in told}
+
+
+def _stage(given: Any, where: str, rules: Mapping[str, Any] | None, place: Path | None) -> Stage:
+    """A stage; without rules, the weights that another run handed on."""
+    stage = checks.mapping(given, where)
+    name = checks.text(stage["algorithm"], f"{where}.algorithm")
+    measured = {part: checks.figures(stage[part], f"{where}.{part}") for part in PARTS}
+    last = _last(stage, where, measured)
+    settings = stage.get("settings")
+    log = place.with_name(f"{place.name}{stage['algorithm']}") / "metrics.jsonl" if place else None
     return Stage(
-        algorithm=str(given["algorithm"]),
+        algorithm=name if rules is not None else GIVEN,
         steps=None,
-        kept_step=int(given["kept_step"]),
-        seconds=float(given["seconds"]),
+        kept_step=checks.whole(stage["kept_step"], f"{where}.kept_step"),
+        seconds=checks.number(stage["seconds"], f"{where}.seconds"),
         measured=measured,
-        last=None if last is None else {part: _figures(last[part]) for part in PARTS},
-        settings=None if settings is None else dict(settings),
-        rule=str(rule),
-        log=log if log and log.exists() else None,
+        last=last,
+        settings=None if settings is None else checks.mapping(settings, f"{where}.settings"),
+        rule="given" if rules is None else str(rules[stage["algorithm"]]),
+        log=log if log and log.is_file() else None,
     )
 
 
-def _figures(given: Mapping[str, Any]) -> dict[str, Any]:
-    for key in ("mean_recall", "min_recall"):
-        float(given[key])
-    recalls = [None if r is None else float(r) for r in given["per_class_recall"]]
-    if not all(r is None or 0 <= r <= 1 for r in recalls):
-        raise ValueError("a recall is outside 0..1")
-    return dict(given)
+def _last(stage: Mapping[str, Any], where: str, measured: Mapping[str, Any]) -> Any:
+    """Figures by the weights of the last step, if they are known."""
+    if stage.get("last") is None:
+        return measured if stage["kept_step"] == stage["steps"] else None
+    last = checks.mapping(stage["last"], f"{where}.last")
+    return {part: checks.figures(last[part], f"{where}.last.{part}") for part in PARTS}
 
 
 def _with_folder(run: Run, folder: Path | None) -> Run:
     """What manifest.json and config.yaml beside the results know."""
     if folder is None:
         return run
-    if (folder / "manifest.json").exists():
-        try:
-            manifest = _json(folder / "manifest.json")
-            counts = {p: [int(n) for n in manifest["counts"].get(p) or []] for p in PARTS}
-            known = {p: n for p, n in counts.items() if sum(n)}
-            names = tuple(map(str, manifest["class_names"]))
-            run = replace(run, counts={**(run.counts or {}), **known})
-            run = replace(
-                run, class_names=names if len(names) == len(run.class_names) else run.class_names
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / 'manifest.json'} is damaged; restore it") from error
-    return _with_settings(run, _yaml(folder / "config.yaml"))
+    file = folder / "manifest.json"
+    if file.exists():
+        content = _json(file)
+        run = _explained(file, lambda: _with_manifest(run, content))
+    config = _yaml(folder / "config.yaml")
+    return _explained(folder / "config.yaml", lambda: _with_settings(run, config))
+
+
+def _with_manifest(run: Run, content: Any) -> Run:
+    manifest = checks.mapping(content, "it")
+    told = checks.mapping(manifest["counts"], "counts")
+    count = len(run.class_names)
+    parts = [p for p in (*PARTS, LABELED) if told.get(p)]
+    counts = {p: checks.counts(told[p], f"counts.{p}", count) for p in parts}
+    names = checks.listing(manifest["class_names"], "class_names", count)
+    known = {p: n for p, n in counts.items() if sum(n)}
+    names = [" ".join(str(name).split()) for name in names]
+    return replace(run, counts={**(run.counts or {}), **known}, class_names=tuple(names))
 
 
 def _with_settings(run: Run, config: Mapping[str, Any] | None) -> Run:
     if config is None:
         return run
-    stages = [
-        replace(s, settings=config.get(s.algorithm)) if s.settings is None else s
-        for s in run.stages
-    ]
+    stages = []
+    for stage in run.stages:
+        section = config.get(stage.algorithm)
+        if stage.settings is None and section is not None:
+            stage = replace(stage, settings=checks.mapping(section, stage.algorithm))
+        stages.append(stage)
     return replace(run, config=config, stages=tuple(stages))
 
 
@@ -241,19 +279,6 @@ def _yaml(file: Path) -> Mapping[str, Any] | None:
         found = OmegaConf.to_container(OmegaConf.load(file))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         raise ValueError(f"{file} is damaged; restore it") from error
-    return {str(k): v for k, v in found.items()} if isinstance(found, dict) else None
-
-
-def validations(stage: Stage) -> list[dict[str, Any]]:
-    """The validation rows of a stage's log, in order; half a row at the end is left out."""
-    if stage.log is None:
-        return []
-    rows = []
-    for line in stage.log.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("kind") == "validation":
-            rows.append(row)
-    return rows
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged (it has no sections); restore it")
+    return {str(k): v for k, v in found.items()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ssl_selmix.comparison.grouping import Cell, Group, Row
-from ssl_selmix.comparison.intervals import Measured
-from ssl_selmix.comparison.reading import Unit, validations
+from ssl_selmix.comparison.intervals import DIGITS, Measured
+from ssl_selmix.comparison.logged import validations
+from ssl_selmix.comparison.reading import LABELED, Unit
 from ssl_selmix.plugins import unknown
 from ssl_selmix.report import FIGURES
 
@@ -71,11 +71,12 @@ def spread(values: Sequence[float], *, signed: bool = False) -> str:
 def measured(cell: Cell, figure: str, part: str, *, start: bool = False) -> Measured | None:
     """A figure of a cell, or of the stage it started from; None if it was not recorded."""
     figures = (cell.start if start else cell.stage).measured[part]
-    counts = (cell.run.counts or {}).get(part)
+    counts = cell.run.counts or {}
     value = figures.get(figure)
     if value is None:
         return None
-    return Measured(float(value), figure, figures, counts, cell.run.unit)
+    known = (counts.get(part), cell.run.unit, counts.get(LABELED))
+    return Measured(float(value), figure, figures, *known)
 
 
 def values(cells: Mapping[Unit, Cell], figure: str, part: str) -> list[Measured]:
@@ -84,19 +85,23 @@ def values(cells: Mapping[Unit, Cell], figure: str, part: str) -> list[Measured]
     return [m for m in found if m is not None]
 
 
-def leader(group: Group, figure: str) -> Row | None:
-    """The best row on validation, among those with the most seeds."""
+def leaders(group: Group, figure: str) -> list[Row]:
+    """The best rows on validation among those with the most seeds: one, unless they tie.
+
+    Of equal ones those with the best mean recall lead.
+    """
     most = max(len(row.cells) for row in group.rows)
-    found = {
-        row.name: statistics.fmean(m.value for m in kept)
-        for row in group.rows
-        if len(kept := values(row.cells, figure, "validation")) == most
-    }
-    if not found:
-        return None
-    choose: Callable[..., Any] = min if figure in SMALLER_IS_BETTER else max
-    name = choose(found, key=lambda key: found[key])
-    return next(row for row in group.rows if row.name == name)
+    found = [row for row in group.rows if _on_validation(row, figure, most) is not None]
+    for name in (figure, "mean_recall"):
+        told = {row.name: _on_validation(row, name, most) or 0.0 for row in found}
+        choose: Callable[..., float] = min if name in SMALLER_IS_BETTER else max
+        found = [row for row in found if told[row.name] == choose(told.values())]
+    return found
+
+
+def _on_validation(row: Row, figure: str, most: int) -> float | None:
+    kept = values(row.cells, figure, "validation")
+    return round(statistics.fmean(m.value for m in kept), DIGITS) if len(kept) == most else None
 
 
 def paired(one: Row, other: Row, figure: str, part: str) -> tuple[list[Measured], list[Measured]]:
@@ -124,5 +129,7 @@ def last_values(cells: Sequence[Cell], figure: str, part: str) -> list[float]:
 
 def median_of_last(cell: Cell, figure: str) -> tuple[float, int] | None:
     """Median of a figure over the last evaluations of a stage, and their number."""
-    found = [row[figure] for row in validations(cell.stage) if row.get(figure) is not None]
+    # Step 0 is what the stage was given.
+    rows = [row for row in validations(cell.stage) if row["step"] > 0]
+    found = [row[figure] for row in rows if row.get(figure) is not None]
     return (statistics.median(found[-LAST:]), len(found[-LAST:])) if found else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ssl_selmix.comparison import intervals
-from ssl_selmix.comparison.grouping import Group
+from ssl_selmix.comparison.grouping import Group, Row
 from ssl_selmix.comparison.intervals import Estimate, Measured
 from ssl_selmix.comparison.readout import (
     LAST,
@@ -15,7 +15,7 @@ from ssl_selmix.comparison.readout import (
     TITLES,
     Choice,
     last_values,
-    leader,
+    leaders,
     measured,
     median_of_last,
     paired,
@@ -95,7 +95,7 @@ def _titled(group: Group, part: str) -> str:
 
 def _earned_best(group: Group, figure: str, part: str) -> str | None:
     """The leader's name, if it is better than every other row beyond doubt; test only."""
-    best = leader(group, figure) if part == "test" else None
+    best = next(iter(leaders(group, figure)), None) if part == "test" else None
     others = [row for row in group.rows if best and row.name != best.name]
     if best is None or not others:
         return None
@@ -127,12 +127,12 @@ def differences(group: Group, choice: Choice) -> Sheet:
     pairs: list[tuple[str, str, list[Measured], list[Measured]]] = []
     notes = []
     for figure in choice.compared:
-        named = [row for row in group.rows if row.name == choice.against]
-        reference = named[0] if named else leader(group, figure)
-        if reference is None or len(group.rows) < 2:
+        if len(group.rows) < 2:
             continue
-        why = "" if named else " (best on validation)"
-        notes.append(f"{TITLES[figure]}: against {reference.name}{why}")
+        reference, note = _reference(group, figure, choice.against)
+        notes.append(f"{TITLES[figure]}: {note}")
+        if reference is None:
+            continue
         for row in group.rows:
             first, second = paired(reference, row, figure, choice.part)
             if row.name != reference.name and first:
@@ -143,8 +143,40 @@ def differences(group: Group, choice: Choice) -> Sheet:
     pairs.sort(key=lambda pair: order[pair[0]])
     title = f"{_titled(group, choice.part)}, points: differences on the same seeds and images"
     sheet = _paired_sheet("differences", title, ("other", "method", "difference"), pairs, choice)
-    sheet.notes = [*dict.fromkeys(notes), *sheet.notes]
+    sheet.notes = [*dict.fromkeys(notes), *sheet.notes, *_unequal_steps(group)]
     return sheet
+
+
+def _reference(group: Group, figure: str, against: str | None) -> tuple[Row | None, str]:
+    """The row that differences are taken against, and why it is this one."""
+    if named := [row for row in group.rows if row.name == against]:
+        return named[0], f"against {named[0].name}"
+    found = leaders(group, figure)
+    if not found:
+        return None, (
+            "no differences, for the rows with the most seeds have no values on validation to "
+            "choose by; name a row with --against"
+        )
+    tie = f"first of {len(found)} that tie on validation"
+    return found[0], f"against {found[0].name} ({tie if found[1:] else 'best on validation'})"
+
+
+def _unequal_steps(group: Group) -> list[str]:
+    """A note if some methods trained longer than others, all stages together."""
+    found: dict[str, list[str]] = {}
+    for row in group.rows:
+        told = {
+            "unknown"
+            if any(s.steps is None for s in stages)
+            else str(sum(s.steps or 0 for s in stages))
+            for cell in row.cells.values()
+            for stages in [cell.run.stages[: cell.position + 1]]
+        }
+        found.setdefault(" or ".join(sorted(told)), []).append(row.name)
+    if len(found) < 2:
+        return []
+    told_rows = "; ".join(f"{steps}: {', '.join(names)}" for steps, names in found.items())
+    return [f"the rows have different numbers of steps in all stages together: {told_rows}"]
 
 
 def _paired_sheet(
@@ -218,7 +250,9 @@ def weights(group: Group, choice: Choice) -> Sheet:
     if evaluations:
         low, high = min(evaluations), max(evaluations)
         number = f"{low}" if low == high else f"{low} to {high}"
-        notes.append(f"median: of the last {number} evaluations on validation (at most {LAST})")
+        notes.append(
+            f"median: of the last {number} evaluations on validation after step 0 (at most {LAST})"
+        )
     else:
         notes.append(f"median of the last {LAST} evaluations: needs run folders with metrics.jsonl")
     title = f"{group.title + ', ' if group.title else ''}percent: which weights are reported"

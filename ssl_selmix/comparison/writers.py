@@ -19,7 +19,7 @@ from ssl_selmix.comparison.readout import TITLES, median_of_last
 from ssl_selmix.comparison.sheets import Sheet
 
 COLUMNS = (
-    *("table", "method", "stage", "seed", "images_sha256", "run", "part", "weights"),
+    *("table", "method", "stage", "steps", "seed", "images_sha256", "run", "part", "weights"),
     *("figure", "class", "value", "change"),
 )
 Made = Sequence[tuple[Group, Sequence[Sheet]]]  # a comparison: tables of every group
@@ -30,20 +30,28 @@ def heading(group: Group) -> str:
     return f"Runs with {group.title}" if group.title else "All runs"
 
 
+def fresh(notes: Sequence[str], seen: set[str]) -> list[str]:
+    """The notes that have not been shown yet, which are then seen."""
+    found = [note for note in dict.fromkeys(notes) if note not in seen]
+    seen.update(found)
+    return found
+
+
 def terminal(made: Made, notes: Sequence[str], out: Console) -> None:
     """Print everything."""
+    seen: set[str] = set()
     for group, sheets in made:
         if len(made) > 1:
             out.print(RichText(heading(group), style="bold"))
         for sheet in sheets:
             out.print(_rich(sheet))
-            for note in sheet.notes:
+            for note in fresh(sheet.notes, seen):
                 out.print(RichText(f"  {note}"), soft_wrap=True)
             out.print()
-        for note in (*group.protocol, *group.notes):
+        for note in (*group.protocol, *fresh(group.notes, seen)):
             out.print(RichText(note), soft_wrap=True)
         out.print()
-    for note in notes:
+    for note in fresh(notes, seen):
         out.print(RichText(f"note: {note}"), soft_wrap=True)
 
 
@@ -61,8 +69,14 @@ def _rich(sheet: Sheet) -> Table:
 def markdown(made: Made, notes: Sequence[str]) -> str:
     """Everything as GitHub-flavoured Markdown."""
     lines = ["# Comparison", ""]
+    seen: set[str] = set()
     for group, sheets in made:
-        lines += [f"## {heading(group)}", "", *_list((*group.protocol, *group.notes)), ""]
+        lines += [
+            f"## {heading(group)}",
+            "",
+            *_list((*group.protocol, *fresh(group.notes, seen))),
+            "",
+        ]
         for sheet in sheets:
             align = ["---" if i < sheet.words else "---:" for i in range(len(sheet.head))]
             lines += [f"### {_md(sheet.title)}", "", _md_row(sheet.head), _md_row(align)]
@@ -70,8 +84,8 @@ def markdown(made: Made, notes: Sequence[str]) -> str:
                 _md_row([f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in row])
                 for row in sheet.rows
             ]
-            lines += ["", *_list(sheet.notes), ""]
-    return "\n".join([*lines, *_list(notes)]).rstrip() + "\n"
+            lines += ["", *_list(fresh(sheet.notes, seen)), ""]
+    return "\n".join([*lines, *_list(fresh(notes, seen))]).rstrip() + "\n"
 
 
 def _list(notes: Sequence[str]) -> list[str]:
@@ -150,7 +164,8 @@ def table_of_values(groups: Sequence[Group]) -> str:
 
 
 def _observations(group: Group, row: Row, cell: Cell) -> Iterator[list[Any]]:
-    what = [group.title, row.name, cell.stage.algorithm, cell.run.seed, cell.run.images]
+    steps = "" if cell.stage.steps is None else cell.stage.steps
+    what = [group.title, row.name, cell.stage.algorithm, steps, cell.run.seed, cell.run.images]
     what.append(cell.run.name)
     before = cell.start if cell.position else None
     for part in PARTS:
