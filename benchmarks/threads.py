@@ -60,7 +60,7 @@ def main() -> None:
         chosen = machine.threads_for(flops)
         cells = [name, f"{size}", f"{batch}", f"{flops / 1e9:.2f}"]
         rows.append([*cells, f"{1e3 * one:.1f}", f"{1e3 * all_:.1f}", f"{gain:.2f}", str(chosen)])
-    print(about(rounds=args.rounds))
+    print(about(rounds=args.rounds), end="\n\n")
     head = ["network", "pixels", "B", "GFLOP a step", "ms, 1 thread"]
     print(table([*head, f"ms, {every} threads", "gain", "chosen"], rows))
 
