@@ -195,7 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         description="Train a long-tailed semi-supervised classifier and fine-tune it with SelMix.",
         epilog=listing() + "\n\nconfig.yaml of any run shows every key that decides its results."
-        "\nssl-selmix check ./my_method.py tests a method of your own.",
+        "\nOther commands (each has --help): ssl-selmix "
+        + ", ".join(name for name in COMMANDS if name != "train"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
