@@ -153,7 +153,7 @@ def measure(evaluation: Evaluation, tail: list[int]) -> dict[str, Any]:
 
 
 def measure_test(model: Algorithm, data: Data) -> dict[str, Any]:
-    """The figures of results.json on the test images; called once a stage, after training."""
+    """The figures of results.json on the test images; called when the best weights are chosen."""
     world, num = model.net.world, len(data.test_labels)
     own = None if world is None else world.rows(num)
     logits = predict(model, data.test_batches(own), num, keep_features=False)[1]
