@@ -155,7 +155,16 @@ def test_presets_of_arms_come_before_that_of_all() -> None:
     ("seeds", "found"), [("2", (2,)), ("0-2", (0, 1, 2)), ("[3, 1]", (3, 1)), ("7 - 7", (7,))]
 )
 def test_seeds(seeds: str, found: tuple[int, ...]) -> None:
-    assert parse(f"seeds: {seeds}\nalgorithms: [fixmatch]", "x.yaml").seeds == found
+    spec = parse(f"seeds: {seeds}\nalgorithms: [fixmatch]", "x.yaml")
+    assert spec.seeds == {"digits": found}
+
+
+def test_a_split_may_have_seeds_of_its_own() -> None:
+    splits = "splits: {a: , b: {seeds: [4, 1], data.validation: 15}}"
+    found = Sweep(parse(f"seeds: 0-1\n{splits}\nalgorithms: [fixmatch]", "x.yaml"))
+    runs = [(run.split, run.seed) for run in found.runs]
+    assert runs == [("a", 0), ("a", 1), ("b", 1), ("b", 4)]
+    assert found.runs[2].settings == {"data.validation": 15}
 
 
 BASE = "algorithms: [fixmatch]\n"
@@ -174,6 +183,7 @@ BASE = "algorithms: [fixmatch]\n"
         (BASE + "seeds: -1", ["seeds must be whole numbers"]),
         (BASE + "seeds: 2-0", ["seeds must be whole numbers"]),
         (BASE + "seeds: true", ["seeds must be whole numbers"]),
+        (BASE + "splits: {a: {seeds: x}}", ["seeds must be whole numbers"]),
         (BASE + "settings: {seed: 3}", ["seed=3 in settings", "seeds: [0, 1, 2]"]),
         (BASE + "settings: 3", ["settings must be a mapping"]),
         (BASE + "out: [a]", ["out must be a text"]),

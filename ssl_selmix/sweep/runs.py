@@ -83,8 +83,9 @@ class Sweep:
         self._plans: dict[str, stages.Plan] = {}
         self._short = {a.algo: self._named(name, a.algo) for name, a in spec.arms.items()}
         self._check_sections()
-        seeds = [(seed, split) for seed in spec.seeds for split in spec.splits]
-        self.chains = [self._chain(*both, name) for both in seeds for name in spec.algorithms]
+        seeds = dict.fromkeys(seed for found in spec.seeds.values() for seed in found)
+        pairs = [(seed, name) for seed in seeds for name in spec.splits if seed in spec.seeds[name]]
+        self.chains = [self._chain(*pair, first) for pair in pairs for first in spec.algorithms]
         for run in self.runs:
             self.plan(run)
 

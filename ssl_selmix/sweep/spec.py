@@ -38,7 +38,7 @@ class Spec:
     out: Path
     dataset: str
     preset: str | None
-    seeds: tuple[int, ...]
+    seeds: Mapping[str, tuple[int, ...]]  # of every split
     settings: Mapping[str, Any]
     splits: Mapping[str, Mapping[str, Any]]
     algorithms: Mapping[str, Arm]
@@ -93,14 +93,22 @@ def parse(text: str, origin: str) -> Spec:
     found = _mapping(tree, "a sweep", KEYS)
     dataset = _text(found.get("dataset", "digits"), "dataset")
     splits = _mapping(found.get("splits") or {Path(dataset).stem: {}}, "splits")
+    named = {
+        name: _mapping(value if value is not None else {}, f"split {name!r}")
+        for name, value in splits.items()
+    }
+    seeds = _seeds(found.get("seeds", 0))
     spec = Spec(
         origin=origin,
         out=Path(_text(found.get("out", f"runs/{Path(origin).stem}"), "out")),
         dataset=dataset,
         preset=_text(found["preset"], "preset") if found.get("preset") else None,
-        seeds=_seeds(found.get("seeds", 0)),
+        seeds={
+            name: _seeds(value.pop("seeds")) if "seeds" in value else seeds
+            for name, value in named.items()
+        },
         settings=_settings(found.get("settings"), "settings"),
-        splits={name: _settings(value, f"split {name!r}") for name, value in splits.items()},
+        splits={name: _settings(value, f"split {name!r}") for name, value in named.items()},
         algorithms=_arms(found.get("algorithms"), "algorithms"),
         then=_arms(found.get("then"), "then"),
         slurm=_slurm(found.get("slurm")),
