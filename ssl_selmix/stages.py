@@ -556,7 +556,10 @@ def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) ->
     net = models.build(plan.config["model"], task.num_classes, channels)
     for note in weights.load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
-    given = Algorithm(net, task, Algorithm.Config()).to(inputs.data.device)
+    # As the stages compute: in another number format or layout the same weights have other figures.
+    net.autocast = machine.DTYPES[plan.run.precision]
+    given = Algorithm(net, task, Algorithm.Config())
+    given.to(device=inputs.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     results["start"] = _measure("start", engine.Fitted(given, 0, 0, 0.0), inputs.data)
     return net
 

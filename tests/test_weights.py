@@ -1,5 +1,6 @@
 """Weights from elsewhere, and finished runs as models."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def test_a_run_is_loaded_predicts_and_starts_another(
     assert cli.main([*again, *SMALL[-3:]]) == 0
     assert "start" in capsys.readouterr().out
     assert ssl_selmix.load(tmp_path / "b").net.classifier.out_features == 10
+
+
+def test_a_start_is_measured_as_the_stage_that_made_it(tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ["precision=bf16", SMALL[0]]
+    first = ["--algo", "supervised", "--out", str(run), *words, *SMALL[1:4]]
+    assert cli.main([*first, "supervised.lr=0.3"]) == 0
+    again = ["--algo", "selmix", "--init", str(run), "--out", str(tmp_path / "b"), *words]
+    assert cli.main([*again, *SMALL[-3:]]) == 0
+    made = json.loads((run / "results.json").read_text())["stages"][0]
+    start = json.loads((tmp_path / "b/results.json").read_text())["start"]
+    for part in ("validation", "test"):  # calibration tells formats apart where recalls do not
+        assert start[part] == made[part]
 
 
 def test_a_resumed_run_refuses_other_initial_weights(
