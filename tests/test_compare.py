@@ -456,6 +456,7 @@ def test_markdown_and_latex_escape_names_and_are_well_formed(tmp_path: Path) -> 
         assert tex.count(rf"\begin{{{name}}}") == tex.count(rf"\end{{{name}}}") > 0
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", line)) in (6, 8) for line in body)
+    assert r"\totalheight>0.8\textheight" in tex  # long tables are shrunk to a page
     bare = re.sub(r"%.*", "", tex.replace(r"\%", ""))
     assert bare.count("{") - bare.count(r"\{") == bare.count("}") - bare.count(r"\}")
     assert bare.count("$") % 2 == 0

@@ -141,6 +141,8 @@ def _latex_table(group: Group, sheet: Sheet) -> Iterator[str]:
     yield rf"\caption{{{tex(sheet.title)}. {' '.join(tex(n) + '.' for n in sheet.notes)}}}"
     yield rf"\label{{tab:{group.slug}-{sheet.slug}}}"
     yield from (f"% {_comment(note)}" for note in told[len(sheet.notes) :])
+    # No wider than the text and no higher than leaves room for the caption, else as it is.
+    yield r"\resizebox*{!}{\ifdim\totalheight>0.8\textheight 0.8\textheight\else\totalheight\fi}{%"
     yield r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     align = "l" * sheet.words + "r" * (len(sheet.head) - sheet.words)
     yield rf"\begin{{tabular}}{{{align}}}"
@@ -148,7 +150,7 @@ def _latex_table(group: Group, sheet: Sheet) -> Iterator[str]:
     yield " & ".join(tex(name) for name in sheet.head) + r" \\"
     yield r"\midrule"
     yield from (" & ".join(row) + r" \\" for row in rows)
-    yield from (r"\bottomrule", r"\end{tabular}}", r"\end{table}")
+    yield from (r"\bottomrule", r"\end{tabular}}}", r"\end{table}")
 
 
 def table_of_values(groups: Sequence[Group]) -> str:
