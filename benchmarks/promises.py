@@ -1,13 +1,13 @@
 """How much of the change that SelMix promised came: between its estimates, on validation images.
 
-    python -m benchmarks.promises runs/cifar10-jpeg/same
+    python -m benchmarks.promises runs/cifar10-jpeg
 
 Reads the logs of finished runs; nothing is trained. Between two estimates of the gains SelMix
 promises a change of its objective (the gains times P and the rates), its centroids' logits move it
 to first order by another amount, and the objective on validation images changes by a third. A row
-is a second stage over all seeds: how many intervals, the sums of the three over a run, and how many
-actual changes lie beyond two standard errors on either side. Changes that were taken back count as
-well: they were predicted. Objectives are shares, printed times 100.
+is a second stage after all its starts, over all splits and seeds: the three changes of an interval
+in hundredths, the rank correlation of the first two with the third, and how many of the changes lay
+beyond two standard errors on either side. What was taken back counts: it was promised as well.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from benchmarks.arms import cell, table
 
 KEYS = ("promised", "moved", "actual", "error")
+HEAD = ["second stage", "runs", "intervals", *KEYS[:3], "promised ~ actual", "moved ~ actual"]
 
 
 def intervals(log: Path) -> list[list[float]]:
@@ -30,32 +33,31 @@ def intervals(log: Path) -> list[list[float]]:
     return [[line[name] for name in names] for line in lines if names[0] in line]
 
 
-def logs(folders: list[Path]) -> Iterator[tuple[str, Path]]:
-    """The name of each run with promises in its log: the folder above its seed's."""
+def logs(folders: Sequence[Path]) -> Iterator[tuple[str, list[list[float]]]]:
+    """The second stage's name and the intervals of every run that has some."""
     for folder in folders:
         for log in sorted(folder.rglob("metrics.jsonl")):
-            if "change_promised" in log.read_text("utf-8"):
-                run = log.parent.parent
-                yield "/".join(run.parent.parts[-2:]), log
+            if found := intervals(log):
+                yield log.parents[2].name.partition("+")[2], found
 
 
-def main() -> None:
+def row(name: str, runs: Sequence[list[list[float]]]) -> list[str]:
+    """The table's row of one second stage."""
+    promised, moved, actual, error = zip(*(one for run in runs for one in run), strict=True)
+    ranks = [f"{spearmanr(kind, actual).statistic:+.2f}" for kind in (promised, moved)]
+    beyond = [sum(sign * a > 2 * e for a, e in zip(actual, error, strict=True)) for sign in (1, -1)]
+    changes = [cell(kind, signed=True) for kind in (promised, moved, actual)]
+    return [name, str(len(runs)), str(len(actual)), *changes, *ranks, *map(str, beyond)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run, or a folder")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a sweep's folder")
     found: dict[str, list[list[list[float]]]] = defaultdict(list)
-    for name, log in logs(parser.parse_args().runs):
-        found[name].append(intervals(log))
-    head = ["second stage", "runs", "intervals", "promised", "moved", "actual"]
-    rows = []
-    for name, runs in found.items():
-        sums = [[sum(one[i] for one in run) for run in runs] for i in range(3)]
-        every = [one for run in runs for one in run]
-        rose = sum(actual > 2 * error for _, _, actual, error in every)
-        fell = sum(actual < -2 * error for _, _, actual, error in every)
-        cells = [cell(values, signed=True) for values in sums]
-        rows.append([name, str(len(runs)), str(len(every)), *cells, str(rose), str(fell)])
-    print(table([*head, "rose", "fell"], rows))
+    for name, run in logs(parser.parse_args(argv).runs):
+        found[name].append(run)
+    print(table([*HEAD, "rose", "fell"], [row(*item) for item in found.items()]))
 
 
 if __name__ == "__main__":

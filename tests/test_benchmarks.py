@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from benchmarks import (
     augment,
     gpu,
     memory,
+    promises,
     reference,
     scaling,
     selmix_step,
@@ -296,3 +298,16 @@ def test_published_sampler_follows_the_pairs() -> None:
     for image, k in zip(partner, y, strict=True):
         found = [i for i in range(27) if torch.equal(images[i], image)]
         assert found and int(classes[found[0]]) == int(k) + 1
+
+
+def test_promises_are_read_from_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [(0.3, 0.2, 0.1, 0.01), (0.2, 0.1, -0.05, 0.02), (0.1, 0.15, 0.03, 0.02)]
+    names = ("promised", "moved", "actual", "error")
+    rows = [{f"change_{n}": v for n, v in zip(names, one, strict=True)} for one in changes]
+    log = tmp_path / "same" / "fixmatch+selmix" / "seed-0" / "1-selmix" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("\n".join(json.dumps(one) for one in [{"step": 0}, *rows]))
+    promises.main([str(tmp_path)])
+    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert cells[:4] == ["selmix", "1", "3", "+20.0 ± 10.0"]
+    assert cells[5:] == ["+2.7 ± 7.5", "+0.50", "+1.00", "1", "1"]
