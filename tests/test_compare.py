@@ -127,6 +127,19 @@ def test_settings_that_differ_are_part_of_the_name(tmp_path: Path) -> None:
     ]
 
 
+def test_what_most_methods_share_goes_without_saying(tmp_path: Path) -> None:
+    kinds = [("feature", 1), ("feature", 2), ("feature", 3), ("none", 1)]
+    for i, (mix, t) in enumerate(kinds):
+        for seed in range(1 + 5 * (mix == "none")):  # methods count, not their seeds
+            content = two(seed, [0.9, 0.4], [0.8, 0.5 + i / 100])
+            write(tmp_path / f"r{i}-{seed}", content, {"selmix": {"mix": mix, "temperature": t}})
+    (group,) = groups(tmp_path)
+    found = [name.removeprefix("fixmatch + selmix ") for name in names(group)[1:]]
+    one = "[mix=none, temperature=1]"
+    assert found == [one, "[temperature=1]", "[temperature=2]", "[temperature=3]"]
+    assert "selmix: mix=feature, where its name says nothing else" in group.notes
+
+
 def test_settings_in_the_results_are_enough_and_a_new_key_makes_no_new_method(
     tmp_path: Path,
 ) -> None:

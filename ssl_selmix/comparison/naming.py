@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ssl_selmix.comparison import protocol
 from ssl_selmix.comparison.reading import Run, Stage, Unit
 from ssl_selmix.config import flatten
+
+USUAL = 2 / 3  # a value that more of the methods share goes without saying
 
 COMMON = ("model",)  # section of the configuration that no protocol repeats in full
 
@@ -18,27 +21,32 @@ SAME = {"network": "model.name"}  # a key of the protocol and what the configura
 def labels(runs: Sequence[Run], allowed: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
     """For every run the names of its stages, which say in what namesakes differ; and notes."""
     words: list[list[list[str]]] = [[[] for _ in run.stages] for run in runs]
+    notes: list[str] = []
     for position in range(max(len(run.stages) for run in runs)):
         there = [i for i, run in enumerate(runs) if len(run.stages) > position]
         for name in sorted({runs[i].chain[position] for i in there}):
             same = [i for i in there if runs[i].chain[position] == name]
-            for i, new in zip(same, _differing([runs[i] for i in same], position), strict=True):
+            starts = [repr((runs[i].chain[:position], words[i][:position])) for i in same]
+            found, usual = _differing([runs[i] for i in same], position, starts)
+            for i, new in zip(same, found, strict=True):
                 words[i][position] += new
+            if usual:
+                notes.append(f"{name}: {', '.join(usual)}, where its name says nothing else")
     told = [protocol.keys(run) for run in runs]
     seen: list[list[str]] = []
     for key in (k for k in allowed if k != "steps"):  # which stages tell themselves
-        found = [str(values.get(key)) for values in told]
+        values = [str(one.get(key)) for one in told]
         # The number of parameters says no more than the network does.
-        if len(set(found)) > 1 and not any(_same_parts(found, other) for other in seen):
-            seen.append(found)
-            for i, value in enumerate(found):
+        if len(set(values)) > 1 and not any(_same_parts(values, other) for other in seen):
+            seen.append(values)
+            for i, value in enumerate(values):
                 said = SAME.get(key)  # once is enough
                 words[i][0] = [w for w in words[i][0] if w != f"{said}={value}"]
                 words[i][0].append(f"{key}={value}")
-    notes = _by_file_names(runs, words)
+    notes += _by_file_names(runs, words)
     names = [
-        tuple(f"{a} [{', '.join(w)}]" if w else a for a, w in zip(run.chain, found, strict=True))
-        for run, found in zip(runs, words, strict=True)
+        tuple(f"{a} [{', '.join(w)}]" if w else a for a, w in zip(run.chain, mine, strict=True))
+        for run, mine in zip(runs, words, strict=True)
     ]
     return names, notes
 
@@ -47,8 +55,13 @@ def _same_parts(one: Sequence[str], other: Sequence[str]) -> bool:
     return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
 
 
-def _differing(runs: Sequence[Run], position: int) -> list[list[str]]:
-    """`key=value` of every setting in which these stages of one algorithm differ, by run."""
+def _differing(
+    runs: Sequence[Run], position: int, starts: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
+    """`key=value` of every setting that sets these stages of one algorithm apart; the usual ones.
+
+    A stage after each of several starts is that many methods, however many seeds these have.
+    """
     told = [_settings(run, position) for run in runs]
     known = [settings for settings in told if settings is not None]
     keys = dict.fromkeys(key for settings in known for key in settings)
@@ -63,7 +76,10 @@ def _differing(runs: Sequence[Run], position: int) -> list[list[str]]:
         elif settings is not None:
             words += [f"{k}={_plain(settings.get(k, '?'))}" for k in differing]
         found.append(words)
-    return found
+    methods = {(start, *words) for start, words in zip(starts, found, strict=True)}
+    held = Counter(word for _, *words in methods for word in words)
+    usual = [w for w, n in held.items() if n > USUAL * len(methods) and n < len(methods)]
+    return [[w for w in words if w not in usual] for words in found], usual
 
 
 def _plain(value: Any) -> str:

@@ -32,7 +32,8 @@ th.word, td.word { text-align: left; }
 thead th { border-bottom: 2px solid var(--rule); }
 tbody tr:nth-child(even) td { background: var(--band); }
 th:first-child, td:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper);
-  white-space: normal; min-width: 8rem; max-width: 40vw; border-right: 1px solid var(--rule); }
+  white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 40vw;
+  border-right: 1px solid var(--rule); }
 figure { margin: 1.5rem 0; }
 figure .box { background: #fff; text-align: center; }
 figure img { max-width: 100%; height: auto; vertical-align: middle; }
