@@ -39,6 +39,7 @@ class Pairing(nn.Module):
         """How pairs are chosen."""
 
         temperature: int | float | str = "auto"  # of P = softmax(G / T); auto: by the largest gain
+        spread: float = 1.0  # of P over more pairs: what the automatic temperature is multiplied by
         smoothing: float = 0.01  # share of a uniform row in C, so that zero recall has a gradient
         beta_min: float = 0.6  # mixing weight beta ~ U[beta_min, 1]
         label_term: str = "mixed"  # of the gain: mixed (the theorem) or published (as released)
@@ -49,6 +50,7 @@ class Pairing(nn.Module):
         pseudo_prior: str = "none"  # correct pseudo-labels by the pool's estimated class prior
 
         RULES: ClassVar[Rules] = {
+            "spread": "> 0",
             "smoothing": "[0, 1)",
             "beta_min": "[0, 1]",
             "label_term": ("mixed", "published"),
@@ -63,6 +65,8 @@ class Pairing(nn.Module):
             """Refuse a temperature that is neither positive nor auto."""
             absolute = isinstance(self.temperature, int | float)
             check(self, {"temperature": "> 0" if absolute else ("auto",)})
+            if absolute and self.spread != 1:
+                raise ValueError("spread multiplies temperature=auto; leave one of the two out")
 
     pairs: Tensor  # P, K×K, rows: class of the labeled image
     pseudo_labels: Tensor  # of the pool, (M,)
@@ -139,7 +143,10 @@ class Pairing(nn.Module):
             pool = torch.bincount(self.pseudo_labels, minlength=len(gain)).double()
             prior = self.task.labeled_prior.to(gain.device)
             return torch.outer(prior, (pool + prior) / (pool + prior).sum())
-        pairs = gains.pair_distribution(gain, cfg.temperature, policy=cfg.policy)
+        warmth = cfg.temperature
+        if isinstance(warmth, str):
+            warmth = cfg.spread * gains.auto_temperature(gain.double())
+        pairs = gains.pair_distribution(gain, warmth, policy=cfg.policy)
         return (1 - cfg.uniform_share) * pairs + cfg.uniform_share / gain.numel()
 
     def batches(self, data: Data, views: Sequence[str], size: int, start: int) -> Iterator[Batch]:

@@ -132,11 +132,21 @@ def test_centroids_and_their_logits() -> None:
     )
 
 
+@pytest.mark.parametrize("spread", [0.5, 1.0, 4.0, 1e9])
+def test_spread_multiplies_the_automatic_temperature(spread: float) -> None:
+    pairing, logs, _ = estimated(spread=spread)
+    gain = logs["gain_matrix"]
+    heat = spread * gains.auto_temperature(gain)
+    expected = torch.where(gain > 0, (gain / heat).exp(), 0)
+    torch.testing.assert_close(pairing.pairs, expected / expected.sum(), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"temperature": "warm"}, "temperature must be one of auto"),
+        ({"temperature": 0.1, "spread": 2.0}, "leave one of the two out"),
     ],
 )
 def test_temperature_is_positive_or_auto(settings: dict[str, Any], message: str) -> None:
