@@ -50,10 +50,10 @@ def parallel(work: Callable[[T], R], items: Iterable[T], jobs: int) -> list[R]:
 
 
 def cell(values: Sequence[float], *, signed: bool = False) -> str:
-    """Mean ± standard deviation of fractions, in percent."""
+    """Mean ± standard deviation of fractions, in percent; one value has no deviation."""
     percent = [100 * v for v in values]
-    spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
-    return f"{statistics.mean(percent):{'+' if signed else ''}.1f} ± {spread:.1f}"
+    mean = f"{statistics.mean(percent):{'+' if signed else ''}.1f}"
+    return f"{mean} ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else mean
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

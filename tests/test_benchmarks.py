@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import (
     algorithms,
     augment,
+    claims,
     gpu,
     memory,
     promises,
@@ -311,3 +312,26 @@ def test_promises_are_read_from_logs(tmp_path: Path, capsys: pytest.CaptureFixtu
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert cells[:4] == ["selmix", "1", "3", "+20.0 ± 10.0"]
     assert cells[5:] == ["+2.7 ± 7.5", "+0.50", "+1.00", "1", "1"]
+
+
+def test_claims_are_held_against_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def put(arm: str, seed: int, worst: float, mean: float, start: Any = None) -> dict[str, Any]:
+        figures = {"mean_recall": mean, "min_recall": worst, "h_mean": mean, "min_coverage": 0.07}
+        stage = {"seconds": 40.0 if start else 400.0, "test": figures, "validation": figures}
+        read = {"seed": seed, "stages": [stage]} | ({"start": start["stages"][0]} if start else {})
+        folder = tmp_path / arm / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(read))
+        return read
+
+    first = [put("fixmatch", seed, 0.3, 0.52) for seed in (0, 1)]
+    put("csst", 0, 0.4, 0.5)
+    put("fixmatch+selmix", 0, 0.38, 0.51, first[0])  # 8 and 1 points exactly: it holds
+    put("fixmatch+selmix", 1, 0.37, 0.53, first[1])
+    claims.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    changes = "+0.0 ± 1.4 | +7.5 ± 0.7 | +0.0 ± 1.4 | +0.0 ± 0.0 | 1 of 2 | 10 %"
+    assert lines[2] == f"| fixmatch | selmix | {changes} |"
+    assert lines[-1].startswith("| selmix | csst | 40.0 | 7.0 | fixmatch+selmix | 37.5 ± 0.7 |")
