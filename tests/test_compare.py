@@ -113,60 +113,6 @@ def test_every_split_has_its_own_table_and_none_is_averaged_over(tmp_path: Path)
     assert any("never averaged" in note for note in notes)
 
 
-def test_settings_that_differ_are_part_of_the_name(tmp_path: Path) -> None:
-    for i, (goal, tau) in enumerate((("min_recall", 1.0), ("g_mean", 1.0), ("g_mean", 0.0))):
-        config = {"fixmatch": {"logit_adjustment": tau, "lr": 0.03}, "selmix": {"objective": goal}}
-        write(tmp_path / f"r{i}", two(0, [0.9, 0.4 + tau / 10], [0.8, 0.5 + i / 100]), config)
-    (group,) = groups(tmp_path)
-    assert names(group) == [
-        "fixmatch [logit_adjustment=0]",
-        "fixmatch [logit_adjustment=0] + selmix [objective=g_mean]",
-        "fixmatch [logit_adjustment=1]",
-        "fixmatch [logit_adjustment=1] + selmix [objective=g_mean]",
-        "fixmatch [logit_adjustment=1] + selmix [objective=min_recall]",
-    ]
-
-
-def test_what_most_methods_share_goes_without_saying(tmp_path: Path) -> None:
-    kinds = [("feature", 1), ("feature", 2), ("feature", 3), ("none", 1)]
-    for i, (mix, t) in enumerate(kinds):
-        for seed in range(1 + 5 * (mix == "none")):  # methods count, not their seeds
-            content = two(seed, [0.9, 0.4], [0.8, 0.5 + i / 100])
-            write(tmp_path / f"r{i}-{seed}", content, {"selmix": {"mix": mix, "temperature": t}})
-    (group,) = groups(tmp_path)
-    found = [name.removeprefix("fixmatch + selmix ") for name in names(group)[1:]]
-    one = "[mix=none, temperature=1]"
-    assert found == [one, "[temperature=1]", "[temperature=2]", "[temperature=3]"]
-    assert "selmix: mix=feature, where its name says nothing else" in group.notes
-
-
-def test_settings_in_the_results_are_enough_and_a_new_key_makes_no_new_method(
-    tmp_path: Path,
-) -> None:
-    first = [stage("fixmatch", START, settings={"lr": 0.03})]
-    second = [stage("fixmatch", END, settings={"lr": 0.03, "new": 1})]
-    third = [stage("fixmatch", END, settings={"lr": 0.3, "new": 1})]
-    for seed, stages in enumerate((first, second, third)):
-        write(tmp_path / f"r{seed}", results(stages, seed))
-    (group,) = groups(tmp_path)
-    assert {row.name: len(row.cells) for row in group.rows} == {
-        "fixmatch [lr=0.03]": 2,
-        "fixmatch [lr=0.3]": 1,
-    }
-
-
-def test_steps_of_a_second_stage_are_part_of_its_name(tmp_path: Path) -> None:
-    write(tmp_path / "a", two())
-    longer = two(end=[0.8, 0.7], protocol={"steps": [100, 400]})
-    write(tmp_path / "b", longer)
-    (group,) = groups(tmp_path)
-    assert names(group) == [
-        "fixmatch",
-        "fixmatch + selmix [steps=100]",
-        "fixmatch + selmix [steps=400]",
-    ]
-
-
 def test_files_without_settings_are_told_apart_by_their_names_and_the_output_says_so(
     tmp_path: Path,
 ) -> None:

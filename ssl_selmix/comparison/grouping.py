@@ -93,9 +93,13 @@ def group(
         parts.setdefault(key, []).append(run)
     conditions = [json.loads(key) for key in parts]
     titles = [_title(one, conditions) for one in conditions]
-    made = [
-        _group(t, part, list(found), allow) for t, part in zip(titles, parts.values(), strict=True)
-    ]
+    kept = [_checked(part, allow) for part in parts.values()]
+    every = [run for runs, _ in kept for run in runs]
+    words, usual = naming.differences(every, list(found), by)
+    made = []
+    for title, (runs, notes_of_part) in zip(titles, kept, strict=True):
+        mine, words = words[: len(runs)], words[len(runs) :]
+        made.append(_group(title, runs, mine, [*notes_of_part, *usual]))
     if len(made) > 1:
         keys = dict.fromkeys(key for one in conditions for key in _differing(one, conditions))
         told = "; ".join(g.title for g in made)
@@ -117,16 +121,22 @@ def _differing(one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]])
     return [k for k in found if k not in implied]
 
 
-def _group(title: str, runs: list[Run], named: list[str], allow: Sequence[str]) -> Group:
+def _checked(runs: list[Run], allow: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs of a table, each counted once, on the same images; and notes."""
     images = protocol.images(runs)
     protocol.refuse({protocol.IMAGES: images}, allow, splits=True)
     notes = [f"allowed to differ: images of a seed: {', '.join(images)}"] if images else []
     runs, doubles = _without_doubles(runs)
-    labels, told = naming.labels(runs, named)
+    return runs, notes + doubles
+
+
+def _group(title: str, runs: list[Run], words: naming.Words, notes: Sequence[str]) -> Group:
+    labels, told = naming.names(runs, words)
     rows, merged = _rows(runs, labels)
     first = protocol.summary(runs)
-    notes += [*doubles, *told, *merged, *_unrecorded(runs), *_gaps(rows)]
-    return Group(title, runs, rows, first, notes)
+    return Group(
+        title, runs, rows, first, [*notes, *told, *merged, *_unrecorded(runs), *_gaps(rows)]
+    )
 
 
 def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -151,8 +161,8 @@ def _identical(one: Run, other: Run) -> bool:
 
 
 def _may_be_same(one: Stage, other: Stage) -> bool:
-    known = one.settings is not None and other.settings is not None
-    return one.steps == other.steps and (not known or one.settings == other.settings)
+    told = naming.filled(one.algorithm, [one.settings, other.settings])
+    return one.steps == other.steps and (None in told or told[0] == told[1])
 
 
 def _rows(runs: Sequence[Run], labels: Sequence[tuple[str, ...]]) -> tuple[list[Row], list[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from ssl_selmix.comparison import protocol
@@ -18,20 +20,30 @@ COMMON = ("model",)  # section of the configuration that no protocol repeats in 
 SAME = {"network": "model.name"}  # a key of the protocol and what the configuration calls it
 
 
-def labels(runs: Sequence[Run], allowed: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For every run the names of its stages, which say in what namesakes differ; and notes."""
-    words: list[list[list[str]]] = [[[] for _ in run.stages] for run in runs]
+Words = list[list[list[str]]]  # by run, by stage: what its name says beside the algorithm
+
+
+def differences(
+    runs: Sequence[Run], allowed: Sequence[str] = (), by: Sequence[str] = ()
+) -> tuple[Words, list[str]]:
+    """In what namesakes differ, over all tables, so that a name means one method; and notes.
+
+    Keys in `by` have tables of their own and need no words.
+    """
+    words: Words = [[[] for _ in run.stages] for run in runs]
     notes: list[str] = []
     for position in range(max(len(run.stages) for run in runs)):
         there = [i for i, run in enumerate(runs) if len(run.stages) > position]
         for name in sorted({runs[i].chain[position] for i in there}):
             same = [i for i in there if runs[i].chain[position] == name]
             starts = [repr((runs[i].chain[:position], words[i][:position])) for i in same]
-            found, usual = _differing([runs[i] for i in same], position, starts)
+            found, usual = _differing([runs[i] for i in same], position, starts, by)
             for i, new in zip(same, found, strict=True):
                 words[i][position] += new
             if usual:
-                notes.append(f"{name}: {', '.join(usual)}, where its name says nothing else")
+                twice = any(run.chain.count(name) > 1 for run in runs)
+                which = f"{name} as stage {position + 1}" if twice else name
+                notes.append(f"{which}: {', '.join(usual)}, where its name says nothing else")
     told = [protocol.keys(run) for run in runs]
     seen: list[list[str]] = []
     for key in (k for k in allowed if k != "steps"):  # which stages tell themselves
@@ -43,12 +55,18 @@ def labels(runs: Sequence[Run], allowed: Sequence[str]) -> tuple[list[tuple[str,
                 said = SAME.get(key)  # once is enough
                 words[i][0] = [w for w in words[i][0] if w != f"{said}={value}"]
                 words[i][0].append(f"{key}={value}")
-    notes += _by_file_names(runs, words)
-    names = [
+    return words, notes
+
+
+def names(runs: Sequence[Run], words: Words) -> tuple[list[tuple[str, ...]], list[str]]:
+    """For every run of one table the names of its stages; and notes on how they were found."""
+    words = [[list(stage) for stage in run] for run in words]
+    notes = _by_file_names(runs, words)
+    found = [
         tuple(f"{a} [{', '.join(w)}]" if w else a for a, w in zip(run.chain, mine, strict=True))
         for run, mine in zip(runs, words, strict=True)
     ]
-    return names, notes
+    return found, notes
 
 
 def _same_parts(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -56,18 +74,19 @@ def _same_parts(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _differing(
-    runs: Sequence[Run], position: int, starts: Sequence[str]
+    runs: Sequence[Run], position: int, starts: Sequence[str], by: Sequence[str]
 ) -> tuple[list[list[str]], list[str]]:
     """`key=value` of every setting that sets these stages of one algorithm apart; the usual ones.
 
     A stage after each of several starts is that many methods, however many seeds these have.
     """
-    told = [_settings(run, position) for run in runs]
+    told = filled(runs[0].chain[position], [_settings(run, position) for run in runs])
     known = [settings for settings in told if settings is not None]
-    keys = dict.fromkeys(key for settings in known for key in settings)
-    # A key that came with a later version says nothing about runs that do not have it.
+    apart = {SAME.get(key) for key in by}
+    keys = dict.fromkeys(key for settings in known for key in settings if key not in apart)
+    # A key that this version does not know says nothing about runs that do not have it.
     differing = [k for k in keys if len({_plain(s[k]) for s in known if k in s}) > 1]
-    steps = {run.stages[position].steps for run in runs}
+    steps = {run.stages[position].steps for run in runs if position or "steps" not in by}
     found = []
     for run, settings in zip(runs, told, strict=True):
         words = [f"steps={run.stages[position].steps}"] if len(steps) > 1 else []
@@ -76,17 +95,38 @@ def _differing(
         elif settings is not None:
             words += [f"{k}={_plain(settings.get(k, '?'))}" for k in differing]
         found.append(words)
-    methods = {(start, *words) for start, words in zip(starts, found, strict=True)}
+    methods = dict.fromkeys((start, *words) for start, words in zip(starts, found, strict=True))
     held = Counter(word for _, *words in methods for word in words)
     usual = [w for w, n in held.items() if n > USUAL * len(methods) and n < len(methods)]
     return [[w for w in words if w not in usual] for words in found], usual
+
+
+def filled(algorithm: str, told: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """Settings with the defaults of those that are younger than the run that recorded them."""
+    keys = {key for settings in told if settings is not None for key in settings}
+    if all(settings is None or settings.keys() == keys for settings in told):
+        return [None if settings is None else dict(settings) for settings in told]
+    # Imports torch; a new key's default is what versions before it did.
+    defaults = {k: v for k, v in _defaults(algorithm).items() if k in keys}
+    return [None if settings is None else defaults | dict(settings) for settings in told]
+
+
+@cache
+def _defaults(algorithm: str) -> dict[str, Any]:
+    """Of an algorithm's settings; empty if it is not here."""
+    from ssl_selmix import plugins
+
+    try:
+        return dataclasses.asdict(plugins.algorithm(algorithm)[1].Config())
+    except ValueError:
+        return {}
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _by_file_names(runs: Sequence[Run], words: list[list[list[str]]]) -> list[str]:
+def _by_file_names(runs: Sequence[Run], words: Words) -> list[str]:
     """Tell runs without settings apart by the words of their paths; notes on which.
 
     Raises:

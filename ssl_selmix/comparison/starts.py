@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssl_selmix.comparison.reading import GIVEN, Run, Stage
+from ssl_selmix.comparison.protocol import BEFORE
+from ssl_selmix.comparison.reading import GIVEN, Run
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,31 @@ def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                 found += [(i, origin)] if origin else []
             if not found:
                 alone += [runs[i] for i in nameless]
-                done |= {i: _joined(runs[i], ()) for i in nameless}
+                done |= {i: _joined(runs[i]) for i in nameless}
         for i, origin in found:
             parent = done[origin.index]
             before = len(parent.stages) - len(runs[origin.index].stages)
-            done[i] = _joined(runs[i], parent.stages[: before + origin.length])
+            done[i] = _joined(runs[i], parent, before + origin.length)
         joints += found
     return [done[i] for i in range(len(runs))], [*_told(runs, done, joints, alone), *notes]
 
 
-def _joined(run: Run, before: Sequence[Stage]) -> Run:
+def _joined(run: Run, parent: Run | None = None, length: int = 0) -> Run:
+    """The run with the first stages of its parent, and with what these say of the first stage."""
     assert run.start is not None
-    return replace(run, stages=(*(before or (run.start,)), *run.stages), start=None)
+    if parent is None:
+        return replace(run, stages=(run.start, *run.stages), start=None)
+    config, told = run.config, dict(run.protocol)
+    if config is not None and parent.config is not None and "model" in parent.config:
+        config = {**config, "model": parent.config["model"]}
+    if "step" in parent.protocol:  # second stages have no views to split
+        told["step"] = parent.protocol["step"]
+    for key in ("precision", "processes", "sync_batch_norm"):
+        before, after = (one.protocol.get(key, BEFORE.get(key)) for one in (parent, run))
+        if before != after:
+            told[key] = f"{before}, then {after}"
+    stages = (*parent.stages[:length], *run.stages)
+    return replace(run, stages=stages, start=None, config=config, protocol=told)
 
 
 def _told(
