@@ -6,7 +6,8 @@ The first table has the change of test figures over the own start, in points, me
 deviation over seeds; how many seeds gained 8 points or more of worst-class recall and lost no more
 than one of mean recall; and the second stage's share of the first one's time. The second has every
 objective's own figure: that of the first stage with the best validation mean (nobody chooses by
-test), and that of SelMix tuned for it after the start that was best on validation then.
+test), and that of SelMix tuned for it after the start that was best on validation then, over the n
+seeds that all of them have.
 """
 
 from __future__ import annotations
@@ -52,16 +53,18 @@ def change_row(
     """The row of one second stage after one start."""
     changes: dict[str, list[float]] = {}
     for figure in ("mean_recall", "min_recall", "h_mean", "min_coverage"):
-        pairs = [(run["start"]["test"], run["stages"][-1]["test"]) for run in runs.values()]
+        pairs = [
+            (firsts[seed]["stages"][-1]["test"], run["stages"][-1]["test"])
+            for seed, run in runs.items()
+        ]
         changes[figure] = [end[figure] - begin[figure] for begin, end in pairs]
     both = zip(changes["min_recall"], changes["mean_recall"], strict=True)
     kept = sum(worst >= RISE - HALF and mean >= -LOSS - HALF for worst, mean in both)
     seconds = [
         run["stages"][-1]["seconds"] / firsts[seed]["stages"][-1]["seconds"]
         for seed, run in runs.items()
-        if seed in firsts
     ]
-    share = f"{100 * statistics.mean(seconds):.0f} %" if seconds else "–"
+    share = f"{100 * statistics.mean(seconds):.0f} %"
     cells = [cell(found, signed=True) for found in changes.values()]
     return [start, second, *cells, f"{kept} of {len(runs)}", share]
 
@@ -72,8 +75,10 @@ def objective_row(second: str, figure: str, found: Mapping[str, Mapping[int, Any
         {name: runs for name, runs in found.items() if "+" not in name},
         {name: runs for name, runs in found.items() if name.partition("+")[2] == second},
     )
-    row = [second]
-    for runs in kinds:
+    seeds = set.intersection(*(set(runs) for kind in kinds for runs in kind.values()))
+    row = [second, str(len(seeds))]
+    for kind in kinds:
+        runs = {name: {s: of[s] for s in sorted(seeds)} for name, of in kind.items()}
         best = max(runs, key=lambda name: statistics.mean(values(runs[name], figure, "validation")))
         row += [best, cell(values(runs[best], figure)), cell(values(runs[best], "min_coverage"))]
     return row
@@ -86,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = arms(parser.parse_args(argv).folder)
     pairs = [name.partition("+")[::2] for name in found if "+" in name]
     head = ["start", "second stage", "mean recall", "worst class", "H-mean", "min coverage"]
-    rows = [change_row(a, b, found.get(a, {}), found[f"{a}+{b}"]) for a, b in pairs]
+    rows = [change_row(a, b, found[a], found[f"{a}+{b}"]) for a, b in pairs]
     print(table([*head, f"+{100 * RISE:.0f} / -{100 * LOSS:.0f} holds", "time"], rows))
     objectives = {b: figure for b, figure in OBJECTIVES.items() if any(b == x for _, x in pairs)}
-    head = ["tuned for", "best baseline", "its figure", "min coverage"]
+    head = ["tuned for", "n", "best baseline", "its figure", "min coverage"]
     head += ["SelMix after", "its figure", "min coverage"]
     print()
     print(table(head, [objective_row(b, figure, found) for b, figure in objectives.items()]))

@@ -330,7 +330,7 @@ def _sweep_parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", type=Path, help="folder of all runs; default: the file's")
     add("--dry-run", action="store_true", help="list the runs and how far each has come")
     add("--jobs", metavar="N", type=_positive, help="at a time; default: by cores, threads, GPUs")
-    add("--only", metavar="I", type=int, help="one chain: a run and what starts from its weights")
+    add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
     add("--engine", choices=("processes", "ray"), default="processes", help="what starts the runs")
     add("--slurm", metavar="FILE", type=Path, help="write a job array instead of running")
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -73,7 +73,10 @@ def of_run(
     data = inputs.data
     net = weights.load(run).net.to(data.device)
     net.autocast = machine.DTYPES[plan.run.precision]
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in training
     model = Algorithm(net, data.task, Algorithm.Config())
+    if not data.task.num_unlabeled:
+        raise ValueError(f"{run} has no unlabeled images, whose class distribution to estimate")
     seen = engine.evaluate(model, data, pool=True)
     assert seen.pool_logits is not None
     found = {

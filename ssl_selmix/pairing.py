@@ -66,7 +66,7 @@ class Pairing(nn.Module):
             absolute = isinstance(self.temperature, int | float)
             check(self, {"temperature": "> 0" if absolute else ("auto",)})
             if absolute and self.spread != 1:
-                raise ValueError("spread multiplies temperature=auto; leave one of the two out")
+                raise ValueError("spread multiplies temperature=auto; set spread=1 beside a number")
 
     pairs: Tensor  # P, K×K, rows: class of the labeled image
     pseudo_labels: Tensor  # of the pool, (M,)

@@ -28,6 +28,7 @@ from ssl_selmix import (
     forward,
     machine,
     models,
+    origin,
     plugins,
     report,
     weights,
@@ -247,10 +248,13 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     _announce(plan, out)
     inputs = load_data(plan)
     loaded = inputs.data
-    if not distributed.same_everywhere(inputs.sha256, world):
+    alike = plan.fingerprint(len(plan.stages) - 1, inputs.sha256)
+    if not distributed.same_everywhere(alike, world):
         raise ValueError(
-            "the processes see different images or splits; give the same files to all of them"
+            "the processes see different images, splits, settings or code; give all of them the "
+            "same files and the same command, and set precision if their machines differ"
         )
+    _check_origin(plan, inputs, out)
     # A mistake in the last stage must not cost the stages before it.
     parts = range(len(plan.stages))
     planned = [build(plan, i, loaded.task, loaded.images.shape[1], None) for i in parts]
@@ -261,7 +265,7 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     else:
         distributed.from_first(lambda: _write_setup(plan, inputs), world)
     results = distributed.from_first(lambda: _results_so_far(plan, inputs), world)
-    net = _start(plan, inputs, results, out) if plan.init else None
+    net = _start(plan, inputs, results, out) if plan.request.init else None
     for index, stage in enumerate(plan.stages):
         algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
         algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -296,6 +300,20 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     out.print(f"peak memory: {held or 'unknown'}", highlight=False, markup=False)
     out.print(f"results: {plan.out / 'results.json'}", highlight=False, markup=False)
     return results
+
+
+def _check_origin(plan: Plan, inputs: Inputs, out: Console) -> None:
+    found = origin.find(plan.request.init) if plan.request.init else None
+    if found is None:
+        return
+    found.check(plan.config["model"].name, inputs.split, inputs.images_sha256)
+    if found.precision not in ("", plan.run.precision):
+        out.print(
+            f"  --init: {found.folder} computed in {found.precision}, this run in "
+            f"{plan.run.precision}: its start has other figures",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
@@ -478,10 +496,10 @@ def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
 
 def _announce(plan: Plan, out: Console) -> None:
     out.print(f"run {plan.out}", highlight=False, markup=False)
-    for origin, settings in plan.layers:
+    for source, settings in plan.layers:
         if settings:
             text = " ".join(f"{key}={value}" for key, value in settings.items())
-            out.print(f"  {origin}: {text}", highlight=False, markup=False)
+            out.print(f"  {source}: {text}", highlight=False, markup=False)
 
 
 def _write_setup(plan: Plan, inputs: Inputs) -> None:

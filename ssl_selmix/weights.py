@@ -57,8 +57,15 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _of_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of an algorithm's state, what belongs to its network."""
-    return {_bare(k): v for k, v in tensors.items() if k.startswith("net.")}
+    """Of an algorithm's state, what belongs to its network.
+
+    Raises:
+        ValueError: nothing does.
+    """
+    found = {_bare(k): v for k, v in tensors.items() if k.startswith("net.")}
+    if not found:
+        raise ValueError("the checkpoint holds no network (no tensor net.*); give another file")
+    return found
 
 
 def save(net: models.Classifier, stage: Path, fingerprint: str) -> None:

@@ -146,7 +146,7 @@ def test_spread_multiplies_the_automatic_temperature(spread: float) -> None:
     [
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"temperature": "warm"}, "temperature must be one of auto"),
-        ({"temperature": 0.1, "spread": 2.0}, "leave one of the two out"),
+        ({"temperature": 0.1, "spread": 2.0}, "set spread=1"),
     ],
 )
 def test_temperature_is_positive_or_auto(settings: dict[str, Any], message: str) -> None:

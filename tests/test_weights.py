@@ -121,6 +121,34 @@ def test_a_start_is_measured_as_the_stage_that_made_it(tmp_path: Path) -> None:
         assert start[part] == made[part]
 
 
+def test_weights_that_were_trained_on_what_judges_them_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["--algo", "supervised", "--out", str(run), "seed=1", *SMALL[:4]]) == 0
+    for place in (run, run / "1-supervised" / "best.pt"):
+        again = ["--algo", "selmix", "--init", str(place), "--out", str(tmp_path / "b")]
+        assert cli.main([*again, SMALL[0], *SMALL[-3:]]) == 2
+        told = capsys.readouterr().err
+        assert "took part in the training" in told and "its seed is 1" in told
+    manifest = f"data.manifest={run / 'manifest.json'}"  # the remedy that it names
+    assert manifest in told
+    again += ["--resume", SMALL[0], *SMALL[-3:], manifest, "precision=bf16"]
+    assert cli.main(again) == 0
+    assert "computed in fp32, this run in bf16" in capsys.readouterr().out
+
+
+def test_weights_of_another_network_of_the_same_shapes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = tmp_path / "run", ["--out", str(tmp_path / "b"), *SMALL[-3:]]
+    first = ["--algo", "supervised", "--out", str(run), "model.name=wrn-10-1", "precision=fp32"]
+    assert cli.main([*first, *SMALL[1:4]]) == 0
+    again = ["--algo", "selmix", "--init", str(run), *words, "model.name=wrn-10-1-s2"]
+    assert cli.main(again) == 2
+    assert "set model.name=wrn-10-1" in capsys.readouterr().err
+
+
 def test_a_resumed_run_refuses_other_initial_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,8 @@ def slurm_script(
         "output": shlex.quote(str(out / "slurm-%A_%a.txt")),
     }
     lines = [f"#SBATCH --{key}={value}" for key, value in options.items()]
+    # By name: while a job waits, the file may get chains that move the numbers of others.
+    chains = [f"  [{i}]={shlex.quote(sweep.names[i])}" for i in indices]
     command = shlex.join([sys.executable, "-m", "ssl_selmix.cli", "sweep", *again])
     return "\n".join(
         [
@@ -96,7 +98,10 @@ def slurm_script(
             "# Written by ssl-selmix sweep. A task works on one chain: a run and what starts from",
             "# it. What is finished is skipped, so that the array may be submitted again.",
             f"cd {shlex.quote(os.getcwd())} || exit 1",
-            f'exec {command} --only "$SLURM_ARRAY_TASK_ID"',
+            "chains=(",
+            *chains,
+            ")",
+            f'exec {command} --only "${{chains[$SLURM_ARRAY_TASK_ID]}}"',
             "",
         ]
     )

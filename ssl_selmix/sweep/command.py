@@ -24,7 +24,7 @@ def sweep(
     again: Sequence[str] = (),
     *,
     dry_run: bool = False,
-    only: int | None = None,
+    only: str | None = None,
     jobs: int | None = None,
     engine: str = "processes",
     slurm: Path | None = None,
@@ -35,7 +35,7 @@ def sweep(
         spec: what to run.
         again: the words after `ssl-selmix sweep` that ask for the same spec.
         dry_run: list the runs and how far each has come.
-        only: the index of the one chain to work on.
+        only: the one chain to work on, by its number or by its first folder below `out`.
         jobs: how many chains at a time.
         engine: `processes` of this machine, or `ray`.
         slurm: the file for a job array instead.
@@ -47,9 +47,7 @@ def sweep(
         raise ValueError("Ray counts cores itself; leave out --jobs and --slurm with --engine ray")
     planned, out = Sweep(spec), console()
     chains = planned.chains
-    if only is not None and not 0 <= only < len(chains):
-        raise ValueError(f"--only must be 0 to {len(chains) - 1}, the sweep's chains, not {only}")
-    indices = range(len(chains)) if only is None else [only]
+    indices = range(len(chains)) if only is None else [_index(planned, only)]
     if dry_run:
         _list(planned, indices, out)
         return 0
@@ -66,6 +64,18 @@ def sweep(
         return _run(planned, list(left.values()), todo, jobs, engine, out)
     with locked(spec.out / ".lock", f"sweeps {spec.out}"):
         return _run(planned, list(left.values()), todo, jobs, engine, out)
+
+
+def _index(planned: Sweep, only: str) -> int:
+    names = planned.names
+    if only in names:
+        return names.index(only)
+    if only.isdecimal() and int(only) < len(names):
+        return int(only)
+    raise ValueError(
+        f"--only must be 0 to {len(names) - 1}, or a chain's first folder such as {names[0]}, not "
+        f"{only}"
+    )
 
 
 def _job(planned: Sweep, index: int) -> Job:

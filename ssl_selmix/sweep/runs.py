@@ -48,14 +48,16 @@ class Run:
         return [*words, "--out", str(self.folder), "--resume", *request.settings, *self._chosen()]
 
     def _chosen(self) -> list[str]:
-        """The number format that a machine chose for this run, which may go on on another one."""
+        """The number format that some machine chose for this run or the one it starts from."""
         if self.settings.get("precision", "auto") != "auto":
             return []
-        try:
-            written = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
-            return [f"precision={written['precision']}"]  # type: ignore[index,call-overload]
-        except (OSError, yaml.YAMLError, OmegaConfBaseException, LookupError, TypeError):
-            return []
+        for folder in filter(None, (self.folder, self.base)):
+            try:
+                written = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+                return [f"precision={written['precision']}"]  # type: ignore[index,call-overload]
+            except (OSError, yaml.YAMLError, OmegaConfBaseException, LookupError, TypeError):
+                continue
+        return []
 
 
 def word(key: str, value: Any) -> str:
@@ -93,6 +95,11 @@ class Sweep:
     def runs(self) -> list[Run]:
         """All runs, each after the one that it starts from."""
         return [run for chain in self.chains for run in chain]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the chains: their first folders below that of all runs."""
+        return [chain[0].folder.relative_to(self.spec.out).as_posix() for chain in self.chains]
 
     def _named(self, arm: str, algo: str) -> str:
         try:
