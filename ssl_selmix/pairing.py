@@ -87,28 +87,35 @@ class Pairing(nn.Module):
         evaluation: Evaluation,
         prototypes: Tensor,
         head: nn.Linear,
+        mixed: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """dψ/d logits K×K at these weights, and what to log; P and pseudo-labels follow.
+
+        Without mixing P is the same, and what its pairs promise is the gain of their first images.
 
         Shape: prototypes K×D.
         """
         cfg = self.config
         gradient = gains.logit_gradient(objective, evaluation.confusion, smoothing=cfg.smoothing)
-        gain = gains.gain_matrix(
-            gradient,
-            prototypes,
-            head.weight.detach(),
-            head.bias.detach(),
-            mix=(1 + cfg.beta_min) / 2,
-            bias_trained=self.bias_trained,
-            label_term=cfg.label_term,
-        )
+
+        def gains_at(mix: float) -> Tensor:
+            return gains.gain_matrix(
+                gradient,
+                prototypes,
+                head.weight.detach(),
+                head.bias.detach(),
+                mix=mix,
+                bias_trained=self.bias_trained,
+                label_term=cfg.label_term,
+            )
+
+        gain = gains_at((1 + cfg.beta_min) / 2)
         logs = self._pseudo_label(evaluation)
         self.pairs.copy_(self._distribution(gain))
         self._stale = True
         return gradient, logs | {
             "gain_max": gain.max(),
-            "gain_expected": (self.pairs * gain).sum(),
+            "gain_expected": (self.pairs * (gain if mixed else gains_at(1.0))).sum(),
             "gain_matrix": gain,
             "pair_distribution": self.pairs.clone(),
         }

@@ -22,7 +22,7 @@ def estimated(**settings: Any) -> tuple[Pairing, dict[str, Tensor], dict[str, An
         "pool": torch.randn(M, K, generator=generator),
         "head": nn.Linear(D, K).double(),
     }
-    bias_trained = settings.pop("bias_trained", True)
+    bias_trained, mixed = settings.pop("bias_trained", True), settings.pop("mixed", True)
     pairing = Pairing(task, Pairing.Config(**settings), bias_trained)
     counts = given["confusion"].long()
     labels = torch.arange(K).repeat_interleave(counts.sum(1))
@@ -30,7 +30,7 @@ def estimated(**settings: Any) -> tuple[Pairing, dict[str, Tensor], dict[str, An
     logits = torch.nn.functional.one_hot(predicted, K).double() * 2
     evaluation = Evaluation(torch.zeros(len(labels), D), logits, labels, given["pool"])
     _, logs = pairing.estimate(
-        objectives.get("mean_recall", K), evaluation, given["prototypes"], given["head"]
+        objectives.get("mean_recall", K), evaluation, given["prototypes"], given["head"], mixed
     )
     return pairing, logs, given
 
@@ -53,6 +53,23 @@ def test_gains_are_those_of_the_formula(bias_trained: bool, label_term: str) -> 
         label_term=label_term,
     )
     torch.testing.assert_close(logs["gain_matrix"], expected)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_promise_is_the_gain_of_what_is_trained_on(mixed: bool) -> None:
+    torch.manual_seed(0)
+    usual, _, _ = estimated()
+    torch.manual_seed(0)
+    pairing, logs, given = estimated(mixed=mixed)
+    assert torch.equal(pairing.pairs, usual.pairs)
+    expected = gains.gain_matrix(
+        gains.logit_gradient(objectives.get("mean_recall", K), given["confusion"], smoothing=0.01),
+        given["prototypes"],
+        given["head"].weight.detach(),
+        given["head"].bias.detach(),
+        mix=0.8 if mixed else 1.0,
+    )
+    torch.testing.assert_close(logs["gain_expected"], (pairing.pairs * expected).sum())
 
 
 def test_pseudo_labels_are_the_models_and_confidence_weighs_if_asked() -> None:

@@ -98,7 +98,9 @@ class SelMix(FineTuning):
             self.trust.take_back(self.net)
         else:
             self.objective.load_state_dict(updated.state_dict())
-            gradient, found = self.pairing.estimate(self.objective, evaluation, prototypes, head)
+            gradient, found = self.pairing.estimate(
+                self.objective, evaluation, prototypes, head, mixed=self.config.mix == "feature"
+            )
             self.trust.accept(self.net, evaluation, logits, gradient, found["gain_expected"])
             logs |= found
             # Any gain in feasibility is worth more than any change of a figure in [0, 1].
