@@ -68,6 +68,7 @@ def test_a_promise_is_the_gain_of_what_is_trained_on(mixed: bool) -> None:
         given["head"].weight.detach(),
         given["head"].bias.detach(),
         mix=0.8 if mixed else 1.0,
+        bias_trained=True,
     )
     torch.testing.assert_close(logs["gain_expected"], (pairing.pairs * expected).sum())
 
