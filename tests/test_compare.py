@@ -29,7 +29,8 @@ from tests.compared import (
     write,
 )
 
-DIGITS = Path(__file__).parents[1] / "docs" / "results" / "digits"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+DIGITS = RESULTS / "digits"
 
 
 def test_rows_are_chains_and_their_beginnings_with_spread_over_seeds(tmp_path: Path) -> None:
@@ -567,3 +568,13 @@ def test_the_committed_digits_give_the_figures_that_their_files_hold() -> None:
         assert row[1] == str(len(files))
         assert row[3].split(" ")[0] == f"{100 * sum(worst) / len(worst):.1f}"
         assert "fixmatch [plain] + selmix" in names(group)
+
+
+def test_the_page_of_the_study_has_the_table_of_its_files() -> None:
+    """Without the intervals, whose last digit may be another one with another numpy."""
+    made = groups(RESULTS / "cifar10-jpeg")
+    page = (RESULTS / "cifar10-jpeg.md").read_text("utf-8")
+    tables = [(g, [s for s in sheets.of_group(g, Choice()) if s.slug == "methods"]) for g in made]
+    lines = writers.markdown(tables, []).splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert len(rows) > 20 and [row for row in rows if row not in page] == []
