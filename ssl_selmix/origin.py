@@ -25,31 +25,38 @@ class Origin:
     precision: str  # "" if it is not recorded
     manifest: Mapping[str, Any]
 
-    def check(self, network: str, split: Split, images_sha256: str) -> None:
-        """Refuse another network, and images that judge now and took part in training then.
 
-        Weights of two networks may have the same shapes, and figures on images that were trained
-        on are no evidence. Other images, as after training on another data set, are welcome.
+def check(
+    init: Path | None, network: str, precision: str, split: Split, images_sha256: str
+) -> list[str]:
+    """Refuse weights of another network, or of a run that trained on what judges now; and notes.
 
-        Raises:
-            ValueError: names what does not fit, and the remedy.
-        """
-        if self.network and self.network != network:
+    Weights of two networks may have the same shapes, and figures on images that were trained on are
+    no evidence. Other images, as after training on another data set, are welcome.
+
+    Raises:
+        ValueError: names what does not fit, and the remedy.
+    """
+    run = find(init) if init else None
+    if run is None:
+        return []
+    if run.network not in ("", network):
+        raise ValueError(
+            f"--init {run.folder} has the weights of {run.network}, and this run builds {network}; "
+            f"set model.name={run.network}"
+        )
+    for part in JUDGED if run.manifest["images_sha256"] == images_sha256 else ():
+        seen = {i for p in LEARNED if p != part for i in run.manifest["indices"][p]}
+        if both := seen & set(getattr(split, part).tolist()):
             raise ValueError(
-                f"--init {self.folder} has the weights of {self.network}, and this run builds "
-                f"{network}; set model.name={self.network}"
+                f"{len(both)} {part} images of this run took part in the training of --init "
+                f"{run.folder} (its seed is {run.manifest['seed']}, that of this split "
+                f"{split.seed}); take its split with data.manifest={run.folder / 'manifest.json'}"
             )
-        if self.manifest["images_sha256"] != images_sha256:
-            return
-        for part in JUDGED:
-            seen = {i for p in LEARNED if p != part for i in self.manifest["indices"][p]}
-            if both := seen & set(getattr(split, part).tolist()):
-                raise ValueError(
-                    f"{len(both)} {part} images of this run took part in the training of --init "
-                    f"{self.folder} (its seed is {self.manifest['seed']}, that of this split "
-                    f"{split.seed}); take its split with "
-                    f"data.manifest={self.folder / 'manifest.json'}"
-                )
+    if run.precision in ("", precision):
+        return []
+    told = f"{run.folder} computed in {run.precision}, this run in {precision}"
+    return [f"{told}: its start has other figures"]
 
 
 def find(path: Path) -> Origin | None:

@@ -254,7 +254,14 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
             "the processes see different images, splits, settings or code; give all of them the "
             "same files and the same command, and set precision if their machines differ"
         )
-    _check_origin(plan, inputs, out)
+    for note in origin.check(
+        plan.request.init,
+        plan.config["model"].name,
+        plan.run.precision,
+        inputs.split,
+        inputs.images_sha256,
+    ):
+        out.print(f"  --init: {note}", highlight=False, markup=False)
     # A mistake in the last stage must not cost the stages before it.
     parts = range(len(plan.stages))
     planned = [build(plan, i, loaded.task, loaded.images.shape[1], None) for i in parts]
@@ -300,20 +307,6 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     out.print(f"peak memory: {held or 'unknown'}", highlight=False, markup=False)
     out.print(f"results: {plan.out / 'results.json'}", highlight=False, markup=False)
     return results
-
-
-def _check_origin(plan: Plan, inputs: Inputs, out: Console) -> None:
-    found = origin.find(plan.request.init) if plan.request.init else None
-    if found is None:
-        return
-    found.check(plan.config["model"].name, inputs.split, inputs.images_sha256)
-    if found.precision not in ("", plan.run.precision):
-        out.print(
-            f"  --init: {found.folder} computed in {found.precision}, this run in "
-            f"{plan.run.precision}: its start has other figures",
-            highlight=False,
-            markup=False,
-        )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
