@@ -232,10 +232,12 @@ def test_shares_cover_the_batch_and_are_equally_large(num: int, size: int) -> No
     assert set(torch.cat(rows).tolist()) == set(range(num))
 
 
-def run(folder: Path, *words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, processes: int = 2, script: str = "train.py"
+) -> subprocess.CompletedProcess[str]:
     """The command line under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--standalone", "train.py", "--out", str(folder), *words]
+    command += ["--standalone", script, "--out", str(folder), *words]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | OWN
     )
@@ -268,3 +270,19 @@ def test_mistakes_are_told_once(tmp_path: Path) -> None:
     done = run(tmp_path / "run", "--algo", "fixmatch", *SHORT[:1], "fixmatch.batch=7")
     assert done.returncode != 0
     assert done.stderr.count("error: batch=7 cannot be shared by 2 processes") == 1
+
+
+DISAGREES = """
+import os, sys
+from ssl_selmix import cli
+words = ["--algo", "fixmatch", *sys.argv[1:], f"fixmatch.threshold=0.{7 + int(os.environ['RANK'])}"]
+raise SystemExit(cli.main(["train", *words]))
+"""
+
+
+def test_processes_that_were_told_different_things_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "disagrees.py").write_text(DISAGREES)
+    done = run(tmp_path / "run", *SHORT[:3], script=str(tmp_path / "disagrees.py"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: the processes see different images, splits, settings") == 1
+    assert not list(tmp_path.rglob("last.pt"))
