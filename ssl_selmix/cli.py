@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssl_selmix import __version__, plugins
@@ -171,18 +171,24 @@ def _fail(text: str, code: int) -> int:
 
 
 def listing() -> str:
-    """Algorithms, datasets, objectives and presets, a line each."""
+    """Algorithms, datasets, objectives, presets and sweeps, a line each."""
     parts = {
         "algorithms": plugins.available("algorithm"),
         "datasets": plugins.available("dataset"),
         "objectives of SelMix (selmix.objective=NAME)": plugins.objectives(),
         "presets": plugins.presets(),
+        SWEEPS: plugins.sweeps(),
     }
-    lines = []
-    for title, entries in parts.items():
-        width = max(map(len, entries), default=0)
-        lines += [f"{title}:", *(f"  {name:{width}}  {text}" for name, text in entries.items()), ""]
-    return "\n".join(lines).rstrip()
+    return "\n\n".join(_section(title, entries) for title, entries in parts.items())
+
+
+SWEEPS = "sweeps (ssl-selmix sweep NAME)"
+
+
+def _section(title: str, entries: Mapping[str, str]) -> str:
+    width = max(map(len, entries), default=0)
+    lines = (f"  {name:{width}}  {text}" for name, text in entries.items())
+    return "\n".join([f"{title}:", *lines])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -322,11 +328,13 @@ def _sweep_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ssl-selmix sweep",
         description="Run algorithms × splits × seeds: what is missing, not what is finished.",
-        epilog="docs/sweep.md describes the file. ssl-selmix compare makes tables of the folder.",
+        epilog=_section(SWEEPS, plugins.sweeps()) + "\n\ndocs/sweep.md describes the file. "
+        "ssl-selmix compare makes tables of the folder.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one: digits")
+    add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one")
     add("--out", metavar="DIR", type=Path, help="folder of all runs; default: the file's")
     add("--dry-run", action="store_true", help="list the runs and how far each has come")
     add("--jobs", metavar="N", type=_positive, help="at a time; default: by cores, threads, GPUs")

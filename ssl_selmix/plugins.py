@@ -54,14 +54,18 @@ def objectives() -> dict[str, str]:
 
 def presets() -> dict[str, str]:
     """Names of the shipped presets, with the first line of each header."""
-    found = sorted(f.name for f in (_package() / "configs").iterdir() if f.name.endswith(".yaml"))
-    return {
-        name[:-5]: (_package() / "configs" / name)
-        .read_text("utf-8")
-        .partition("\n")[0]
-        .lstrip("# ")
-        for name in found
-    }
+    return _headers(_package() / "configs")
+
+
+def sweeps() -> dict[str, str]:
+    """Names of the shipped sweeps, with the first line of each header."""
+    return _headers(_package() / "configs" / "sweeps")
+
+
+def _headers(folder: Traversable) -> dict[str, str]:
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".yaml"))
+    lines = {name: (folder / name).read_text("utf-8").partition("\n")[0] for name in names}
+    return {name[:-5]: line.lstrip("# ") for name, line in lines.items()}
 
 
 def preset_text(name: str) -> str:

@@ -95,6 +95,34 @@ def test_the_digits_table_has_every_algorithm_and_is_what_the_benchmark_runs() -
             assert tau == (0.0 if run.arms[0].endswith("plain") else 1.0)
 
 
+def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
+    firsts = {"fixmatch", "fixmatch plain", "supervised", "abc", "csst", "daso", "crest_plus"}
+    study, long = Sweep(read("cifar10-jpeg")), Sweep(read("cifar10-jpeg-long"))
+    assert {run.arms[0] for run in study.runs} == firsts
+    seeds = {split: {r.seed for r in study.runs if r.split == split} for split in study.spec.splits}
+    assert seeds == {"same": {0, 1, 2}, "uniform": {0}, "inverted": {0}}
+    assert {(r.split, r.arms[0]) for r in long.runs} == {(s, "fixmatch") for s in long.spec.splits}
+    for sweep, steps in ((study, 200), (long, 5000)):
+        for run in sweep.runs:
+            plan = sweep.plan(run)
+            found = plan.config[plan.algorithms[0][0]]
+            assert found.steps == (1300 if run.base is None else steps)
+            assert plan.config["model"].name == "wrn-10-4-s2" and plan.run.precision == "bf16"
+            if run.base is not None and run.algo == "selmix":
+                assert (found.mix == "none") == ("without mixing" in run.arms[1]) or sweep is study
+                assert (found.step == "fixed") == run.arms[1].startswith("fixed")
+                assert found.spread == (1 if run.arms[1] == "default spread" else 4)
+
+
+def test_the_help_lists_the_shipped_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "--help"])
+    shown = capsys.readouterr().out
+    assert plugins.sweeps().keys() == {"cifar10-jpeg", "cifar10-jpeg-long", "digits"}
+    for name, line in plugins.sweeps().items():
+        assert line and f"{name} " in shown and line in shown
+
+
 def test_the_file_in_the_documentation_means_what_it_says() -> None:
     text = (ROOT / "docs" / "sweep.md").read_text()
     spec = text.partition("```yaml\n")[2].partition("```")[0]

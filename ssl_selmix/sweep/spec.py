@@ -52,12 +52,6 @@ class Spec:
         return {**self.algorithms, **self.then}
 
 
-def shipped() -> list[str]:
-    """Names of the sweeps that come with the package."""
-    folder = files("ssl_selmix") / "configs" / "sweeps"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
 def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spec:
     """The spec in a YAML file or of a shipped name; settings and folder of the command line win.
 
@@ -69,10 +63,10 @@ def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spe
         if not path.is_file():
             raise ValueError(f"no sweep file {path}; check the path")
         text = path.read_text("utf-8")
-    elif source in shipped():
+    elif source in (known := plugins.sweeps()):
         text = (files("ssl_selmix") / "configs" / "sweeps" / f"{source}.yaml").read_text("utf-8")
     else:
-        raise ValueError(f"{plugins.unknown('sweep', source, shipped())}, or give a .yaml file")
+        raise ValueError(f"{plugins.unknown('sweep', source, known)}, or give a .yaml file")
     overrides = config.parse_overrides(words)
     try:
         spec = parse(text, source)
