@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from ssl_selmix.comparison import figures, grouping, plane, protocol, reading, sheets, writers
+from ssl_selmix.comparison import (
+    figures,
+    grouping,
+    logs,
+    plane,
+    protocol,
+    reading,
+    sheets,
+    writers,
+)
 from ssl_selmix.comparison.readout import Choice
 from tests.compared import (
     END,
@@ -337,6 +346,13 @@ def test_mistakes_in_options_are_one_line(
     assert "(--by)" in mistake([folder, "--by", "x"], capsys)
     assert "unknown figure 'x'" in mistake([folder, "--metrics", "x"], capsys)
     assert "unknown row 'abc'" in mistake([folder, "--against", "abc"], capsys)
+    split = results([])["protocol"]["split"]
+    inverted = {"split": split | {"unlabeled": {"shape": "inverted"}}}
+    write(tmp_path / "s", two(protocol=inverted))
+    write(tmp_path / "t", results([stage("abc", START)]))
+    code, out, _ = run([tmp_path, "--against", "abc"], capsys)  # one of the tables has it
+    assert code == 0 and "worst class: against abc" in out
+    assert "no differences with unlabeled.shape=inverted, which has no row abc" in out
     file = folder / "results.json"
     before = file.read_bytes()
     for taken in (file, folder / "new.csv", folder / "deep" / "er" / "new.csv"):
@@ -550,6 +566,45 @@ def test_a_class_without_test_images_has_no_recall_and_breaks_nothing(
     stages = [stage("fixmatch", START, **parts), stage("selmix", START, **parts)]
     write(tmp_path / "r", results(stages))
     assert run([tmp_path / "r", "--html", tmp_path / "o.html"], capsys)[0] == 0
+
+
+def test_recalls_are_drawn_where_seeds_agree_and_over_those_that_have_the_class(
+    tmp_path: Path,
+) -> None:
+    """The mean of 0.28 five times is not 0.28, and its bar would have been negative."""
+    for seed in range(5):
+        recalls = [0.9, 0.28, 0.7 + 0.01 * seed if seed else None]
+        told = measure([0.9, 0.28]) | {"per_class_recall": recalls}
+        told["per_class_coverage"] = [0.4, 0.3, 0.3]
+        stages = [stage(name, START, validation=told, test=told) for name in ("fixmatch", "selmix")]
+        write(tmp_path / str(seed), results(stages, seed))
+    (group,) = groups(tmp_path)
+    (drawn,) = [p for p in figures.of_group(group).made if p.slug.startswith("recalls")]
+    (after,) = [c for c in drawn.figure.axes[0].containers if c.get_label() == "after"]
+    assert after[0].get_ydata()[1:] == pytest.approx([28, 72.5])
+    lows, highs = zip(*(s[:, 1] for s in after[2][0].get_segments()[1:]), strict=True)
+    assert lows == pytest.approx([28, 71]) and highs == pytest.approx([28, 74])
+
+
+def test_units_of_one_seed_have_a_curve_each(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "validation", "step": s, "mean_recall": 0.5, "min_recall": 0.4} for s in (0, 9)
+    ]
+    for images in ("a", "b"):
+        content = results([stage("fixmatch", START)]) | {"manifest_sha256": images * 64}
+        write(tmp_path / images, content, logs=[rows])
+    (group,) = groups(tmp_path, "images")
+    assert len(logs._logged(group.rows[0])) == 2
+
+
+def test_tables_that_only_an_implied_key_tells_apart_have_titles_of_their_own(
+    tmp_path: Path,
+) -> None:
+    kinds = [("cnn-16", 1), ("cnn-16", 2), ("cnn-32", 3)]
+    for i, (network, parameters) in enumerate(kinds):
+        write(tmp_path / str(i), two(protocol={"network": network, "parameters": parameters}))
+    titles = [group.title for group in groups(tmp_path, by=("network",))]
+    assert titles == [f"network={n}, parameters={p}" for n, p in kinds]
 
 
 def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from ssl_selmix.comparison import grouping, logged, outputs, reading, sheets, writers
 from ssl_selmix.comparison.outputs import STDOUT
 from ssl_selmix.comparison.readout import Choice
+from ssl_selmix.plugins import unknown
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def run(request: Request) -> None:
     outputs.check_inputs(request.files, [run.path for run in runs])
     groups, notes = grouping.group(runs, request.allow, request.by)
     notes = list(dict.fromkeys([*notes, *_half(runs), *left_out, *logged.notes(runs)]))
+    notes += _without_reference(request.choice.against, groups)
     made = [(group, sheets.of_group(group, request.choice)) for group in groups]
     if request.markdown:
         _write(request.markdown, writers.markdown(made, notes))
@@ -74,6 +76,21 @@ def _pictures(request: Request, made: writers.Made, notes: Sequence[str]) -> lis
     if request.html:
         _write(request.html, page.report(drawn, [*notes, *told]))
     return list(dict.fromkeys(told))
+
+
+def _without_reference(name: str | None, groups: Sequence[grouping.Group]) -> list[str]:
+    """Which tables lack the row that differences are against; refuses one that no table has."""
+    if name is None:
+        return []
+    rows = {group.title: [row.name for row in group.rows] for group in groups}
+    known = dict.fromkeys(row for found in rows.values() for row in found)
+    if name not in known:
+        raise ValueError(f"{unknown('row', name, known)} (--against)")
+    return [
+        f"no differences with {title}, which has no row {name}"
+        for title, found in rows.items()
+        if name not in found
+    ]
 
 
 def _half(runs: Sequence[reading.Run]) -> list[str]:

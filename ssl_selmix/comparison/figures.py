@@ -214,9 +214,11 @@ def _recall_panel(axis: Axes, cells: Sequence[Cell], part: str) -> None:
     few = len(names) <= 20
     for label, marker, line, colour, fill, stages, shift in looks:
         told = [stage.measured[part]["per_class_recall"] for stage in stages]
-        found = 100 * np.array(told, dtype=float)  # None becomes NaN, which is not drawn
-        mean = found.mean(0)
-        bars = [mean - found.min(0), found.max(0) - mean] if len(cells) > 1 and few else None
+        # None becomes NaN: a class counts over the seeds that have it, and is not drawn without.
+        found = np.ma.masked_invalid(100 * np.array(told, dtype=float))
+        mean, low, high = (x.filled(np.nan) for x in (found.mean(0), found.min(0), found.max(0)))
+        # The mean of equal recalls may differ from them by a rounding, and a bar not be negative.
+        bars = np.clip([mean - low, high - mean], 0, None) if len(cells) > 1 and few else None
         size = 3.5 if few else 2
         look: dict[str, Any] = {"marker": marker, "linestyle": line, "color": colour}
         look |= {"markerfacecolor": fill, "markersize": size, "linewidth": 1, "elinewidth": 0.7}

@@ -93,6 +93,8 @@ def group(
         parts.setdefault(key, []).append(run)
     conditions = [json.loads(key) for key in parts]
     titles = [_title(one, conditions) for one in conditions]
+    if len(set(titles)) < len(titles):  # only what a key implies tells two of them apart
+        titles = [_title(one, conditions, implied=True) for one in conditions]
     kept = [_checked(part, allow) for part in parts.values()]
     every = [run for runs, _ in kept for run in runs]
     words, usual = naming.differences(every, list(found), by)
@@ -110,15 +112,19 @@ def group(
     return made, notes
 
 
-def _title(one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:
-    found = _differing(one, all_of_them)
+def _title(
+    one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]], implied: bool = False
+) -> str:
+    found = _differing(one, all_of_them, implied)
     return ", ".join(f"{k.removeprefix('data.')}={one[k]}" for k in found)
 
 
-def _differing(one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> list[str]:
+def _differing(
+    one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]], implied: bool = False
+) -> list[str]:
     found = [k for k in one if any(one[k] != other.get(k) for other in all_of_them)]
-    implied = {k for name in found for k in protocol.IMPLIED.get(name, ())}
-    return [k for k in found if k not in implied]
+    said = {k for name in found for k in protocol.IMPLIED.get(name, ())}
+    return [k for k in found if implied or k not in said]
 
 
 def _checked(runs: list[Run], allow: Sequence[str]) -> tuple[list[Run], list[str]]:

@@ -25,17 +25,18 @@ from ssl_selmix.comparison.figures import (
 )
 from ssl_selmix.comparison.grouping import Cell, Group, Row
 from ssl_selmix.comparison.logged import Rows, validations
+from ssl_selmix.comparison.reading import Unit
 
 COMPARED = {"mean_recall": "mean recall", "min_recall": "worst class"}
 MATRICES = {"gain_matrix": "gain", "pair_distribution": "P"}
 
 
-def _logged(row: Row) -> dict[int, tuple[Cell, Rows]]:
-    """Cell and validation rows by seed, for seeds whose log is there."""
+def _logged(row: Row) -> dict[Unit, tuple[Cell, Rows]]:
+    """Cell and validation rows by seed and images, for those whose log is there."""
     found = {}
     for unit in sorted(row.cells):
         if rows := validations(row.cells[unit].stage):
-            found[unit[0]] = (row.cells[unit], rows)
+            found[unit] = (row.cells[unit], rows)
     return found
 
 
@@ -101,7 +102,7 @@ def pairs(group: Group, part: str) -> list[Picture]:
     """Gain matrix and P at the first, a middle and the last estimate, of one seed per method."""
     made = []
     for row in group.rows:
-        for seed, (cell, rows) in _logged(row).items():
+        for (seed, _), (cell, rows) in _logged(row).items():
             found = [r for r in rows if all(key in r for key in MATRICES)]
             if found:
                 made.append(_pairs_of(group, row, seed, cell, found))
@@ -147,7 +148,7 @@ def priors(group: Group, part: str) -> list[Picture]:
     """The pool's class distribution: estimated, and true where the data set knows it."""
     found = []
     for row in group.rows:
-        for seed, (cell, rows) in _logged(row).items():
+        for (seed, _), (cell, rows) in _logged(row).items():
             if estimates := [r for r in rows if "estimated_prior" in r]:
                 found.append((f"{row.name}, seed {seed}", cell, estimates))
                 break

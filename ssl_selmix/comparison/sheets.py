@@ -23,7 +23,6 @@ from ssl_selmix.comparison.readout import (
     spread,
     values,
 )
-from ssl_selmix.plugins import unknown
 
 MARK = "*"
 RULE = (
@@ -60,9 +59,6 @@ class Sheet:
 
 def of_group(group: Group, choice: Choice) -> list[Sheet]:
     """All tables of a group."""
-    against = choice.against
-    if against is not None and against not in [row.name for row in group.rows]:
-        raise ValueError(f"{unknown('row', against, [r.name for r in group.rows])} (--against)")
     sheets = [methods(group, choice), changes(group, choice), differences(group, choice)]
     return [sheet for sheet in [*sheets, weights(group, choice)] if sheet.rows]
 
@@ -151,6 +147,8 @@ def _reference(group: Group, figure: str, against: str | None) -> tuple[Row | No
     """The row that differences are taken against, and why it is this one."""
     if named := [row for row in group.rows if row.name == against]:
         return named[0], f"against {named[0].name}"
+    if against is not None:
+        return None, f"no differences, for this table has no row {against}"
     found = leaders(group, figure)
     if not found:
         return None, (
