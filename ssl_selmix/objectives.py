@@ -12,8 +12,9 @@ Shape legend: K classes, G groups of classes, J constraint terms.
 import difflib
 import functools
 import importlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -338,12 +339,21 @@ class Constrained(Objective):
     def _slacks(self, confusion: Tensor) -> dict[str, float]:
         slack = self._group_slack(confusion)
         own = slack.min()[None] if len(self.labels) == 1 else slack
-        return {**self.base._slacks(confusion), **dict(zip(self.labels, own.tolist(), strict=True))}
+        found = self.base._slacks(confusion)
+        for label, value in zip(self.labels, own.tolist(), strict=True):
+            found[_unlike(label, found)] = value
+        return found
 
     def _group_slack(self, confusion: Tensor) -> Tensor:
         # Multipliers belong to the matrix at which the gradient is taken, and its rows are
         # rescaled.
         return self.groups.mean(self.terms(_balance(confusion)))
+
+
+def _unlike(label: str, taken: Container[str]) -> str:
+    """The label, numbered if a constraint further in has it already: none may hide another."""
+    numbered = (f"{label}_{i}" for i in itertools.count(2))
+    return label if label not in taken else next(n for n in numbered if n not in taken)
 
 
 def _coverage_terms(confusion: Tensor, alpha: float) -> Tensor:

@@ -313,6 +313,24 @@ def test_coverage_objective_with_a_further_constraint() -> None:
     assert objective.multipliers is None or len(objective.multipliers) == 3
 
 
+def test_no_constraint_hides_another_of_the_same_name() -> None:
+    c = torch.tensor([[0.5, 0.0], [0.35, 0.15]], dtype=torch.float64)  # coverage 0.85 and 0.15
+
+    def min_coverage(c: torch.Tensor) -> torch.Tensor:
+        return c.sum(0).min() - 0.1
+
+    objective = objectives.get("mean_recall_min_coverage", 2, constraints=[min_coverage])
+    violated, holds = pytest.approx(0.15 - 0.475), pytest.approx(0.05)
+    assert objective.constraints(c) == {"min_coverage": violated, "min_coverage_2": holds}
+    assert objective.feasibility(c) == violated
+    again = objectives.get(objective, 2, constraints=[min_coverage])
+    assert again.constraints(c) == {
+        "min_coverage": violated,
+        "min_coverage_2": holds,
+        "min_coverage_3": holds,
+    }
+
+
 def test_worked_examples() -> None:
     c = torch.tensor([[0.4, 0.1], [0.2, 0.3]], dtype=torch.float64)
     f1 = (2 * 0.4 / 1.1 + 2 * 0.3 / 0.9) / 2
