@@ -179,9 +179,8 @@ class Arrays(Data):
             first = parts[0].take(torch.arange(1)).to(device, net.classifier.weight.dtype)
             check_linear(model, net, first)
         k = net.classifier.out_features
-        for part, name in zip(parts[:2], ("labeled", "validation"), strict=True):
-            _check_labels(part.labels, name, k)
-        _check_present(parts[1].labels, k)
+        _check_labels(parts[0].labels, "labeled", k)
+        check_judge(parts[1].labels, "validation", k)
         if class_names is not None and len(class_names) != k:
             raise ValueError(f"class_names has {len(class_names)} names and the model {k} classes")
         starts = torch.tensor([0] + [len(p) for p in parts]).cumsum(0)
@@ -254,10 +253,16 @@ def _check_labels(labels: Tensor, name: str, k: int) -> None:
         )
 
 
-def _check_present(labels: Tensor, k: int) -> None:
+def check_judge(labels: Tensor, name: str, k: int) -> None:
+    """Refuse labels by which the recall of some class cannot be measured.
+
+    Raises:
+        ValueError: there are none, one is out of range, or a class has no image.
+    """
+    _check_labels(labels, name, k)
     missing = torch.nonzero(torch.bincount(labels, minlength=k) == 0)[:, 0].tolist()
     if missing:
         raise ValueError(
-            f"classes {missing[:10]} have no validation image, so their recall is unknown; hold "
+            f"classes {missing[:10]} have no {name} image, so their recall is unknown; hold "
             "out some images of every class"
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssl_selmix import engine, metrics
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
-from ssl_selmix.arrays import Arrays, Images, LabeledImages, Part
+from ssl_selmix.arrays import Arrays, Images, LabeledImages, Part, check_judge
 from ssl_selmix.data import seed_of
 from ssl_selmix.log import StageLog, console
 from ssl_selmix.models import Classifier
@@ -85,8 +85,8 @@ def finetune(
             the weights are chosen on them.
         unlabeled: images without labels (a dataset's labels, if it has some, are not looked at);
             None draws both images of a pair from `labeled`.
-        test: images with labels to measure before and after on; None measures on validation,
-            which the weights were chosen on and which flatters them.
+        test: images with labels, every class among them, to measure before and after on; None
+            measures on validation, which the weights were chosen on and which flatters them.
         objective: a name, or a function of the joint confusion matrix; see `objectives.get`.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
@@ -98,8 +98,8 @@ def finetune(
         settings: fields of `SelMix.Config`, such as lr, temperature, batch, policy.
 
     Raises:
-        ValueError: no linear head, labels out of range, a class missing from validation, unknown
-            settings; the message says what to do.
+        ValueError: no linear head, labels out of range, a class missing from validation or test,
+            unknown settings; the message says what to do.
     """
     net = split_classifier(model, classifier)
     if _head(model, classifier).bias is None:  # there is none to train, nor to return
@@ -110,7 +110,7 @@ def finetune(
         folder = Path(out) if out is not None else Path(temporary)
         if (folder / "metrics.jsonl").exists():
             raise ValueError(f"{folder} holds another run, which is not overwritten; choose out=")
-        test_set = Part.of(test, "test") if test is not None else None
+        test_set = _judge(test, net) if test is not None else None
         # The engine seeds the global generators at every step; the caller's stay as they were.
         with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
             selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
@@ -210,6 +210,13 @@ def _own(objective: str | Function | Objective, data: Arrays) -> Objective | Non
     if isinstance(objective, str):
         return None
     return get(copy.deepcopy(objective), len(data.class_names))
+
+
+def _judge(test: LabeledImages, net: Classifier) -> Part:
+    """The test images, refused before anything is trained if they cannot judge."""
+    part = Part.of(test, "test")
+    check_judge(part.labels, "test", net.classifier.out_features)
+    return part
 
 
 def _out(progress: bool) -> Console:

@@ -249,6 +249,13 @@ class Convolutional(nn.Module):
             {"validation": (torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))},
             r"\[2\]",
         ),
+        (
+            network(),
+            {"test": (torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))},
+            r"classes \[2\] have no test image",
+        ),
+        (network(), {"test": (torch.randn(2, 3, 8, 8), torch.tensor([1, 3]))}, "test labels run"),
+        (network(), {"test": (torch.randn(0, 3, 8, 8), torch.tensor([]))}, "test is empty"),
         (network(), {"validation": torch.randn(4, 3, 8, 8)}, "needs labels"),
         (network(), {"labeled": iter([])}, "map-style"),
         (network(), {"leraning_rate": 1}, "unknown setting"),
