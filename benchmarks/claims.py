@@ -73,7 +73,7 @@ def objective_row(second: str, figure: str, found: Mapping[str, Mapping[int, Any
     """The row of one objective: baselines against SelMix that was tuned for it."""
     kinds = (
         {name: runs for name, runs in found.items() if "+" not in name},
-        {name: runs for name, runs in found.items() if name.partition("+")[2] == second},
+        {name: runs for name, runs in found.items() if name.rpartition("+")[2] == second},
     )
     seeds = set.intersection(*(set(runs) for kind in kinds for runs in kind.values()))
     row = [second, str(len(seeds))]
@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="of one split of a sweep")
     found = arms(parser.parse_args(argv).folder)
-    pairs = [name.partition("+")[::2] for name in found if "+" in name]
+    # The start of a third stage is the second one.
+    pairs = [name.rpartition("+")[::2] for name in found if "+" in name]
     head = ["start", "second stage", "mean recall", "worst class", "H-mean", "min coverage"]
     rows = [change_row(a, b, found[a], found[f"{a}+{b}"]) for a, b in pairs]
     print(table([*head, f"+{100 * RISE:.0f} / -{100 * LOSS:.0f} holds", "time"], rows))

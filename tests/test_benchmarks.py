@@ -334,3 +334,8 @@ def test_claims_are_held_against_results(
     changes = "+0.0 ± 1.4 | +7.5 ± 0.7 | +0.0 ± 1.4 | +0.0 ± 0.0 | 1 of 2 | 10 %"
     assert lines[2] == f"| fixmatch | selmix | {changes} |"
     assert lines[-1] == "| selmix | 1 | csst | 40.0 | 7.0 | fixmatch+selmix | 38.0 | 7.0 |"
+
+    put("fixmatch+selmix+crt", 0, 0.39, 0.5)  # started from SelMix's weights, not from FixMatch's
+    claims.main([str(tmp_path)])
+    changes = "-1.0 | +1.0 | -1.0 | +0.0 | 0 of 1 | 100 %"
+    assert f"| fixmatch+selmix | crt | {changes} |" in capsys.readouterr().out.splitlines()
