@@ -624,6 +624,15 @@ def test_a_killed_sweep_leaves_a_lock_as_long_as_its_children_live(stub: Path) -
         pass
 
 
+def test_a_chain_that_cannot_be_locked_fails_alone(
+    stub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (FIRST / ".lock").mkdir(parents=True)  # as a disk that is full, or another user's folder
+    assert cli.main(["sweep", "tiny.yaml"]) == 1
+    out = capsys.readouterr().out
+    assert out.count(f"Is a directory ({FIRST / '.lock'})") >= 3 and "7 finished" in out
+
+
 def test_places_share_gpus_and_cores(stub: Path) -> None:
     assert processes.places(3, 0, ["4", "7"], 8) == [
         {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "2"} for gpu in ("4", "7", "4")

@@ -168,6 +168,9 @@ def work(job: Job, children: Children, env: Mapping[str, str], tell: Tell) -> li
     except Busy as error:
         for run in job.runs:
             note(Outcome(run, BUSY, str(error)))
+    except OSError as error:  # of this chain's lock; the other chains go on
+        for run in job.runs[len(outcomes) :]:
+            note(Outcome(run, FAILED, f"{error.strerror} ({error.filename})"))
     return outcomes
 
 
