@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -167,7 +168,8 @@ class Algorithm(nn.Module):
         }
 
         def __post_init__(self) -> None:
-            """Refuse values outside the rules of this class and its bases."""
+            """Refuse values of another type, or outside the rules of this class and its bases."""
+            check_types(self)
             for kind in reversed(type(self).__mro__):
                 check(self, vars(kind).get("RULES", {}))
 
@@ -254,6 +256,27 @@ class Algorithm(nn.Module):
     def export(self) -> Classifier:
         """A network of its own that predicts what `predict` predicts."""
         return copy.deepcopy(self.net)
+
+
+NUMBERS: dict[str, tuple[type, str]] = {
+    "int": (numbers.Integral, "a whole number"),
+    "float": (numbers.Real, "a number"),
+}
+
+
+def check_types(config: Any) -> None:
+    """Raise ValueError for the first field that is to be a number and is none.
+
+    >>> check_types(Algorithm.Config(steps=2.5))
+    Traceback (most recent call last):
+    ValueError: steps must be a whole number, not 2.5
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        named = str(getattr(field.type, "__name__", field.type))  # postponed: a string
+        kind, what = NUMBERS.get(named, (object, ""))
+        if not isinstance(value, kind) or (what and isinstance(value, bool)):
+            raise ValueError(f"{field.name} must be {what}, not {value!r}")
 
 
 def check(config: object, rules: Rules) -> None:

@@ -261,6 +261,8 @@ class Convolutional(nn.Module):
         (network(), {"leraning_rate": 1}, "unknown setting"),
         (network(), {"objective": "min_recal"}, "min_recall"),
         (network(), {"lr": -1.0}, "lr must be > 0"),
+        (network(), {"lr": "fast"}, "lr must be a number, not 'fast'"),
+        (network(), {"steps": 2.5}, "steps must be a whole number, not 2.5"),  # it never ended
         (network(), {"class_names": ["a"]}, "class_names"),
     ],
 )
