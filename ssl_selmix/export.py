@@ -27,7 +27,7 @@ from ssl_selmix.data import assemble
 from ssl_selmix.export_formats import WRITERS, Deployed, deviation
 from ssl_selmix.image_files import Decoder
 from ssl_selmix.log import say
-from ssl_selmix.prediction import Opened, open_run, tell
+from ssl_selmix.prediction import Opened, check_not_of_a_run, open_run, tell
 from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
@@ -128,6 +128,7 @@ def _check_request(
         for place in (path, _sidecar(path)):
             if place.is_dir():
                 raise ValueError(f"{place} is a folder; name a file")
+            check_not_of_a_run(place)
             if place.exists() and not force:
                 raise ValueError(f"{place} exists and is not overwritten; add --force")
     if "onnx" in files:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ssl_selmix.image_files import Chunk, Decoder, LeftOut, find, shown
-from ssl_selmix.prediction import BATCH, SETTINGS, Network, check_batch
+from ssl_selmix.prediction import BATCH, SETTINGS, Network, check_batch, check_not_of_a_run
 
 PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
 
@@ -96,6 +96,7 @@ def _check_out(path: Path | None, force: bool) -> None:
         raise ValueError(f"no folder {path.parent}; create it")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"no file can be written in {path.parent}; choose another --out")
+    check_not_of_a_run(path)
     if path.exists() and not force:
         raise ValueError(f"{path} exists and is not overwritten; add --force")
 

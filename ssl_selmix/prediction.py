@@ -240,6 +240,22 @@ def _in_range(images: Tensor) -> Tensor:
     return images
 
 
+RUN_FILES = ("config.yaml", "manifest.json", "environment.json", "results.json", "log.txt")
+STAGE_FILES = ("model.pt", "last.pt", "best.pt", "previous.pt", "metrics.jsonl")
+
+
+def check_not_of_a_run(path: Path) -> None:
+    """Refuse to write over what a run consists of, which no --force should do.
+
+    Raises:
+        ValueError: names the file and the run.
+    """
+    path = path.resolve()  # a link to such a file is that file
+    for names, run in ((RUN_FILES, path.parent), (STAGE_FILES, path.parent.parent)):
+        if path.name in names and path.exists() and (run / "config.yaml").is_file():
+            raise ValueError(f"{path} belongs to the run {run}; write to another file")
+
+
 def check_batch(batch: int) -> None:
     """Refuse a batch without images."""
     if batch < 1:

@@ -243,6 +243,20 @@ def test_files_are_overwritten_if_asked(
         Path(f"{path}.json").unlink()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "1-supervised/model.pt"])
+@pytest.mark.parametrize(
+    "words", [["export", "RUN", "--state-dict"], ["predict", "RUN", ".", "--out"]]
+)
+def test_no_force_writes_over_a_run(
+    digits: Path, name: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (digits / name).read_bytes()
+    command = [str(digits) if word == "RUN" else word for word in words]
+    assert cli.main([*command, str(digits / name), "--force"]) == 2
+    assert f"belongs to the run {digits.resolve()}" in capsys.readouterr().err
+    assert (digits / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
