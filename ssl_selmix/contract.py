@@ -846,23 +846,11 @@ def outcomes(subject: Subject) -> Iterator[Outcome]:
                 yield Outcome(
                     title,
                     "failed",
-                    blame(error, inspect.getfile(subject.kind)),
+                    plugins.blame(error, inspect.getfile(subject.kind)),
                     traceback.format_exc(),
                 )
             else:
                 yield Outcome(title, "passed")
-
-
-def _frames_in(file: str, error: Exception) -> list[traceback.FrameSummary]:
-    frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if Path(frame.filename).resolve() == Path(file).resolve()]
-
-
-def blame(error: Exception, file: str) -> str:
-    """An error in one line, and where in this file it came from, if it did."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    frame = (_frames_in(file, error) or traceback.extract_tb(error.__traceback__))[-1]
-    return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def report(name: str, debug: bool = False) -> bool:
@@ -876,10 +864,10 @@ def report(name: str, debug: bool = False) -> bool:
     try:
         found = subject(name)
     except Exception as error:
-        explained = isinstance(error, ValueError) and not _frames_in(where, error)
+        explained = isinstance(error, ValueError) and not plugins.frames_in(where, error)
         if debug or explained:
             raise
-        raise ValueError(f"{name} cannot be imported: {blame(error, where)}") from error
+        raise ValueError(f"{name} cannot be imported: {plugins.blame(error, where)}") from error
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     for outcome in outcomes(found):
         counts[outcome.verdict] += 1

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -92,21 +93,25 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}"
 
 
-def load_module(kind: str, name: str) -> ModuleType:
+def load_module(kind: str, name: str, anywhere: bool = False) -> ModuleType:
     """Import a plug-in by shipped name, dotted module (`mylab.methods`) or path (`./my.py`).
 
+    With `anywhere` a name without a dot may be a module outside the package, too.
+
     Raises:
-        ValueError: there is no such plug-in.
+        ValueError: there is no such plug-in, or it raises an error.
     """
     if name in available(kind):
         return importlib.import_module(f"ssl_selmix.{FOLDERS[kind]}.{name}")
     if name.endswith(".py") or "/" in name:
         return import_file(Path(name))
-    if "." in name.strip("."):
+    if "." in name.strip(".") or (anywhere and name and importlib.util.find_spec(name)):
         try:
             return importlib.import_module(name)
         except (ModuleNotFoundError, TypeError) as error:
             raise ValueError(f"cannot import {name} ({error}); is it on PYTHONPATH?") from error
+        except Exception as error:
+            raise ValueError(f"{name} cannot be imported: {blame(error, name)}") from error
     raise ValueError(unknown(kind, name, available(kind)))
 
 
@@ -114,7 +119,7 @@ def import_file(path: Path) -> ModuleType:
     """Import a Python file from anywhere.
 
     Raises:
-        ValueError: there is no such file, or it is no Python file.
+        ValueError: there is no such file, it is no Python file, or it raises an error.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_file():
@@ -130,7 +135,26 @@ def import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}; correct the file") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {blame(error, str(path))}") from error
     return module
+
+
+def blame(error: Exception, file: str) -> str:
+    """An error in one line, and where in this file it came from, if it did."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    frame = (frames_in(file, error) or traceback.extract_tb(error.__traceback__))[-1]
+    return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def frames_in(file: str, error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of an error's traceback that lie in this file."""
+    place = os.path.realpath(os.path.expanduser(file))
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.realpath(frame.filename) == place
+    ]
 
 
 def dataset(name: str) -> ModuleType:
@@ -154,7 +178,7 @@ def algorithm(name: str) -> tuple[str, type[Algorithm]]:
     from ssl_selmix.algorithm import Algorithm
 
     location, _, wanted = name.partition(":")
-    module = load_module("algorithm", location)
+    module = load_module("algorithm", location, anywhere=bool(wanted))
     found = [
         value
         for value in vars(module).values()

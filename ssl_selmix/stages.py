@@ -327,7 +327,15 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     images = max(algorithm.images_per_step for algorithm in algorithms)
     images //= world.size if world else 1
     shape = tuple(loaded.images.shape[1:])
-    flops = machine.flops_per_step(algorithms[0].net, shape, images)
+    try:
+        flops = machine.flops_per_step(algorithms[0].net, shape, images)
+    except Exception as error:  # whatever the network says of images that it was not made for
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise ValueError(
+            f"model.name={plan.config['model'].name} cannot take images of "
+            f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
+            "the data set has it"
+        ) from error
     threads = plan.run.threads or machine.threads_for(flops)
     torch.set_num_threads(threads)
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"

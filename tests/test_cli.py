@@ -48,6 +48,24 @@ def mistake(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+def test_a_network_for_other_images_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    told = mistake([*BOTH, "model.name=timm:vit_tiny_patch16_224"], capsys)
+    assert "vit_tiny_patch16_224 cannot take images of 1×8×8 (Input height" in told
+    assert "choose another network, or data.size" in told
+
+
+def test_a_method_whose_file_raises_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("\nimport no_such_module\n")
+    for words in (["--algo", str(mine)], [*BOTH, "--dataset", str(mine)]):
+        told = mistake(words, capsys)
+        assert f"{mine} cannot be imported: ModuleNotFoundError: " in told
+        assert told.endswith("(mine.py, line 2)")
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -533,8 +533,8 @@ def test_a_file_that_cannot_be_imported_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for text, message in (
-        ("import math\n\nmath.sqrt(-1)\n", "./mine.py cannot be imported: ValueError: math domain"),
-        ("import math\n\n{}[3]\n", "./mine.py cannot be imported: KeyError: 3 (mine.py, line 3)"),
+        ("import math\n\nmath.sqrt(-1)\n", "mine.py cannot be imported: ValueError: math domain"),
+        ("import math\n\n{}[3]\n", "mine.py cannot be imported: KeyError: 3 (mine.py, line 3)"),
         ("x = = 1\n", "mine.py, line 1: invalid syntax; correct the file"),
         ("x = 1\n", "./mine.py must define one Algorithm, it defines 0"),
     ):
@@ -543,8 +543,9 @@ def test_a_file_that_cannot_be_imported_is_one_line(
         out, err = capsys.readouterr()
         assert not out and err.startswith(f"error: {message}") and len(err.splitlines()) == 1
     Path("mine.py").write_text("{}[3]")
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="cannot be imported") as told:
         cli.main(["check", "./mine.py", "--debug"])
+    assert isinstance(told.value.__cause__, KeyError)
 
 
 def test_a_class_in_a_module_is_checked_by_its_name(check: Any, monkeypatch: Any) -> None:

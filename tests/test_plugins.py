@@ -152,6 +152,10 @@ def test_algorithm_from_a_module(folder: Path) -> None:
     (folder / "mylab" / "methods.py").write_text(TWO)
     short, kind = plugins.algorithm("mylab.methods:Other")
     assert (short, kind.__name__) == ("other", "Other")
+    (folder / "alone.py").write_text(TWO)  # a name of shipped plug-ins would win
+    assert plugins.algorithm("alone:Other")[0] == "other"
+    with pytest.raises(ValueError, match="unknown algorithm 'alone'"):
+        plugins.algorithm("alone")
     (folder / "mylab" / "single.py").write_text(ONE)
     assert plugins.algorithm("mylab.single")[0] == "single"
 
