@@ -193,7 +193,8 @@ def _section(title: str, entries: Mapping[str, str]) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        # argparse prints the usage first; a mistake deserves one line.
+        # argparse prints the usage first; a mistake deserves one line. Settings are never required.
+        message = message.replace(", key=value", "")
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
@@ -354,7 +355,11 @@ def _path(text: str) -> Path:
 
 
 def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
 

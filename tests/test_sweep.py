@@ -268,9 +268,10 @@ def test_a_mistake_is_found_before_anything_runs(text: str, parts: list[str]) ->
         (["tiny.yaml", "device=gpu"], ["device=gpu cannot be used", "device=cpu"]),
         (["tiny.yaml", "--only", "4"], ["--only must be 0 to 3", "not 4"]),
         (["tiny.yaml", "--jobs", "0"], ["0 is not at least 1"]),
+        (["tiny.yaml", "--jobs", "x"], ["'x' is no whole number"]),
         (["tiny.yaml", "--engine", "ray", "--jobs", "2"], ["leave out --jobs"]),
         (["tiny.yaml", "--slurm", "tiny.yaml"], ["tiny.yaml exists and is no script"]),
-        ([], ["required: SPEC", "ssl-selmix sweep --help"]),
+        ([], ["required: SPEC;", "ssl-selmix sweep --help"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
