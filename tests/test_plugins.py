@@ -215,8 +215,11 @@ def test_file_that_is_no_python(folder: Path) -> None:
 
 def test_errors_inside_a_plugin_are_its_own(folder: Path) -> None:
     (folder / "broken.py").write_text("1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(
+        ValueError, match=r"cannot be imported: ZeroDivisionError.*line 1\)"
+    ) as told:
         plugins.algorithm("./broken.py")
+    assert isinstance(told.value.__cause__, ZeroDivisionError)  # whose traceback --debug shows
 
 
 def test_files_that_are_no_plugins_are_refused_in_a_sentence(tmp_path: Path) -> None:
