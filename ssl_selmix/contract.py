@@ -860,14 +860,7 @@ def report(name: str, debug: bool = False) -> bool:
         ValueError: there is no such algorithm, or its file cannot be imported.
     """
     since = time.perf_counter()
-    where = name.partition(":")[0]
-    try:
-        found = subject(name)
-    except Exception as error:
-        explained = isinstance(error, ValueError) and not plugins.frames_in(where, error)
-        if debug or explained:
-            raise
-        raise ValueError(f"{name} cannot be imported: {plugins.blame(error, where)}") from error
+    found = subject(name)
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     for outcome in outcomes(found):
         counts[outcome.verdict] += 1

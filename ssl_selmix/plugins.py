@@ -143,18 +143,10 @@ def import_file(path: Path) -> ModuleType:
 def blame(error: Exception, file: str) -> str:
     """An error in one line, and where in this file it came from, if it did."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    frame = (frames_in(file, error) or traceback.extract_tb(error.__traceback__))[-1]
+    frames, place = traceback.extract_tb(error.__traceback__), os.path.realpath(file)
+    own = [frame for frame in frames if os.path.realpath(frame.filename) == place]
+    frame = (own or frames)[-1]
     return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
-
-
-def frames_in(file: str, error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of an error's traceback that lie in this file."""
-    place = os.path.realpath(os.path.expanduser(file))
-    return [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if os.path.realpath(frame.filename) == place
-    ]
 
 
 def dataset(name: str) -> ModuleType:

@@ -122,8 +122,10 @@ def differences(group: Group, choice: Choice) -> Sheet:
     """Every method against one of them, on the seeds and images that both have."""
     pairs: list[tuple[str, str, list[Measured], list[Measured]]] = []
     notes = []
+    # That a table lacks the row to compare with is told once, for all tables (command.py).
+    lacks = choice.against is not None and choice.against not in [row.name for row in group.rows]
     for figure in choice.compared:
-        if len(group.rows) < 2:
+        if len(group.rows) < 2 or lacks:
             continue
         reference, note = _reference(group, figure, choice.against)
         notes.append(f"{TITLES[figure]}: {note}")
@@ -147,8 +149,6 @@ def _reference(group: Group, figure: str, against: str | None) -> tuple[Row | No
     """The row that differences are taken against, and why it is this one."""
     if named := [row for row in group.rows if row.name == against]:
         return named[0], f"against {named[0].name}"
-    if against is not None:
-        return None, f"no differences, for this table has no row {against}"
     found = leaders(group, figure)
     if not found:
         return None, (
