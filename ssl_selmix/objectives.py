@@ -223,7 +223,7 @@ class FunctionObjective(Objective):
         self.function = function  # a Module is registered by this, so its buffers move along
 
     def _value(self, confusion: Tensor) -> Tensor:
-        return _scalar(self.function(confusion), self.function)
+        return _result(self.function, confusion)
 
 
 class RecallMean(Objective):
@@ -361,10 +361,42 @@ def _coverage_terms(confusion: Tensor, alpha: float) -> Tensor:
 
 
 def _stacked_terms(confusion: Tensor, functions: Sequence[Function]) -> Tensor:
-    return torch.stack([_scalar(function(confusion), function) for function in functions])
+    return torch.stack([_result(function, confusion) for function in functions])
 
 
-def _scalar(value: Tensor, function: Function) -> Tensor:
+def _tried(function: Function, num_classes: int) -> Function:
+    """The function, once it gave something to differentiate: its first use may be hours away."""
+    tensors = (
+        itertools.chain(function.parameters(), function.buffers())
+        if isinstance(function, nn.Module)
+        else ()
+    )
+    device = next((t.device for t in tensors), torch.device("cpu"))
+    with torch.inference_mode(False), torch.enable_grad():
+        part = torch.full((num_classes,), 0.5, dtype=torch.float64, device=device)
+        value = _result(function, _balance(part.requires_grad_().diag() + 0.5 / num_classes))
+    if not value.requires_grad:
+        raise ValueError(
+            f"{_name_of(function, 'the objective')} must depend on the confusion matrix in a way "
+            "that can be differentiated; compute it in torch, without .item(), .detach(), "
+            "comparisons or arg-max"
+        )
+    return function
+
+
+def _result(function: Function, confusion: Tensor) -> Tensor:
+    try:
+        value = function(confusion)
+    except Exception as error:
+        plain = getattr(function, "func", function)  # that of a functools.partial
+        if isinstance(error, ValueError) and getattr(plain, "__module__", "") == __name__:
+            raise  # the examples below say themselves what is wrong
+        code = getattr(plain, "__code__", None)
+        reason = plugins.blame(error, code.co_filename if code else "")
+        raise ValueError(
+            f"{_name_of(function, 'the objective')} fails on a confusion matrix of "
+            f"{len(confusion)} classes: {reason}; correct the function"
+        ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise ValueError(
             "a function of the confusion matrix must return a scalar tensor, "
@@ -473,7 +505,7 @@ def _build(objective: str | Function, num_classes: int, options: Mapping[str, An
             )
         return objective
     if not isinstance(objective, str):
-        return FunctionObjective(num_classes, objective)
+        return FunctionObjective(num_classes, _tried(objective, num_classes))
     index, coverage_labels = list(range(num_classes)), ["min_coverage"]
     if "_ht_" in objective:
         tail = _tail_classes(num_classes, options["tail"])
@@ -514,6 +546,7 @@ def _constrain(
                 f"constraint {label} must be callable, got {function!r}; pass g(confusion) -> "
                 "scalar"
             )
+        _tried(function, base.num_classes)
     terms = functools.partial(_stacked_terms, functions=[function for _, function in named])
     groups = Groups(range(len(named)))
     return Constrained(base, terms, groups, labels, tau=tau, lambda_max=lambda_max, by_class=False)

@@ -415,9 +415,9 @@ def test_bad_confusion_matrices(confusion: Tensor, message: str) -> None:
 def test_bad_functions_and_examples() -> None:
     c = random_confusion(3)
     with pytest.raises(ValueError, match=r"diagonal returned \(3,\)"):
-        objectives.get(torch.diagonal, 3).value(c)
-    with pytest.raises(ValueError, match="must be below the number of classes 3, got 3"):
-        objectives.get(objectives.recall_of(3), 3).value(c)
+        objectives.get(torch.diagonal, 3)
+    with pytest.raises(ValueError, match=r"^cls must be below the number of classes 3, got 3"):
+        objectives.get(objectives.recall_of(3), 3)
     with pytest.raises(ValueError, match="class index >= 0, got -1"):
         objectives.recall_of(-1)
     with pytest.raises(ValueError, match=r"in \(0, 1\], got 80"):
@@ -426,6 +426,38 @@ def test_bad_functions_and_examples() -> None:
         objectives.cost_matrix(torch.full((2, 2), math.inf))
     with pytest.raises(ValueError, match="costs must be"):
         objectives.cost_matrix(torch.ones(2, 2))(c)
+
+
+def fails(confusion: Tensor) -> Tensor:
+    raise KeyError("of the user")
+
+
+def rounds(confusion: Tensor) -> Tensor:
+    return confusion.diagonal().detach().sum()
+
+
+class Weighted(torch.nn.Module):
+    """An objective with numbers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.eye(3, dtype=torch.float64))
+
+    def forward(self, confusion: Tensor) -> Tensor:
+        return (self.weights * confusion).sum()
+
+
+def test_functions_are_tried_before_anything_is_trained() -> None:
+    line = fails.__code__.co_firstlineno + 1
+    told = rf"^fails fails .*KeyError: 'of the user' \(test_objectives.py, line {line}\); correct"
+    for options in ({"objective": fails}, {"objective": "g_mean", "constraints": [fails]}):
+        with pytest.raises(ValueError, match=told):
+            objectives.get(num_classes=3, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rounds must depend on the confusion matrix"):
+        objectives.get("mean_recall", 3, constraints=[rounds])
+    weighted = Weighted()
+    with torch.inference_mode():
+        objectives.get(weighted, 3)
 
 
 @pytest.mark.parametrize("name", sorted(objectives.DESCRIPTIONS))

@@ -393,7 +393,10 @@ def test_a_mistake_about_a_later_stage_is_found_before_any_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
+    mine = tmp_path / "mine.py"
+    mine.write_text("def fails(c):\n    return c + 'a'\n\n\ndef flat(c):\n    return c.argmax()\n")
     mistakes = ["selmix.objective=min_recal", "selmix.alpha=0.3", "selmix.step_size=-3"]
+    mistakes += [f"selmix.objective={mine}:fails", f"selmix.constraints=[{mine}:flat]"]
     for mistake in [*mistakes, "data.test=0"]:
         refusal(folder, mistake)
         assert "1-fixmatch" not in capsys.readouterr().out
