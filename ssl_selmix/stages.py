@@ -42,6 +42,8 @@ from ssl_selmix.splits import Split, read_manifest
 
 NO_PRESET = "none"
 PLACES = ("init.path", "data.manifest.path")
+# What another machine may have otherwise than that of the run.
+MAY_CHANGE = (*config.MACHINE_KEYS, "precision", "data.root", "data.download")
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
 
@@ -197,8 +199,14 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
     """The plan of a run that exists, for commands that look at it again.
 
     Raises:
-        ValueError: the folder is no run, or what it needs is gone.
+        ValueError: the folder is no run, what it needs is gone, or a setting is not of the machine.
     """
+    for key in config.parse_overrides(settings):
+        if key not in MAY_CHANGE:
+            raise ValueError(
+                f"{key} cannot be set here: what {folder} was trained with stays; what may be "
+                f"another on this machine: {', '.join(MAY_CHANGE)}"
+            )
     path = folder / "config.yaml"
     try:
         written = OmegaConf.to_container(OmegaConf.load(path))

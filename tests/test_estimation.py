@@ -1,6 +1,7 @@
 """`ssl-selmix estimate`: what a finished run's model says about its unlabeled pool."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,8 @@ def test_a_damaged_configuration_is_told(
     [
         (["{empty}"], "is no run of ssl_selmix; it has no config.yaml"),
         (["{run}", "--method", "magic"], "invalid choice: 'magic'"),
-        (["{run}", "data.validation=7"], "describes other images or another split"),
-        (["{run}", "data.nonsense=1"], "unknown key 'data.nonsense'"),
+        (["{run}", "data.validation=7"], "data.validation cannot be set here: what "),
+        (["{run}", "data.root=."], "unknown key 'data.root'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -110,3 +111,11 @@ def test_mistakes_are_told_in_one_line(
         code = int(str(error.code))
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_other_images_are_refused(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"images_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="describes other images or another split"):
+        estimation.of_run(copy)
