@@ -35,8 +35,9 @@ class Run:
         if self.precision not in PRECISIONS:
             names = ", ".join(PRECISIONS)
             raise ValueError(f"precision must be one of {names}, not {self.precision!r}")
-        if self.seed < 0 or self.threads < 0:
-            raise ValueError("seed and threads must be at least 0")
+        for name, value in (("seed", self.seed), ("threads", self.threads)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

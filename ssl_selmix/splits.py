@@ -117,7 +117,8 @@ class Counts:
         """Refuse a shape that does not exist or contradicts the other fields."""
         where = f"{part}." if part else ""
         if self.shape not in SHAPES:
-            raise ValueError(f"{where}{plugins.unknown('shape', self.shape, SHAPES)}")
+            key = f"{where}shape: " if part else ""
+            raise ValueError(f"{key}{plugins.unknown('shape', self.shape, SHAPES)}")
         if self.shape == "unknown" and self.largest:
             raise ValueError(
                 f"{where}shape=unknown draws no image, got {where}largest={self.largest}; set "

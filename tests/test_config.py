@@ -157,8 +157,8 @@ def test_mistakes_of_a_preset_name_the_preset() -> None:
     [
         ("fixmatch.steps=0", r"^fixmatch\.steps must be at least 1, not 0$"),
         ("selmix.steps=-3", r"^selmix\.steps must be at least 1, not -3$"),
-        ("seed=-1", r"^seed and threads must be at least 0"),
-        ("threads=-1", r"^seed and threads must be at least 0"),
+        ("seed=-1", r"^seed must be at least 0, not -1$"),
+        ("threads=-1", r"^threads must be at least 0, not -1$"),
     ],
 )
 def test_values_out_of_range(word: str, message: str) -> None:

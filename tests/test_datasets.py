@@ -121,9 +121,9 @@ def test_jpeg_is_read(root: Path) -> None:
 def test_resizing_makes_squares_of_unequal_images(root: Path) -> None:
     write(root / "train" / "dog" / "0.png", pixels(9, 3, 3))
     write(root / "test" / "dog" / "0.png", pixels(100, 70, 3))
-    found = load(root, size=4)
+    found = load(root, size=7)
     assert found.test is not None
-    assert found.train.shape == (6, 3, 4, 4) and found.test.shape == (4, 3, 4, 4)
+    assert found.train.shape == (6, 3, 7, 7) and found.test.shape == (4, 3, 7, 7)
 
 
 def test_resizing_to_the_same_size_changes_nothing(tmp_path: Path) -> None:
@@ -144,6 +144,11 @@ def test_test_images_of_another_size(root: Path) -> None:
         write(path, pixels(6, 6, 3))
     with pytest.raises(ValueError, match=r"\(5, 6\) and test images \(6, 6\).*data\.size"):
         load(root)
+
+
+def test_images_too_small_to_be_shifted(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"more than 4 pixels a side.*not 4; set data\.size=32"):
+        load(root, size=4)
 
 
 def test_images_too_large_for_the_pool(root: Path) -> None:

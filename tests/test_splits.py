@@ -143,7 +143,7 @@ def test_shapes_only_order_the_long_tail(n: int, rho: float, k: int) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Counts(5, shape="midle"), "unknown shape 'midle'; did you mean middle"),
+        (Counts(5, shape="midle"), "shape: unknown shape 'midle'; did you mean middle"),
         (Counts(5, shape="unknown"), "draws no image, got unlabeled.largest=5; set .*largest=0"),
         (Counts(5, rho=0.1, shape="inverted"), "rho=0.1; set unlabeled.rho=10, or shape=long_tail"),
         (Counts(5, rho=0.5, shape="middle"), "shape=middle orders a tail that falls"),

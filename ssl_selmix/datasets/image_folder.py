@@ -75,6 +75,12 @@ def load(config: Config) -> ImageSet:
             f"train images are {tuple(train.shape[2:])} and test images {tuple(test.shape[2:])} "
             "pixels; set data.size to resize both"
         )
+    weak, smallest = Weak(), min(train.shape[2:])
+    if smallest <= weak.pad:
+        raise ValueError(
+            f"images must have more than {weak.pad} pixels a side, by which they are shifted, "
+            f"not {smallest}; set data.size=32, say"
+        )
     sample = train[:: max(1, len(train) // 5000)].transpose(0, 1).flatten(1).double()
     return ImageSet(
         train=train,
@@ -84,8 +90,8 @@ def load(config: Config) -> ImageSet:
         class_names=names,
         mean=tuple(sample.mean(1).tolist()),
         std=tuple(sample.std(1).clamp_min(1).tolist()),
-        weak=Weak(),
-        strong=Strong(weak=Weak()),
+        weak=weak,
+        strong=Strong(weak=weak),
     )
 
 
