@@ -53,6 +53,12 @@ def check_linear(model: nn.Module, net: Classifier, x: Tensor) -> None:
             f"the model must give a tensor of logits N×K, not {type(expected).__name__}; wrap it "
             "in a module that returns its logits"
         )
+    if not bool(x.isfinite().all()):
+        raise ValueError("the first labeled image has NaN or inf; correct the images")
+    if not bool(expected.isfinite().all()):
+        raise ValueError(
+            "the model gives NaN or inf for the first labeled image; correct its weights"
+        )
     try:
         with _evaluating(net):
             features = net.features(x)

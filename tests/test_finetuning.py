@@ -226,6 +226,13 @@ class Softmax(nn.Module):
         return logits.softmax(1)
 
 
+class Diverged(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(*network())
+        with torch.no_grad():
+            next(self.parameters()).fill_(torch.nan)
+
+
 class Convolutional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -241,6 +248,12 @@ class Convolutional(nn.Module):
     [
         (Convolutional(), {}, "no nn.Linear"),
         (Softmax(), {}, "after its last linear layer"),
+        (Diverged(), {}, "the model gives NaN or inf"),
+        (
+            network(),
+            {"labeled": (torch.full((4, 3, 8, 8), torch.nan), torch.arange(4) % K)},
+            "has NaN",
+        ),
         (network(), {"classifier": "1"}, "linear layer"),
         (network(), {"labeled": (torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))}, "0..2"),
         (network(), {"labeled": (torch.randn(4, 3, 8, 8), torch.tensor([0, 1]))}, "4 images"),

@@ -439,6 +439,8 @@ def rounds(confusion: Tensor) -> Tensor:
 class Weighted(torch.nn.Module):
     """An objective with numbers of its own."""
 
+    weights: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("weights", torch.eye(3, dtype=torch.float64))
