@@ -272,7 +272,7 @@ def test_no_force_writes_over_a_run(
         (["--pt2", "m.pt"], "takes names in .pt2, not m.pt"),
         (["--torchscript", "m.pt", "--tolerance", "0"], "tolerance must be > 0, not 0.0"),
         (["--torchscript", "m.pt", "--tolerance", "nan"], "tolerance must be > 0, not nan"),
-        (["--torchscript", "m.pt", "data.rot=x"], "unknown key 'data.rot'"),
+        (["--torchscript", "m.pt", "model.name=x"], "model.name cannot be set here"),
     ],
 )
 def test_mistakes_are_told_in_a_line(

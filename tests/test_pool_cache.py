@@ -135,7 +135,7 @@ def test_size_and_decoder_have_pools_of_their_own(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(root, cache)
-    assert load(root, cache, size=4).train.shape == (8, 3, 4, 4)
+    assert load(root, cache, size=7).train.shape == (8, 3, 7, 7)
     assert len(pools(cache)) == 4
     monkeypatch.setattr(image_folder, "DECODING", datasets_io.DECODING + 1)
     load(root, cache)
