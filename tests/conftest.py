@@ -1,5 +1,6 @@
 """A data set of three easy classes, small enough to train on within a test."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,13 @@ from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.splits import Counts, LongTailSplit, Split
 from tests import recorded
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores among the processes of pytest-xdist, which inherit this environment."""
+    if config.option.tx:
+        share = max(1, (os.cpu_count() or 1) // len(config.option.tx))
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
