@@ -109,8 +109,10 @@ def compose(
     for name, kind in sections.items():
         tree[name] = OmegaConf.structured(kind)
     OmegaConf.set_struct(tree, True)
+    known = flatten(OmegaConf.to_container(tree))  # type: ignore[arg-type]
     for origin, settings in layers:
         for key, value in settings.items():
+            _check_key(key, known, origin)
             _set(tree, key, value, origin)
     objects: dict[str, Any] = {}
     for name in types:
@@ -126,14 +128,15 @@ def compose(
     return objects, {str(k): v for k, v in plain.items()}
 
 
-def _set(tree: DictConfig, key: str, value: Any, origin: str) -> None:
-    known = flatten(OmegaConf.to_container(tree))  # type: ignore[arg-type]
-    groups = {k[: i + 1].rstrip(".") for k in known for i, c in enumerate(k) if c == "."}
+def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
     if key not in known:
-        if key in groups:
-            inside = sorted(k for k in known if k.startswith(key + "."))
+        inside = sorted(k for k in known if k.startswith(key + "."))
+        if inside:
             raise ValueError(f"{key} is a group; set one of {', '.join(inside)} ({origin})")
         raise ValueError(f"{unknown('key', key, known)} ({origin})")
+
+
+def _set(tree: DictConfig, key: str, value: Any, origin: str) -> None:
     try:
         OmegaConf.update(tree, key, value)
     except OmegaConfBaseException as error:

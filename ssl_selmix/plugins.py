@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ def _package() -> Traversable:
     return files("ssl_selmix")
 
 
+@cache  # a sweep asks for every run
 def _first_line(source: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
