@@ -157,7 +157,22 @@ def _one_line(error: Exception, kept: bool) -> str:
         where = f" ({error.filename})" if error.filename else ""
         then = "; what was saved before is kept, --resume continues it" if kept else ""
         return f"{error.strerror}{where}{then}"
-    return " ".join(str(error).split())
+    return " ".join(f"{error}{_line_of_the_user(error)}".split())
+
+
+def _line_of_the_user(error: Exception) -> str:
+    """Where it was raised, if that is in a file of the user's own: a method, an objective."""
+    import sysconfig
+    import traceback
+
+    package = os.path.dirname(__file__)
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(package):
+            return ""
+        if not frame.filename.startswith((*libraries, "<")):
+            return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return ""
 
 
 def _fail(text: str, code: int) -> int:

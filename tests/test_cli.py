@@ -66,6 +66,18 @@ def test_a_method_whose_file_raises_is_told_in_one_line(
         assert told.endswith("(mine.py, line 2)")
 
 
+def test_a_mistake_that_a_method_of_ones_own_tells_names_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from ssl_selmix.algorithms.supervised import Supervised\n\n\nclass Mine(Supervised):\n"
+        "    def forward(self, batch, context):\n        raise ValueError('too few')\n"
+    )
+    told = mistake(["--algo", str(mine), "mine.steps=2", "--out", str(tmp_path / "run")], capsys)
+    assert told == "error: too few (mine.py, line 6)"
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
