@@ -39,7 +39,6 @@ from tests.compared import (
 )
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-DIGITS = RESULTS / "digits"
 
 
 def test_rows_are_chains_and_their_beginnings_with_spread_over_seeds(tmp_path: Path) -> None:
@@ -613,19 +612,9 @@ def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:
     assert protocol.keys(found)["steps"] == 100
 
 
-@pytest.mark.skipif(not DIGITS.exists(), reason="the committed results are not here")
-def test_the_committed_digits_give_the_figures_that_their_files_hold() -> None:
-    for group in groups(DIGITS):
-        pool = "inverted" if "inverted" in group.title else "same"
-        files = sorted(DIGITS.glob(f"{pool}-*-abc-selmix.json"))
-        worst = [json.loads(f.read_text())["stages"][1]["test"]["min_recall"] for f in files]
-        (row,) = [r for r in cells(group, "methods") if r[0] == "abc + selmix"]
-        assert row[1] == str(len(files))
-        assert row[3].split(" ")[0] == f"{100 * sum(worst) / len(worst):.1f}"
-        assert "fixmatch [plain] + selmix" in names(group)
-
-
-@pytest.mark.parametrize(("study", "most"), [("cifar10-jpeg", 60), ("cifar10-jpeg-long", 6)])
+@pytest.mark.parametrize(
+    ("study", "most"), [("cifar10-jpeg", 60), ("cifar10-jpeg-long", 6), ("digits", 70)]
+)
 def test_the_tables_of_the_study_are_those_of_its_files(study: str, most: int) -> None:
     """Without the intervals, whose last digit may be another one with another numpy."""
     made = groups(RESULTS / study)

@@ -66,7 +66,7 @@ def tiny(*words: str, out: str | None = None) -> Sweep:
 # --- The file ------------------------------------------------------------------------------------
 
 
-def test_the_digits_table_has_every_algorithm_and_is_what_the_benchmark_runs() -> None:
+def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     sweep = Sweep(read("digits"))
     second = {"selmix", "crt", "lws", "mixup", "cutmix"}
     rows = {(run.split, run.seed, run.arms): run for run in sweep.runs}
