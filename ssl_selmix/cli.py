@@ -165,8 +165,9 @@ def _line_of_the_user(error: Exception) -> str:
     import sysconfig
     import traceback
 
-    package = os.path.dirname(__file__)
-    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    package = os.path.join(os.path.dirname(__file__), "")  # not that of ssl_selmix_of_mine
+    places = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    libraries = tuple(os.path.join(place, "") for place in places)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith(package):
             return ""

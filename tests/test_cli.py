@@ -67,9 +67,12 @@ def test_a_method_whose_file_raises_is_told_in_one_line(
 
 
 def test_a_mistake_that_a_method_of_ones_own_tells_names_its_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine = tmp_path / "mine.py"
+    # Beside the package, as far as the beginning of its path tells.
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "ssl_selmix" / "cli.py"))
+    mine = tmp_path / "ssl_selmix_mine" / "mine.py"
+    mine.parent.mkdir()
     mine.write_text(
         "from ssl_selmix.algorithms.supervised import Supervised\n\n\nclass Mine(Supervised):\n"
         "    def forward(self, batch, context):\n        raise ValueError('too few')\n"
