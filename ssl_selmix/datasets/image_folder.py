@@ -17,8 +17,8 @@ from ssl_selmix import pool_cache
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import ImageSet
 from ssl_selmix.datasets_io import DECODING, contents, rgb, warn_of_corrections
-from ssl_selmix.log import say, warn
 from ssl_selmix.files import FileImages, check_settings, file_set
+from ssl_selmix.log import say, warn
 from ssl_selmix.pool_cache import Notes, PoolCache
 from ssl_selmix.splits import Counts, LongTailSplit
 
