@@ -6,11 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.splits import Counts, LongTailSplit, Split
 from tests import recorded
+
+# A busy machine is slow, which is no failure.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
