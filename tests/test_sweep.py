@@ -239,6 +239,9 @@ BASE = "algorithms: [fixmatch]\n"
         (BASE + "slurm: {time: 12:00:00}", ["slurm.time=43200", "'12:00:00'"]),
         (BASE + "slurm: {array: 0-3}", ["slurm.array is not for a sweep"]),
         (BASE + "slurm: {'a b': 3}", ["slurm.a b=3 is no long option"]),
+        (BASE + "slurm: {requeue: false}", ["slurm.requeue=False is no long option"]),
+        ("- fixmatch", ["must be a mapping of names to values, not ['fixmatch']"]),
+        ("\x00", ["this is no YAML"]),
     ],
     ids=lambda value: value.replace("\n", " ") if isinstance(value, str) else None,
 )
@@ -271,6 +274,8 @@ def test_a_mistake_is_found_before_anything_runs(text: str, parts: list[str]) ->
         (["tiny.yaml", "--jobs", "x"], ["'x' is no whole number"]),
         (["tiny.yaml", "--engine", "ray", "--jobs", "2"], ["leave out --jobs"]),
         (["tiny.yaml", "--slurm", "tiny.yaml"], ["tiny.yaml exists and is no script"]),
+        (["tiny.yaml", "--slurm", "no/array.sh"], ["no folder no; create it"]),
+        (["tiny.yaml", "--out", "tiny.yaml/o"], ["tiny.yaml/o cannot be a folder", "is a file"]),
         ([], ["required: SPEC;", "ssl-selmix sweep --help"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -659,7 +664,7 @@ def test_places_share_gpus_and_cores(stub: Path) -> None:
 def test_a_job_array_has_a_task_per_chain_with_runs_left(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    spec = TINY + "slurm: {partition: long, time: '12:00:00', cpus-per-task: 3}\n"
+    spec = TINY + "slurm: {partition: long, time: '12:00:00', cpus-per-task: 3, comment: 'a b'}\n"
     Path("my tiny.yaml").write_text(spec)
     words = ["sweep", "my tiny.yaml", "--slurm", "array.sh"]
     assert cli.main(words) == 0
@@ -678,7 +683,7 @@ def test_a_job_array_has_a_task_per_chain_with_runs_left(
     assert options.pop("output") == shlex.quote(f"{tmp_path}/o ut/slurm-%A_%a.txt")
     assert options == {
         **{"job-name": "my-tiny", "partition": "long", "time": "12:00:00"},
-        **{"cpus-per-task": "3", "array": "0,2-3%2"},
+        **{"cpus-per-task": "3", "array": "0,2-3%2", "comment": "'a b'"},
     }
     assert shlex.split(lines[-1])[-7:] == [
         *("sweep", "my tiny.yaml", "--out", "o ut", "device=cpu"),

@@ -83,7 +83,7 @@ def slurm_script(
     options = {
         "job-name": re.sub(r"\W+", "-", Path(sweep.spec.origin).stem),
         "cpus-per-task": str(threads or 1),
-        **sweep.spec.slurm,
+        **{key: shlex.quote(value) for key, value in sweep.spec.slurm.items()},
         "array": ranges(indices) + (f"%{limit}" if limit else ""),
         "output": shlex.quote(str(out / "slurm-%A_%a.txt")),
     }

@@ -45,6 +45,9 @@ def sweep(
     """
     if engine == "ray" and (jobs or slurm):
         raise ValueError("Ray counts cores itself; leave out --jobs and --slurm with --engine ray")
+    for place in (spec.out, *spec.out.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{spec.out} cannot be a folder, for {place} is a file; change out")
     planned, out = Sweep(spec), console()
     chains = planned.chains
     indices = range(len(chains)) if only is None else [_index(planned, only)]
@@ -130,6 +133,8 @@ def _write_script(
         return
     if path.exists() and (path.is_dir() or MARK not in path.read_text(errors="replace")):
         raise ValueError(f"{path} exists and is no script of a sweep; choose another file")
+    if not path.parent.is_dir():
+        raise ValueError(f"no folder {path.parent}; create it")
     planned.spec.out.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for its output
     path.write_text(cluster.slurm_script(planned, again, indices, _threads(planned), jobs))
     _say(out, f"{path}: {len(indices)} tasks, a chain of runs each; submit with sbatch {path}")

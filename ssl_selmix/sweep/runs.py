@@ -215,7 +215,7 @@ class Sweep:
         try:
             written = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"))
             assert isinstance(written, dict)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return MISSING, ""
         except (yaml.YAMLError, OmegaConfBaseException, OSError, AssertionError):
             return CHANGED, "config.yaml is damaged"

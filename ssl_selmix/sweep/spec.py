@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_selmix import config, plugins
@@ -62,7 +62,7 @@ def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spe
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"no sweep file {path}; check the path")
-        text = path.read_text("utf-8")
+        text = path.read_bytes().decode("utf-8", "replace")  # what is no text is no YAML
     elif source in (known := plugins.sweeps()):
         text = (files("ssl_selmix") / "configs" / "sweeps" / f"{source}.yaml").read_text("utf-8")
     else:
@@ -80,7 +80,7 @@ def parse(text: str, origin: str) -> Spec:
     """A spec from its YAML."""
     try:
         loaded = OmegaConf.create(text)
-        tree = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else None
+        tree = OmegaConf.to_container(loaded) if OmegaConf.is_config(loaded) else None
     except (yaml.YAMLError, OmegaConfBaseException, AssertionError) as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"this is no YAML: {line or 'a lone number'}") from error
@@ -179,7 +179,7 @@ def _slurm(value: Any) -> dict[str, str]:
     for key, item in found.items():
         if key == "time" and not isinstance(item, str):  # YAML reads 12:00:00 as 43200
             raise ValueError(f"slurm.time={item} is no text; write it in quotes, as in '12:00:00'")
-        if not re.fullmatch(r"[a-z-]+", key) or not isinstance(item, str | int) or item is True:
+        if not re.fullmatch(r"[a-z-]+", key) or type(item) not in (str, int):
             raise ValueError(f"slurm.{key}={item!r} is no long option of sbatch with its value")
         if key in ("array", "output") or len(str(item).split("\n")) > 1:
             raise ValueError(f"slurm.{key} is not for a sweep to change; leave it out")
