@@ -109,6 +109,8 @@ def _predict(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from ssl_selmix import predict_csv
 
+    if args.out == Path("-"):
+        args.out = None
     options = {key: vars(args)[key] for key in ("out", "top", "batch", "strict", "force")}
     return predict_csv.to_csv(predict_csv.Request.of_words(args.run, args.words, **options))
 
@@ -248,7 +250,7 @@ def _estimate_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     methods = ("count", "soft_count", "bbse", "rlls", "em")
-    add("run", metavar="RUN", type=Path, help="the folder of a run that came to its end")
+    add("run", metavar="RUN", type=Path, help="the folder of a run with a finished stage")
     add("--method", action="append", choices=methods, help="may be repeated; default: all")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -265,10 +267,10 @@ def _predict_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=_path, help="the folder of a run that came to its end")
+    add("run", metavar="RUN", type=_path, help="the folder of a run with a finished stage")
     words = "images, folders of them (with their sub-folders), and settings such as device=cpu"
     add("words", metavar="PATH", nargs="*", help=f"{words} or data.workers=2")
-    add("--out", metavar="FILE", type=_path, help="default: the standard output")
+    add("--out", metavar="FILE", type=_path, help="default: - is the standard output")
     add("--top", metavar="N", type=int, default=1, help="the N most probable classes of each image")
     add("--batch", metavar="N", type=int, default=128, help="images at once (default: 128)")
     add("--strict", action="store_true", help="end at the first file that cannot be read")
@@ -286,7 +288,7 @@ def _export_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=_path, help="the folder of a run that came to its end")
+    add("run", metavar="RUN", type=_path, help="the folder of a run with a finished stage")
     for option, what in (
         ("--onnx", "ONNX; needs pip install 'ssl_selmix[onnx]'"),
         ("--state-dict", "tensors by name, as torchvision or timm name them where they have it"),

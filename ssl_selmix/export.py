@@ -27,7 +27,7 @@ from ssl_selmix.data import assemble
 from ssl_selmix.export_formats import WRITERS, Deployed, deviation
 from ssl_selmix.image_files import Decoder
 from ssl_selmix.log import say
-from ssl_selmix.prediction import Opened, check_not_of_a_run, open_run, tell
+from ssl_selmix.prediction import Opened, check_free, open_run, tell
 from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
@@ -126,11 +126,7 @@ def _check_request(
         if not path.parent.is_dir():
             raise ValueError(f"no folder {path.parent}; create it")
         for place in (path, _sidecar(path)):
-            if place.is_dir():
-                raise ValueError(f"{place} is a folder; name a file")
-            check_not_of_a_run(place)
-            if place.exists() and not force:
-                raise ValueError(f"{place} exists and is not overwritten; add --force")
+            check_free(place, force)
     if "onnx" in files:
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if missing:
@@ -152,7 +148,8 @@ def _write(
     tolerance: float,
     images: str,
 ) -> Written:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    place = path.resolve()  # a link stays one
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
         made = Path(folder) / path.name
         loaded, extra = WRITERS[kind](model, made, inputs)
         found = deviation(loaded, model, inputs)
@@ -163,8 +160,8 @@ def _write(
             )
         check = {"max_deviation": found, "tolerance": tolerance, "images": images}
         about = _about(kind, opened, model) | extra | {"check": check | {"batches": list(BATCHES)}}
-        made.replace(path)
-    write_atomically(_sidecar(path), (json.dumps(about, indent=1) + "\n").encode())
+        made.replace(place)
+    write_atomically(_sidecar(path).resolve(), (json.dumps(about, indent=1) + "\n").encode())
     return Written(path, found, about)
 
 

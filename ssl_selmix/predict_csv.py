@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ssl_selmix.image_files import Chunk, Decoder, LeftOut, find, shown
-from ssl_selmix.prediction import BATCH, SETTINGS, Network, check_batch, check_not_of_a_run
+from ssl_selmix.prediction import BATCH, SETTINGS, Network, check_batch, check_free
 
 PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
 
@@ -90,15 +90,13 @@ def _check_out(path: Path | None, force: bool) -> None:
     """Refuse a file that cannot be written, before anything is predicted."""
     if path is None:
         return
-    if path.is_dir() or not path.name:
+    if not path.name:
         raise ValueError(f"--out {path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise ValueError(f"no folder {path.parent}; create it")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"no file can be written in {path.parent}; choose another --out")
-    check_not_of_a_run(path)
-    if path.exists() and not force:
-        raise ValueError(f"{path} exists and is not overwritten; add --force")
+    check_free(path, force)
 
 
 def _header(top: int) -> list[str]:
@@ -143,6 +141,7 @@ def _output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    path = path.resolve()  # a link stays one
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:

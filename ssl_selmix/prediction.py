@@ -124,8 +124,8 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
         ValueError: names what cannot be so.
     """
     shape, names = manifest["image_shape"], manifest["class_names"]
-    if not isinstance(names, list) or len(names) < 2:
-        raise ValueError(f"class_names must be a list of 2 or more, not {names!r}")
+    if not isinstance(names, list) or len(names) < 2 or not all(type(n) is str for n in names):
+        raise ValueError(f"class_names must be a list of 2 names or more, not {names!r}")
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):
         raise ValueError(f"image_shape must be three integers, not {shape!r}")
     if min(shape) < 1:
@@ -235,6 +235,10 @@ def predict(
 
 
 def _in_range(images: Tensor) -> Tensor:
+    if images.ndim != 4:
+        raise ValueError(f"images must have the shape N×C×H×W, not {tuple(images.shape)}")
+    if images.is_floating_point() and not bool(images.isfinite().all()):
+        raise ValueError("images must be finite, and these have NaN or infinity; leave those out")
     if images.is_floating_point() and images.numel() and 0 < float(images.max()) <= 1:
         raise ValueError("images are in 0..255, and these are at most 1; multiply them by 255")
     return images
@@ -244,16 +248,22 @@ RUN_FILES = ("config.yaml", "manifest.json", "environment.json", "results.json",
 STAGE_FILES = ("model.pt", "last.pt", "best.pt", "previous.pt", "metrics.jsonl")
 
 
-def check_not_of_a_run(path: Path) -> None:
-    """Refuse to write over what a run consists of, which no --force should do.
+def check_free(path: Path, force: bool) -> None:
+    """Refuse to write over what is there without --force, and over some things in any case.
 
     Raises:
-        ValueError: names the file and the run.
+        ValueError: a folder, a device or pipe, what a run consists of, or a file without `force`.
     """
-    path = path.resolve()  # a link to such a file is that file
-    for names, run in ((RUN_FILES, path.parent), (STAGE_FILES, path.parent.parent)):
-        if path.name in names and path.exists() and (run / "config.yaml").is_file():
-            raise ValueError(f"{path} belongs to the run {run}; write to another file")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    place = path.resolve()  # a link to a file is that file
+    for names, run in ((RUN_FILES, place.parent), (STAGE_FILES, place.parent.parent)):
+        if place.name in names and place.exists() and (run / "config.yaml").is_file():
+            raise ValueError(f"{place} belongs to the run {run}; write to another file")
+    if place.exists() and not place.is_file():
+        raise ValueError(f"{path} is no regular file; write to one")
+    if place.exists() and not force:
+        raise ValueError(f"{path} exists and is not overwritten; add --force")
 
 
 def check_batch(batch: int) -> None:

@@ -173,6 +173,21 @@ def test_a_file_is_written_whole_and_not_over_another(images: str, predict: Pred
     assert sorted(os.listdir()) == ["images", "rows.csv"]
 
 
+def test_a_link_stays_one_and_a_pipe_too(images: str, predict: Predict) -> None:
+    Path("real.csv").write_text("")
+    os.symlink("real.csv", "link.csv")
+    assert predict(images, "--out", "link.csv", "--force")[0] == 0
+    assert os.path.islink("link.csv") and len(rows_of(Path("real.csv").read_bytes())) > 1
+    os.mkfifo("pipe")
+    code, _, err = predict(images, "--out", "pipe", "--force")
+    assert code == 2 and "pipe is no regular file" in err[0]
+
+
+def test_a_dash_is_the_standard_output(images: str, predict: Predict) -> None:
+    assert predict(images, "--out", "-")[:2] == predict(images)[:2]
+    assert os.listdir() == ["images"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -187,7 +202,7 @@ def test_a_file_is_written_whole_and_not_over_another(images: str, predict: Pred
         (["images", "--top", "11"], "--top must be 1 to 10"),
         (["images", "--top", "0"], "--top must be 1 to 10"),
         (["images", "--batch", "0"], "batch must be at least 1"),
-        (["images", "--out", "images", "--force"], "--out images is a folder; name a file in it"),
+        (["images", "--out", "images", "--force"], "images is a folder; name a file in it"),
         (["images", "--out", ".", "--force"], "is a folder; name a file in it"),
         (["images", "--out", "images/a.png", "--force"], "a.png is one of the images"),
         ([""], "an empty path names no image"),

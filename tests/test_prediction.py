@@ -117,6 +117,10 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
         ssl_selmix.predict(digits, images)
     with pytest.raises(ValueError, match="images must be N×1×8×8"):
         ssl_selmix.predict(digits, 255 * images[:, :, :4])
+    with pytest.raises(ValueError, match="images must have the shape N×C×H×W, not"):
+        ssl_selmix.predict(digits, 255 * images[0])
+    with pytest.raises(ValueError, match="images must be finite"):
+        ssl_selmix.predict(digits, float("nan") * images)
     with pytest.raises(ValueError, match="batch must be at least 1"):
         ssl_selmix.predict(digits, 255 * images, batch=0)
     with pytest.raises(ValueError, match="device 'xyz' cannot be used"):
@@ -135,6 +139,7 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
     [
         *(("config.yaml", text) for text in ("a: [1", "[]", "model: x", "a: 1")),
         *(("manifest.json", text) for text in ("{", "{}", "[]", '{"class_names": 5}')),
+        ("manifest.json", '{"image_shape": [1, 8, 8], "class_names": [null, 1]}'),
         ("manifest.json", '{"image_shape": [1, 8], "class_names": ["a", "b"]}'),
         (
             "manifest.json",
