@@ -556,6 +556,7 @@ def _results_so_far(plan: Plan, inputs: Inputs) -> dict[str, Any]:
         "dataset": plan.request.dataset,
         "seed": plan.run.seed,
         "manifest_sha256": manifest_sha,
+        "images_sha256": inputs.images_sha256,
         **({"init_sha256": plan.init_sha256} if plan.init else {}),
         "counts": inputs.counts,
         "protocol": {},

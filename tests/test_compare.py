@@ -104,6 +104,61 @@ def test_other_data_are_refused(
     assert told in mistake([tmp_path], capsys)
 
 
+def test_two_folders_of_images_are_no_seeds_of_one_experiment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("cats", "cars")):
+        content = two(seed) | {"dataset": "image_folder", "images_sha256": f"{name:x<64}"}
+        write(tmp_path / name, content)
+    assert "dataset_sha256: carsxxxxxxxx" in mistake([tmp_path], capsys)
+    titles = [group.title for group in groups(tmp_path, by=("dataset",))]
+    assert titles == ["dataset_sha256=carsxxxxxxxx", "dataset_sha256=catsxxxxxxxx"]
+    write(tmp_path / "old", two(2) | {"dataset": "image_folder"})  # which does not say
+    told = mistake([tmp_path / "old", tmp_path / "cats", tmp_path / "cars"], capsys)
+    assert "not recorded" not in told
+    assert len(groups(tmp_path / "old")) == 1
+    code, out, _ = run([tmp_path / "old", tmp_path / "cats"], capsys)
+    assert code == 0 and "dataset_sha256 catsxxxxxxxx" not in out
+
+
+def test_a_later_stage_of_another_rule_leaves_the_first_one_its_row(tmp_path: Path) -> None:
+    write(tmp_path / "a", results([stage("fixmatch", START)]))
+    content = results([stage("fixmatch", START), stage("selmix", END)])
+    content["protocol"]["checkpoint_rule"]["selmix"] = "last"
+    write(tmp_path / "b", content)
+    (group,) = groups(tmp_path, "checkpoint_rule")
+    assert names(group) == [
+        "fixmatch [checkpoint_rule=best]",
+        "fixmatch [checkpoint_rule=best] + selmix [checkpoint_rule=last]",
+    ]
+
+
+def test_a_figure_that_some_seeds_lack_says_of_how_many_it_is(tmp_path: Path) -> None:
+    for seed in range(3):
+        content = two(seed)
+        if seed == 2:
+            del content["stages"][0]["test"]["ece"]
+        write(tmp_path / f"r{seed}", content)
+    (group,) = groups(tmp_path)
+    found = cells(group, "methods")
+    assert found[0][1] == "3" and found[0][-2] == "5.0 ± 0.0 (n=2)"
+    assert found[1][-2] == "5.0 ± 0.0"
+
+
+def test_names_that_look_like_markup_and_break_lines_stay_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x[/b]y", "z[bold]|"):
+        start = stage("fixmatch", START, settings={"tag": f"a|b\nc{name}"})
+        write(tmp_path / name.replace("/", "-"), results([start]) | {"dataset": name})
+    code, out, _ = run([tmp_path, "--by", "dataset"], capsys)
+    assert code == 0 and "dataset=x[/b]y" in out and "z[bold]" in out
+    _, out, _ = run([tmp_path, "--by", "dataset", "--markdown", "-"], capsys)
+    rows = [line for line in out.splitlines() if line.startswith("| fixmatch")]
+    assert rows and all(line.endswith("|") for line in rows)
+    assert r"## Runs with dataset=x\[/b\]y" in out
+
+
 def test_other_numbers_of_classes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +351,7 @@ def test_a_network_that_differs_is_named_once(tmp_path: Path) -> None:
 
 def test_file_names_of_tables_are_short_and_their_own() -> None:
     titles = ["a=1", "a=-1", "a=漢", "a=字", "b=" + "x" * 300, "b=" + "x" * 299]
+    titles += ["d=A", "d=a", "n=a_b", "n=a-b"]
     slugs = [grouping.Group(title, [], [], [], []).slug for title in titles]
     assert slugs[0] == "a-1" and len(set(slugs)) == len(slugs)
     assert all(len(slug) <= 60 and slug.isascii() for slug in slugs)
@@ -343,6 +399,9 @@ def test_mistakes_in_options_are_one_line(
     folder = write(tmp_path / "r", two())
     assert "unknown key 'netwok'; did you mean" in mistake([folder, "--allow", "netwok"], capsys)
     assert "(--by)" in mistake([folder, "--by", "x"], capsys)
+    assert "unknown key 'images'" in mistake([folder, "--by", "images"], capsys)
+    twice = run([folder, "--metrics", "g_mean", "g_mean"], capsys)
+    assert twice == run([folder, "--metrics", "g_mean"], capsys)
     assert "unknown figure 'x'" in mistake([folder, "--metrics", "x"], capsys)
     assert "unknown row 'abc'" in mistake([folder, "--against", "abc"], capsys)
     split = results([])["protocol"]["split"]
@@ -583,6 +642,28 @@ def test_recalls_are_drawn_where_seeds_agree_and_over_those_that_have_the_class(
     assert after[0].get_ydata()[1:] == pytest.approx([28, 72.5])
     lows, highs = zip(*(s[:, 1] for s in after[2][0].get_segments()[1:]), strict=True)
     assert lows == pytest.approx([28, 71]) and highs == pytest.approx([28, 74])
+
+
+def test_a_seed_without_a_figure_in_its_log_does_not_hide_the_others(tmp_path: Path) -> None:
+    for seed, value in enumerate((0.5, None)):
+        rows = [{"kind": "validation", "step": s, "min_recall": value} for s in (0, 100)]
+        write(tmp_path / f"r{seed}", results([stage("fixmatch", START)], seed), logs=[rows])
+    (group,) = groups(tmp_path)
+    with figures.drawing():
+        (drawn,) = logs.curves(group, "test")
+    assert [len(axis.lines) for axis in drawn.figure.axes[:2]] == [0, 1]
+
+
+def test_seeds_with_other_bins_of_reliability_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(2):
+        full = [0.5] * (seed + 2)
+        bins = {"confidence": full, "accuracy": full, "count": [5] * len(full)}
+        one = stage("fixmatch", START, test=measure(START, reliability=bins))
+        write(tmp_path / f"r{seed}", results([one], seed))
+    told = mistake([tmp_path, "--html", tmp_path / "report.html"], capsys)
+    assert f"{tmp_path / 'r1'} has 3 bins of reliability" in told
 
 
 def test_units_of_one_seed_have_a_curve_each(tmp_path: Path) -> None:

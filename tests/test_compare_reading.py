@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ssl_selmix.comparison import reading
 from tests.compared import START, cells, groups, mistake, results, run, stage, two, write
 
 
@@ -16,7 +18,7 @@ from tests.compared import START, cells, groups, mistake, results, run, stage, t
     [
         ("{", "is damaged"),
         ("\x80", "is damaged"),
-        ("[1]", "holds no results"),
+        ("[1]", "lacks stages or protocol"),
         ('{"stages": [], "protocol": {}}', "has no finished stage"),
         (json.dumps(two() | {"seed": None}), "cannot be read"),
         (json.dumps({k: v for k, v in two().items() if k != "seed"}), "lacks 'seed'"),
@@ -158,3 +160,40 @@ def test_rows_of_a_log_that_cannot_be_are_left_out_and_told(
     (group,) = groups(folder)
     # Step 0 is what the stage was given, and no part of the median.
     assert [row[4] for row in cells(group, "weights")] == ["70.0", "30.0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (two(protocol={"checkpoint_rule": {}}), "lacks 'protocol.checkpoint_rule.fixmatch'"),
+        (
+            results([{k: v for k, v in stage("fixmatch", START).items() if k != "test"}]),
+            "lacks 'stages[1].test'",
+        ),
+        (two() | {"counts": {"test": [10**30, 1]}}, "no number of images"),
+        (two() | {"images_sha256": 3}, "images_sha256 is 3, no name"),
+    ],
+)
+def test_what_is_missing_or_cannot_be_is_named_with_its_place(
+    content: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in mistake([write(tmp_path / "r", content)], capsys)
+
+
+def test_results_in_linked_folders_count_once(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write(runs / "a", two(0))
+    write(tmp_path / "scratch" / "b", two(1))
+    (runs / "b").symlink_to(tmp_path / "scratch" / "b")
+    (runs / "again").symlink_to(runs / "a")
+    (runs / "round").symlink_to(runs)
+    found, notes = reading.read([runs])
+    assert [run.seed for run in found] == [0, 1] and notes == []
+
+
+def test_a_folder_whose_name_is_no_utf8_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / os.fsdecode(b"a\xff"), two())
+    code, _, _ = run([folder, "--csv", tmp_path / "values.csv"], capsys)
+    assert code == 0 and "a\\xff" in (tmp_path / "values.csv").read_text("utf-8")

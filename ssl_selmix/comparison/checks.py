@@ -16,6 +16,7 @@ NEEDED = ("mean_recall", "min_recall")
 PER_CLASS = ("per_class_recall", "per_class_coverage")
 BINS = ("confidence", "accuracy", "count")
 ROUNDING = 1e-9  # a sum of shares may be this much above 1
+MOST = 2**53  # images that can be counted in floating point
 
 
 def number(value: Any, where: str) -> float:
@@ -47,6 +48,13 @@ def text(value: Any, where: str) -> str:
     return " ".join(value.split())
 
 
+def needed(section: Mapping[str, Any], key: str, where: str) -> Any:
+    """A value that must be there; the error says where."""
+    if key not in section:
+        raise KeyError(f"{where}.{key}" if where else key)
+    return section[key]
+
+
 def mapping(value: Any, where: str) -> dict[str, Any]:
     """Values by name."""
     if not isinstance(value, Mapping):
@@ -63,16 +71,19 @@ def listing(value: Any, where: str, length: int | None = None) -> list[Any]:
     return value
 
 
-def counts(value: Any, where: str, length: int) -> list[int]:
-    """Images of each class."""
-    return [whole(n, where) for n in listing(value, where, length)]
+def counts(value: Any, where: str, length: int | None) -> list[int]:
+    """Images of each class, or of each bin."""
+    found = [whole(n, where) for n in listing(value, where, length)]
+    if found and max(found) > MOST:
+        raise ValueError(f"{where} is {_shown(max(found))}, no number of images")
+    return found
 
 
 def figures(value: Any, where: str) -> dict[str, Any]:
     """What `metrics.evaluate` wrote; a class without images has recall None."""
     given = mapping(value, where)
-    if missing := [name for name in (*NEEDED, *PER_CLASS) if name not in given]:
-        raise KeyError(f"{where}.{missing[0]}")
+    for name in (*NEEDED, *PER_CLASS):
+        needed(given, name, where)
     found = dict(given)
     for name in (n for n in NAMED if n in given):
         found[name] = share(given[name], f"{where}.{name}")
@@ -93,13 +104,12 @@ def _shares(values: list[Any], where: str) -> list[float | None]:
 
 def _reliability(value: Any, where: str) -> dict[str, Any]:
     given = mapping(value, where)
-    if missing := [name for name in BINS if name not in given]:
-        raise KeyError(f"{where}.{missing[0]}")
-    count = [whole(n, f"{where}.count") for n in listing(given["count"], f"{where}.count")]
+    bins = {name: needed(given, name, where) for name in BINS}
+    count = counts(bins["count"], f"{where}.count", None)
     found: dict[str, Any] = {"count": count}
     for name in BINS[:2]:
         place = f"{where}.{name}"
-        found[name] = _shares(listing(given[name], place, len(count)), place)
+        found[name] = _shares(listing(bins[name], place, len(count)), place)
     return found
 
 

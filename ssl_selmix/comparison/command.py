@@ -108,7 +108,7 @@ def _write(path: Path, text: str) -> None:
         sys.stdout.write(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    path.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")
 
 
 def _console() -> Console:

@@ -268,6 +268,12 @@ def _bins(row: Row, part: str) -> Any:
     given = [bins for bins in told if bins]
     if not given:
         return None
+    for cell, bins in zip(row.cells.values(), told, strict=True):
+        if bins and len(bins["count"]) != len(given[0]["count"]):
+            raise ValueError(
+                f"{cell.run.name} has {len(bins['count'])} bins of reliability and other seeds of "
+                f"{row.name} have {len(given[0]['count'])}; leave it out"
+            )
     count = np.array([bins["count"] for bins in given], dtype=float)
     totals = count.sum(0)
     used = totals > 0

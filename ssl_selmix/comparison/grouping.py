@@ -65,7 +65,8 @@ class Group:
     def slug(self) -> str:
         """The title as part of a file name."""
         words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "all"
-        if len(words) <= LONGEST and not re.search(r"=-|[^ -~]", self.title):
+        # Other titles might come to the same words, but for such as settings usually make.
+        if len(words) <= LONGEST and not re.search(r"=-|[^a-z0-9=_., -]|\w-", self.title):
             return words
         digest = hashlib.sha256(self.title.encode()).hexdigest()[:8]
         return f"{words[:LONGEST].rstrip('-')}-{digest}"

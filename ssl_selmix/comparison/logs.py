@@ -85,9 +85,10 @@ def _curve(axis: Axes, runs: Sequence[Rows], name: str, look: Mapping[str, Any])
     series = [
         {row["step"]: row[name] for row in rows if row.get(name) is not None} for rows in runs
     ]
+    series = [one for one in series if one]
     # SelMix chooses when to evaluate, so that seeds share few steps: each keeps its last value.
     steps = sorted(set().union(*series))
-    steps = [s for s in steps if all(min(one, default=s + 1) <= s <= max(one) for one in series)]
+    steps = [s for s in steps if all(min(one) <= s <= max(one) for one in series)]
     if not steps:
         return
     found = 100 * np.array([[one[max(k for k in one if k <= s)] for s in steps] for one in series])

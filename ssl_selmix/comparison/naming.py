@@ -51,11 +51,23 @@ def differences(
         # The number of parameters says no more than the network does.
         if len(set(values)) > 1 and not any(_same_parts(values, other) for other in seen):
             seen.append(values)
-            for i, value in enumerate(values):
+            for mine, value in zip(words, values, strict=True):
                 said = SAME.get(key)  # once is enough
-                words[i][0] = [w for w in words[i][0] if w != f"{said}={value}"]
-                words[i][0].append(f"{key}={value}")
+                mine[0] = [w for w in mine[0] if w != f"{said}={value}"]
+                _say(key, value, mine)
     return words, notes
+
+
+def _say(key: str, value: str, words: list[list[str]]) -> None:
+    """Give the stages of a run their words: the first one, and those that change the value."""
+    parts = value.split(protocol.THEN)
+    if len(parts) != len(words):
+        parts = [*parts[:1] * (len(words) - 1), parts[-1]]
+    before = None
+    for position, part in enumerate(parts):
+        if part != before:
+            words[position].append(f"{key}={part}")
+        before = part
 
 
 def names(runs: Sequence[Run], words: Words) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -123,7 +135,7 @@ def _defaults(algorithm: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _by_file_names(runs: Sequence[Run], words: Words) -> list[str]:

@@ -17,8 +17,11 @@ IMAGES = "images"
 # What runs did before they recorded it.
 BEFORE = {"step": "joint", "processes": 1}
 NOT_RECORDED = "not recorded"
+THEN = ", then "  # joins what stages differ in
+# Loaders of a user's own images all have one name.
+DATA = "dataset_sha256"
 # Who names the first means the second as well.
-IMPLIED = {"network": ("parameters",)}
+IMPLIED = {"network": ("parameters",), "dataset": (DATA,)}
 
 
 def keys(run: Run) -> dict[str, Any]:
@@ -30,9 +33,11 @@ def keys(run: Run) -> dict[str, Any]:
     rules = [stage.rule for stage in run.stages if stage.algorithm != GIVEN]
     return {
         "dataset": run.dataset,
+        # Results that do not say so are not held to differ.
+        **({DATA: run.data[:12]} if run.data else {}),
         "classes": len(run.class_names),
         **(BEFORE | flatten(given)),
-        "checkpoint_rule": rules[0] if len(set(rules)) == 1 else ", then ".join(rules),
+        "checkpoint_rule": rules[0] if len(set(rules)) == 1 else THEN.join(rules),
         "steps": "unknown" if run.stages[0].steps is None else run.stages[0].steps,
         **{key: value for key, value in split.items() if key not in PLACES},
     }
@@ -51,8 +56,9 @@ def with_implied(names: Iterable[str]) -> list[str]:
 
 
 def check_names(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
-    """Refuse a key that no run records."""
-    known = {key for run in runs for key in keys(run)} | {IMAGES}
+    """Refuse a key that no run records, or that makes no tables."""
+    known = {key for run in runs for key in keys(run)} | {DATA}
+    known |= {IMAGES} if option == "--allow" else set()  # a seed with two splits is a mistake
     for name in names:
         if name not in known:
             raise ValueError(f"{unknown('key', name, known)} ({option})")
@@ -66,6 +72,8 @@ def differences(runs: Sequence[Run], by: Iterable[str] = ()) -> dict[str, dict[A
         if key.startswith(CONDITIONS) or key in by:
             continue
         for run, values in recorded:
+            if key == DATA and DATA not in values:
+                continue
             found.setdefault(key, {}).setdefault(_text(values.get(key, NOT_RECORDED)), run)
     return {key: values for key, values in found.items() if len(values) > 1}
 
@@ -114,7 +122,8 @@ def _who(values: Mapping[Any, Run]) -> str:
 def summary(runs: Sequence[Run]) -> list[str]:
     """The protocol that all runs of a table share, a line per part of it."""
     differing = differences(runs)
-    shown = {k: v for k, v in keys(runs[0]).items() if k not in differing}
+    common = set.intersection(*(set(keys(run)) for run in runs))
+    shown = {k: v for k, v in keys(runs[0]).items() if k in common and k not in differing}
     split = {k.removeprefix("data."): v for k, v in shown.items() if k.startswith("data.")}
     rest = {k: v for k, v in shown.items() if not k.startswith("data.")}
     rest = {("steps of the first stage" if k == "steps" else k): v for k, v in rest.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,7 @@ class Run:
     dataset: str
     seed: int
     images: str  # SHA-256 of the images and the split
+    data: str | None  # SHA-256 of all images of the data set; None: not recorded
     protocol: Mapping[str, Any]
     stages: tuple[Stage, ...]
     start: Stage | None = None  # the weights that --init gave
@@ -70,7 +72,8 @@ class Run:
     @property
     def name(self) -> str:
         """What the user calls it: the folder, or the file if it has another name."""
-        return str(self.path.parent if self.path.name == FILE else self.path)
+        path = self.path.parent if self.path.name == FILE else self.path
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -99,7 +102,8 @@ def _below(folder: Path, runs: dict[Path, Run]) -> list[str]:
     """Add the runs of a folder; notes on what else is there."""
     notes: list[str] = []
     foreign = 0
-    for file in sorted(folder.rglob("*.json")):
+    entries = _entries(folder)
+    for file in (path for path in entries if path.suffix == ".json"):
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "is a link to nothing or no regular file"
             notes.append(f"left out: {file} {what}")
@@ -112,17 +116,30 @@ def _below(folder: Path, runs: dict[Path, Run]) -> list[str]:
             notes.append(f"left out: {error}")
     if foreign:
         notes.append(f"{folder}: left out {foreign} JSON file(s) that hold no results of a run")
-    return notes + _unfinished(folder)
+    return notes + _unfinished(entries)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """All below a folder, also behind links to folders, each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(here, name) for name in (*folders, *files)]
+    return sorted(found)
 
 
 class NoResults(ValueError):
     """A JSON file that is something else."""
 
 
-def _unfinished(path: Path) -> list[str]:
-    missing = [
-        p.parent for p in sorted(path.rglob("config.yaml")) if not (p.parent / FILE).exists()
-    ]
+def _unfinished(entries: Iterable[Path]) -> list[str]:
+    folders = [path.parent for path in entries if path.name == "config.yaml"]
+    missing = [folder for folder in folders if not (folder / FILE).exists()]
     return [f"{folder} has no finished stage yet and is left out" for folder in missing]
 
 
@@ -134,6 +151,8 @@ def _run(file: Path) -> Run:
             raise NoResults(f"{file} is no {FILE}; give a run's folder or its {FILE}") from error
         raise
     if not isinstance(content, dict) or not {"stages", "protocol"} <= content.keys():
+        if file.name == FILE:
+            raise ValueError(f"{file} lacks stages or protocol; restore it or leave it out")
         raise NoResults(f"{file} holds no results of a run; give a {FILE}")
     if not content["stages"]:
         raise ValueError(f"{file} has no finished stage; continue the run with --resume")
@@ -165,8 +184,9 @@ def _json(file: Path) -> Any:
 
 def _build(file: Path, content: Mapping[str, Any], folder: Path | None) -> Run:
     protocol = checks.mapping(content["protocol"], "protocol")
-    rules = checks.mapping(protocol["checkpoint_rule"], "protocol.checkpoint_rule")
-    steps = checks.listing(protocol["steps"], "protocol.steps")
+    rules, steps = (checks.needed(protocol, k, "protocol") for k in ("checkpoint_rule", "steps"))
+    rules = checks.mapping(rules, "protocol.checkpoint_rule")
+    steps = checks.listing(steps, "protocol.steps")
     given = checks.listing(content["stages"], "stages")
     if len(steps) < len(given):
         raise ValueError(f"{len(given)} stages, steps of {len(steps)}")
@@ -184,6 +204,7 @@ def _build(file: Path, content: Mapping[str, Any], folder: Path | None) -> Run:
         dataset=checks.text(content["dataset"], "dataset"),
         seed=checks.whole(content["seed"], "seed"),
         images=checks.text(content["manifest_sha256"], "manifest_sha256"),
+        data=_data(content),
         protocol=protocol,
         stages=tuple(stages),
         start=start,
@@ -193,9 +214,15 @@ def _build(file: Path, content: Mapping[str, Any], folder: Path | None) -> Run:
     )
 
 
+def _data(content: Mapping[str, Any]) -> str | None:
+    """Which images the data set has, as results and manifests say it."""
+    told = content.get("images_sha256")
+    return None if told is None else checks.text(told, "images_sha256")
+
+
 def _counts(content: Mapping[str, Any], protocol: Mapping[str, Any], count: int) -> Counts:
     """Images of each class, by part, as far as the results know them."""
-    split = checks.mapping(protocol["split"], "protocol.split")
+    split = checks.mapping(checks.needed(protocol, "split", "protocol"), "protocol.split")
     found = {
         p: [checks.whole(split[p], f"protocol.split.{p}")] * count for p in PARTS if split.get(p)
     }
@@ -206,7 +233,11 @@ def _counts(content: Mapping[str, Any], protocol: Mapping[str, Any], count: int)
 def _stage(given: Any, where: str, rules: Mapping[str, Any] | None, place: Path | None) -> Stage:
     """A stage; without rules, the weights that another run handed on."""
     stage = checks.mapping(given, where)
+    for key in ("algorithm", "steps", "kept_step", "seconds", *PARTS):
+        checks.needed(stage, key, where)
     name = checks.text(stage["algorithm"], f"{where}.algorithm")
+    if rules is not None:
+        checks.needed(rules, stage["algorithm"], "protocol.checkpoint_rule")
     measured = {part: checks.figures(stage[part], f"{where}.{part}") for part in PARTS}
     last = _last(stage, where, measured)
     settings = stage.get("settings")
@@ -253,7 +284,12 @@ def _with_manifest(run: Run, content: Any) -> Run:
     names = checks.listing(manifest["class_names"], "class_names", count)
     known = {p: n for p, n in counts.items() if sum(n)}
     names = [" ".join(str(name).split()) for name in names]
-    return replace(run, counts={**(run.counts or {}), **known}, class_names=tuple(names))
+    return replace(
+        run,
+        counts={**(run.counts or {}), **known},
+        class_names=tuple(names),
+        data=run.data or _data(manifest),
+    )
 
 
 def _with_settings(run: Run, config: Mapping[str, Any] | None) -> Run:

@@ -36,12 +36,12 @@ class Choice:
     @property
     def shown(self) -> tuple[str, ...]:
         """Columns of the first table."""
-        return self.metrics or SHOWN
+        return tuple(dict.fromkeys(self.metrics)) or SHOWN
 
     @property
     def compared(self) -> tuple[str, ...]:
         """Figures of the paired tables."""
-        return self.metrics or COMPARED
+        return tuple(dict.fromkeys(self.metrics)) or COMPARED
 
     def __post_init__(self) -> None:
         """Refuse figures that do not exist."""

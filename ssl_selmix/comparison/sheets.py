@@ -71,7 +71,8 @@ def methods(group: Group, choice: Choice) -> Sheet:
         cells = [Text(row.name), Text(str(len(row.cells)))]
         for figure in choice.shown:
             found = [m.value for m in values(row.cells, figure, choice.part)]
-            cells.append(Text(spread(found), bold=best[figure] == row.name))
+            told = _told(found, len(row.cells))
+            cells.append(Text(told, bold=best[figure] == row.name))
         seconds = [c.stage.seconds for c in row.cells.values() if c.stage.seconds]
         rows.append([*cells, Text(f"{statistics.mean(seconds):.0f}" if seconds else "–")])
     head = ["method", "n", *(TITLES[f] for f in choice.shown), "s"]

@@ -56,7 +56,8 @@ def terminal(made: Made, notes: Sequence[str], out: Console) -> None:
 
 
 def _rich(sheet: Sheet) -> Table:
-    table = Table(title=sheet.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    title = RichText(sheet.title, style="bold")  # not markup, which a name may look like
+    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD)
     for i, name in enumerate(sheet.head):
         side: Literal["left", "right"] = "left" if i < sheet.words else "right"
         # In a narrow window cells break; cut ones would not tell two methods apart.
@@ -72,7 +73,7 @@ def markdown(made: Made, notes: Sequence[str]) -> str:
     seen: set[str] = set()
     for group, sheets in made:
         lines += [
-            f"## {heading(group)}",
+            f"## {_md(heading(group))}",
             "",
             *_list((*group.protocol, *fresh(group.notes, seen))),
             "",
@@ -136,11 +137,10 @@ def _latex_table(group: Group, sheet: Sheet) -> Iterator[str]:
         [rf"\textbf{{\boldmath {tex(c.text)}}}" if c.bold else tex(c.text) for c in row]
         for row in sheet.rows
     ]
-    told = [*sheet.notes, *group.protocol, *group.notes]
     yield from (r"\begin{table}", r"\centering")
     yield rf"\caption{{{tex(sheet.title)}. {' '.join(tex(n) + '.' for n in sheet.notes)}}}"
     yield rf"\label{{tab:{group.slug}-{sheet.slug}}}"
-    yield from (f"% {_comment(note)}" for note in told[len(sheet.notes) :])
+    yield from (f"% {_comment(note)}" for note in (*group.protocol, *group.notes))
     # No wider than the text and no higher than leaves room for the caption, else as it is.
     yield r"\resizebox*{!}{\ifdim\totalheight>0.8\textheight 0.8\textheight\else\totalheight\fi}{%"
     yield r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
