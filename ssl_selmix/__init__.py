@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,18 +15,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "finetune", "load", "predict"]
 
 
+_PLACES = {"finetune": "finetuning", "load": "weights", "predict": "prediction"}
+
+
 def __getattr__(name: str) -> Any:
     # Imported when asked for: the command line shows its help without loading torch.
-    if name == "finetune":
-        from ssl_selmix.finetuning import finetune
-
-        return finetune
-    if name == "load":
-        from ssl_selmix.weights import load
-
-        return load
-    if name == "predict":
-        from ssl_selmix.prediction import predict
-
-        return predict
+    if name in _PLACES:
+        return getattr(import_module(f"ssl_selmix.{_PLACES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"ssl_selmix.{name}"):
+        return import_module(f"ssl_selmix.{name}")
     raise AttributeError(f"module 'ssl_selmix' has no attribute {name!r}")
