@@ -1,4 +1,4 @@
-"""The contract of a training algorithm: what it is given, what it returns, on one page.
+"""The contract of a training algorithm: what it is given, what it returns.
 
 Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D features.
 """

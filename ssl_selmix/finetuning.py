@@ -77,6 +77,8 @@ def finetune(
 ) -> Result:
     """Fine-tune a copy of a trained classifier for an objective; the model itself stays as it is.
 
+    SelMix (Ramasubramanian et al., ICLR 2024, algorithm 1), with the step of docs/selmix.md.
+
     Args:
         model: any module N×C×H×W -> logits N×K whose last operation is a linear layer.
         labeled: training images with labels: a pair of tensors or arrays, or a map-style dataset
@@ -95,7 +97,8 @@ def finetune(
         seed: of pairs and mixing weights.
         out: folder for checkpoints, metrics.jsonl and TensorBoard; None keeps none.
         progress: show a progress bar.
-        settings: fields of `SelMix.Config`, such as lr, temperature, batch, policy.
+        settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
+            batch, policy; without ema and constraints.
 
     Raises:
         ValueError: no linear head, labels out of range, a class missing from validation or test,

@@ -185,6 +185,9 @@ def _kept_by_last_stage(run: Path) -> dict[str, Tensor]:
 def load(run_dir: str | Path) -> Predictor:
     """The model that a run's last stage kept, ready to predict.
 
+    Called with images N×C×H×W in 0..255, of the shape `.image_shape`, it returns logits N×K;
+    `.predict` returns probabilities. It is on the CPU, computes in fp32 and normalises by itself.
+
     Raises:
         ValueError: the folder is no run, or its files are damaged.
     """
