@@ -307,6 +307,14 @@ def assemble(
     return data, Diagnostics(truth)
 
 
+def any_order(num: int, device: torch.device) -> Tensor:
+    """A fixed order of the pool's images, (num,), which has nothing to do with their classes.
+
+    The pool itself is sorted by true class: whoever ranks its images must not break ties by place.
+    """
+    return torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 def _where_extra(source: ImageSet) -> Tensor:
     """Positions of the images without a label, which follow the training images."""
     train, extra = source.train, source.extra_unlabeled

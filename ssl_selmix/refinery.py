@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Context, Rules, Task
+from ssl_selmix.data import any_order
 
 SMALL = 1e-6  # added to entries of tables and counts, and inside the logarithm of entropies
 TOLERANCE = 1e-6  # of the last Newton step, relative; what it leaves is about its square
 MOST_STEPS = 100  # of Newton's method for one root; about 4 are usual
+LOOK_EVERY = 8  # steps on an accelerator, which has to be waited for to see where they are
 
 
 def kept_entries(table: Tensor, counts: Tensor, alpha: float) -> Tensor:
@@ -70,7 +72,8 @@ def _roots(log_b: Tensor, h: Tensor, log_c: Tensor, start: Tensor) -> Tensor:
     itself until they are shorter than 0.1, and raises an error when 30 are too few.)
     """
     nu, low, high = start, torch.full_like(start, -torch.inf), torch.full_like(start, torch.inf)
-    for _ in range(MOST_STEPS):
+    every = LOOK_EVERY if log_b.is_cuda else 1
+    for step in range(1, MOST_STEPS + 1):
         terms = torch.addr(log_b, h, nu, alpha=-1)  # log b_nk - h_n nu_k
         largest = terms.amax(0)
         weights = terms.sub_(largest).exp_()
@@ -78,7 +81,7 @@ def _roots(log_b: Tensor, h: Tensor, log_c: Tensor, start: Tensor) -> Tensor:
         excess = largest + total.log() - log_c
         low, high = torch.where(excess >= 0, nu, low), torch.where(excess <= 0, nu, high)
         last, nu = nu, (nu + excess * total / (h @ weights)).clamp(low, high)
-        if bool(((nu - last).abs() <= TOLERANCE * (1 + nu.abs())).all()):
+        if step % every == 0 and bool(((nu - last).abs() <= TOLERANCE * (1 + nu.abs())).all()):
             break
     return nu
 
@@ -142,8 +145,16 @@ class Refinery(nn.Module):
         return ctx.step == warmup or (regular and ctx.step > warmup)
 
     def refine(self, counts: Tensor) -> None:
-        """Replace the refined table by one whose columns sum to the counts (K,)."""
+        """Replace the refined table by one whose columns sum to the counts (K,).
+
+        A pool is stored class by class, so that its order must not decide what equal entries keep:
+        images that were not seen yet keep nothing, and others are told apart by chance.
+        """
         cfg = self.config
-        pruned = prune(self.original.double(), counts.double(), cfg.refine_alpha)
+        table = self.original.double()
+        table *= (table != table[:, :1]).any(1, keepdim=True)
+        order = any_order(len(table), table.device)
+        pruned = torch.empty_like(table)
+        pruned[order] = prune(table[order], counts.double(), cfg.refine_alpha)
         self.refined.copy_(project(pruned, counts, cfg.refine_rounds)[0])
         self.refinements += 1

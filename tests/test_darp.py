@@ -165,6 +165,31 @@ def test_pruning_keeps_the_largest_entries_of_every_class() -> None:
     assert bool(everything.all())
 
 
+@pytest.mark.parametrize("seen", [0, 60, 100])
+def test_the_order_of_the_pool_tells_nothing(seen: int) -> None:
+    """It is the order of the true classes: images that look alike must be treated alike."""
+    counts = torch.tensor([70.0, 30, 15, 5])
+    tables = Refinery(task_of(torch.ones(4), 120), refinery.Config())
+    rows = torch.tensor([[1.0, 0, 0, 0], [0.1, 0.6, 0.2, 0.1], [0.25, 0.25, 0.3, 0.2]])
+    tables.original[:seen] = rows.repeat(40, 1)[:seen]
+    tables.refine(counts)
+    torch.testing.assert_close(tables.refined.sum(0), counts, atol=2.0, rtol=0)
+    unseen = tables.refined[seen:]
+    assert bool((unseen == unseen[:1]).all())
+    alike = tables.refined[0:seen:3].unique(dim=0)
+    assert len(alike) <= 2  # those that a class keeps and, by chance, those that it does not
+    if seen == 100:  # 34 of them are sure of a class that may keep all
+        assert len(alike) == 1
+
+
+def test_of_equal_entries_chance_decides_and_not_the_place() -> None:
+    tables = Refinery(task_of(torch.ones(2), 400), refinery.Config(refine_alpha=1.0))
+    tables.original[:] = torch.tensor([0.9, 0.1])
+    tables.refine(torch.tensor([300.0, 100.0]))  # 200 images keep their first class alone
+    sure = (tables.refined[:, 0] > 0.9).double()
+    assert sure.sum() == 200 and 0.3 < sure[:100].mean() < 0.7
+
+
 # The tables and the schedule.
 
 

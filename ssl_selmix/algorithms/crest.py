@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_selmix import confidence, losses
 from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.data import Data
+from ssl_selmix.data import Data, any_order
 from ssl_selmix.models import Classifier
 
 
@@ -77,8 +77,9 @@ class CReST(FixMatch):
         if self.begins(ctx.step):
             assert evaluation.pool_logits is not None
             p = evaluation.pool_logits.double().softmax(1)
-            chosen = select(p.masked_fill(self.known[:, None], -1), self.rates)
-            self.selected.zero_()[chosen] = True
+            order = any_order(len(p), p.device)  # of equally confident images, any
+            chosen = select(p.masked_fill(self.known[:, None], -1)[order], self.rates)
+            self.selected.zero_()[order[chosen]] = True
             self.classes.copy_(p.argmax(1))
             logs["selected"] = self._num_selected().double()
         return logs
