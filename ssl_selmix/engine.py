@@ -189,6 +189,15 @@ class _Readings:
         return means
 
 
+def fuses(device: torch.device, half: bool) -> bool:
+    """Whether the optimizer's steps are one kernel each.
+
+    On a CPU that saves nothing that can be measured. With scaled losses it would be wrong: the
+    kernel is called for a step that overflows as well, and its momenta go astray.
+    """
+    return device.type == "cuda" and not half
+
+
 class Trainer:
     """One stage: the algorithm, its teacher, its optimizer, and where it stands."""
 
@@ -200,16 +209,17 @@ class Trainer:
         self.fingerprint = fingerprint
         self.teacher = copy.deepcopy(algorithm).requires_grad_(False) if cfg.ema else algorithm
         device = next(algorithm.parameters()).device
+        # Half precision has a short range: losses are scaled so that small gradients stay in it.
+        half = algorithm.net.autocast is torch.float16
+        self._fused = fuses(device, half)
         self.optimizer = torch.optim.SGD(
             algorithm.param_groups(),
             lr=cfg.lr,
             momentum=cfg.momentum,
             nesterov=cfg.nesterov and cfg.momentum > 0,
             weight_decay=cfg.weight_decay,
-            fused=device.type == "cuda",  # on a CPU it saves nothing that can be measured
+            fused=self._fused,
         )
-        # Half precision has a short range: losses are scaled so that small gradients stay in it.
-        half = algorithm.net.autocast is torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step = 0
         self._lr = 0.0
@@ -242,6 +252,8 @@ class Trainer:
         if self.teacher is not self.algorithm:
             self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._fused  # this machine's choice, not that of the one that saved
         self.scaler.load_state_dict(state["scaler"])
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ def set_up_device(name: str) -> torch.device:
         name = f"cuda:{number}"  # a GPU for each process of this machine
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, dtype=torch.float64, device=device).item()  # which not every device has
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used ({reason}); try device=cpu") from error
     torch.backends.cudnn.benchmark = False
@@ -85,6 +86,12 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return found
 
 
+def _forked_rng(x: Tensor) -> AbstractContextManager[None]:
+    """The generators of the CPU and of the device of x; torch warns if left to take all."""
+    found: AbstractContextManager[None] = torch.random.fork_rng([x.device] if x.is_cuda else [])
+    return found
+
+
 class Compiled:
     """A module, compiled at its first call; itself, after one line saying why, if that fails."""
 
@@ -110,7 +117,7 @@ class Compiled:
         torch.compiler.reset()  # what earlier stages compiled must not decide kernels here
         try:
             # The step's random numbers are the step's, also in a network that draws some.
-            with torch.set_grad_enabled(learns), torch.random.fork_rng():
+            with torch.set_grad_enabled(learns), _forked_rng(x):
                 out = torch.compile(trial, mode=mode)(x.detach())
                 if learns:
                     out.sum().backward()

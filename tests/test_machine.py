@@ -46,10 +46,39 @@ def test_old_gpus_only_emulate_bf16(
 
 def test_processes_of_one_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+
+    def zeros(*size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        asked.append(str(device))
+        return torch.ones(())
+
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(torch, "empty", lambda *size, device: asked.append(str(device)))
+    monkeypatch.setattr(torch, "zeros", zeros)
     machine.set_up_device("cuda")
     assert asked == ["cuda:3"]
+
+
+def test_a_device_that_holds_no_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="device 'meta' cannot be used"):
+        machine.set_up_device("meta")
+
+
+@pytest.mark.parametrize(
+    ("device", "half", "fused"),
+    [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)],
+)
+def test_scaled_losses_have_no_fused_steps(device: str, half: bool, fused: bool) -> None:
+    assert engine.fuses(torch.device(device), half) is fused
+
+
+def test_a_resumed_run_fuses_as_its_own_machine_does(tmp_path: Path) -> None:
+    data, _ = contract.make_data()
+    algorithm = contract.subject("supervised").make(data, contract.make_net(data))
+    trainer = engine.Trainer(algorithm, data, tmp_path, contract.Quiet(), "f")
+    state = trainer.state()
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True
+    trainer.restore(state)
+    assert not any(group["fused"] for group in trainer.optimizer.param_groups)
 
 
 def test_work_is_counted_and_decides_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
