@@ -366,14 +366,8 @@ def _stacked_terms(confusion: Tensor, functions: Sequence[Function]) -> Tensor:
 
 def _tried(function: Function, num_classes: int) -> Function:
     """The function, once it gave something to differentiate: its first use may be hours away."""
-    tensors = (
-        itertools.chain(function.parameters(), function.buffers())
-        if isinstance(function, nn.Module)
-        else ()
-    )
-    device = next((t.device for t in tensors), torch.device("cpu"))
     with torch.inference_mode(False), torch.enable_grad():
-        part = torch.full((num_classes,), 0.5, dtype=torch.float64, device=device)
+        part = torch.full((num_classes,), 0.5, dtype=torch.float64)
         value = _result(function, _balance(part.requires_grad_().diag() + 0.5 / num_classes))
     if not value.requires_grad:
         raise ValueError(
@@ -384,7 +378,17 @@ def _tried(function: Function, num_classes: int) -> Function:
     return function
 
 
+def _place_of(function: Function) -> torch.device:
+    """Where a function is called: with a module's tensors, else on the CPU, whatever trains."""
+    tensors: Iterable[Tensor] = ()
+    if isinstance(function, nn.Module):
+        tensors = itertools.chain(function.parameters(), function.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
 def _result(function: Function, confusion: Tensor) -> Tensor:
+    # Constants in a user's function are where he made them, and the matrix is small.
+    given, confusion = confusion, confusion.to(_place_of(function))
     try:
         value = function(confusion)
     except Exception as error:
@@ -404,7 +408,7 @@ def _result(function: Function, confusion: Tensor) -> Tensor:
             f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}; "
             "reduce it with .sum() or .mean(), in torch so that it can be differentiated"
         )
-    return value.reshape(())
+    return value.reshape(()).to(given.device)
 
 
 def _geometric_mean(recall: Tensor) -> Tensor:

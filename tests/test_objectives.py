@@ -477,3 +477,22 @@ def test_merit_has_the_gradient_of_value_at_updated_multipliers(name: str) -> No
         # Only directions that keep the rows' mass exist.
         slopes.append(slope - (slope * confusion).sum(1, keepdim=True) * 12)
     torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_users_function_is_called_where_its_numbers_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever trains: a plain one on the CPU, a module where it is, also as a constraint."""
+    meta, cpu = torch.device("meta"), torch.device("cpu")
+    assert objectives._place_of(torch.nn.Linear(1, 1, device="meta")) == meta
+    assert objectives._place_of(torch.nn.Identity()) == cpu
+    assert objectives._place_of(objectives.macro_f1) == cpu
+    seen: list[torch.device] = []
+
+    def mine(confusion: Tensor) -> Tensor:
+        seen.append(confusion.device)
+        return torch.ones(1)
+
+    monkeypatch.setattr(objectives, "_place_of", lambda function: meta)
+    value = objectives._result(mine, torch.eye(3))
+    assert seen == [meta] and value.device == cpu and value.shape == ()
