@@ -218,13 +218,14 @@ class Arrays(Data):
         images: Tensor | None = None
         start = 0
         for part in self.parts:
-            here = (index >= start) & (index < start + len(part))
-            if bool(here.any()):
+            # By rows, not by a mask: the device would have to be asked how many there are.
+            here = ((index >= start) & (index < start + len(part))).nonzero()[:, 0]
+            if len(here):
                 # In the model's precision, on its device: parts may come from different ones.
                 found = part.take(index[here] - start).to(self.device, self.dtype)
                 if images is None:
                     images = found.new_empty((len(index), *found.shape[1:]))
-                images[here.to(self.device)] = found
+                images[here.to(self.device, non_blocking=True)] = found
             start += len(part)
         assert images is not None
         return images

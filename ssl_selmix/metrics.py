@@ -175,9 +175,10 @@ def evaluate(
         )
     if len(labels) == 0:
         raise ValueError("metrics need at least 1 example, got 0")
-    # The results leave the device anyway, so here a check costs nothing.
+    # The results leave the device anyway, and its sums may depend on who comes first.
+    logits, labels = logits.detach().cpu(), labels.cpu()
     _check_range("labels", labels, num_classes)
-    probs = logits.detach().double().softmax(1)
+    probs = logits.double().softmax(1)
     if probs.isnan().any():
         raise ValueError(
             "logits contain NaN or infinity, so they rank no class: training diverged; "
