@@ -67,6 +67,17 @@ class Pairing(nn.Module):
             check(self, {"temperature": "> 0" if absolute else ("auto",)})
             if absolute and self.spread != 1:
                 raise ValueError("spread multiplies temperature=auto; set spread=1 beside a number")
+            if self.partners == "labeled":
+                for key in ("pseudo_weight", "pseudo_prior"):
+                    if (value := getattr(self, key)) != "none":
+                        raise ValueError(
+                            f"{key}={value} is for partners of the pool; leave it out beside "
+                            "partners=labeled"
+                        )
+            if self.policy == "natural" and self.uniform_share:
+                raise ValueError(
+                    f"uniform_share={self.uniform_share} is no part of policy=natural; set it to 0"
+                )
 
     pairs: Tensor  # P, K×K, rows: class of the labeled image
     pseudo_labels: Tensor  # of the pool, (M,)

@@ -19,6 +19,13 @@ from ssl_selmix.data import Data
 from ssl_selmix.models import Classifier, batch_norms
 
 
+def _refuse_mu(config: Algorithm.Config) -> None:
+    if config.mu != Algorithm.Config.mu:
+        raise ValueError(
+            f"mu={config.mu} has no meaning in a second stage; a step has batch images"
+        )
+
+
 class FineTuning(Algorithm):
     """All weights learn, the body slowly, at the rate of SelMix's fixed-step fine-tuning.
 
@@ -45,6 +52,11 @@ class FineTuning(Algorithm):
         )
 
         RULES: ClassVar[Rules] = {"body_lr": ">= 0", "batch_norm": ("frozen", "batch")}
+
+        def __post_init__(self) -> None:
+            """Refuse a number of unlabeled images, of which no batch has any."""
+            super().__post_init__()
+            _refuse_mu(self)
 
     config: Config
 
@@ -103,6 +115,11 @@ class FrozenBody(Algorithm):
         schedule: str = "cosine"
         ema: float = 0.0
         evaluate_every: int = 50
+
+        def __post_init__(self) -> None:
+            """Refuse a number of unlabeled images, of which no batch has any."""
+            super().__post_init__()
+            _refuse_mu(self)
 
     config: Config
 

@@ -280,3 +280,21 @@ def test_the_rarest_class_is_found_more_often_than_before(kind: type[FrozenBody]
     _, after = trained(kind, steps=200, batch=64, keep="last")
     before = recalls(first_stage())
     assert recalls(after.export())[-1] > before[-1] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("selmix", {"mu": 7}, "mu=7 has no meaning"),
+        ("crt", {"mu": 7}, "mu=7 has no meaning"),
+        ("selmix", {"partners": "labeled", "pseudo_weight": "confidence"}, "partners of the pool"),
+        ("selmix", {"partners": "labeled", "pseudo_prior": "estimated"}, "partners of the pool"),
+        ("selmix", {"policy": "natural", "uniform_share": 0.1}, "no part of policy=natural"),
+        ("selmix", {"patience": 3}, "patience=3 needs stop=patience"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    name: str, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        plugins.algorithm(name)[1].Config(**settings)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix import losses, objectives
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
 from ssl_selmix.data import Data
 from ssl_selmix.models import Classifier
 from ssl_selmix.pairing import Pairing, centroid_logits, class_means
@@ -50,10 +50,13 @@ class SelMix(FineTuning):
             """Resolve the schedule; refuse values without meaning."""
             if self.schedule == "auto":
                 self.schedule = "constant" if self.step == "trust" else "cosine"
-            Algorithm.Config.__post_init__(self)
+            FineTuning.Config.__post_init__(self)
             Pairing.Config.__post_init__(self)
             if self.step == "trust" and (self.ema or self.momentum):
                 raise ValueError("step=trust takes single steps back; set ema=0 momentum=0")
+            default = type(self).__dataclass_fields__["patience"].default
+            if self.patience != default and self.stop != "patience":
+                raise ValueError(f"patience={self.patience} needs stop=patience; add it")
 
     config: Config
 
