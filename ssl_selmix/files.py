@@ -376,12 +376,13 @@ class FileSet(ImageSet):
 
     train_files: FileImages = field(kw_only=True)
     test_files: FileImages | None = field(kw_only=True)
+    extra_files: FileImages | None = field(kw_only=True)  # of unknown class
     num_workers: int = field(kw_only=True)
     memory: Path | None = field(kw_only=True)  # folder that keeps the digests of the files
 
     def sha256(self) -> str:
         """Digest of the names below their folder and of the bytes of every file, in order."""
-        parts = (self.train_files, self.test_files)
+        parts = (self.train_files, self.test_files, self.extra_files)
         digest = hashlib.sha256()
         for images in parts:
             if images is not None:
@@ -391,8 +392,8 @@ class FileSet(ImageSet):
         return digest.hexdigest()
 
     def pools(self, test: Tensor, device: torch.device) -> tuple[type[Data], dict[str, Any]]:
-        """All files in one row: training images, then those of a test part of its own."""
-        paths = self.train_files.paths
+        """All files in one row: training images, those without a class, a test part of its own."""
+        paths = self.train_files.paths + (self.extra_files.paths if self.extra_files else [])
         if self.test_files is not None:
             test = torch.arange(len(paths), len(paths) + len(self.test_files))
             paths = paths + self.test_files.paths
@@ -416,6 +417,7 @@ def file_set(
     size: int,
     *,
     test: Listed | None = None,
+    extra: FileImages | None = None,
     workers: int | None = None,
     apart: int = 0,
     memory: Path | None = None,
@@ -427,6 +429,7 @@ def file_set(
         class_names: of all classes.
         size: S, pixels of the views.
         test: the same for a test part of its own; None: it is held out of `train`.
+        extra: images of unknown class, for the unlabeled pool.
         workers: processes that read images; None: one for each core.
         apart: see `ImageSet`.
         memory: see `hashes`.
@@ -444,9 +447,11 @@ def file_set(
         std=STD,
         test=shapes(len(test[0])) if test is not None else None,
         test_labels=test[1] if test is not None else None,
+        extra_unlabeled=shapes(len(extra)) if extra is not None else None,
         apart=apart,
         train_files=files,
         test_files=test[0] if test is not None else None,
+        extra_files=extra,
         num_workers=default_workers() if workers is None else workers,
         memory=memory,
     )

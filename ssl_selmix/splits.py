@@ -19,7 +19,11 @@ from ssl_selmix import plugins
 Indices = npt.NDArray[np.int64]
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
-SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown")
+SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all")
+NOT_DRAWN = ("unknown", "all")  # shapes that have no largest class to choose
+
+# Said by those splits alone, for the other manifests are what they were.
+_ALL = "shape all: the labeled images are all that the other parts leave; their tail is the data's"
 
 # Keeps the draws of a split apart from other generators that a user seeds with the same number.
 _STREAM = 0x5EED
@@ -85,15 +89,16 @@ class Counts:
     largest: int  # N1 of the labeled, M1 of the unlabeled images
     rho: float = 1.0  # largest / smallest class
     reverse: bool = False  # the class order turned around, whatever the shape
-    shape: str = "long_tail"  # or uniform, inverted, middle, head_tail, unknown
+    shape: str = "long_tail"  # or uniform, inverted, middle, head_tail, unknown, all
 
     def counts(self, num_classes: int) -> list[int]:
         """Images of each class, class 0 first.
 
-        All shapes but `uniform` and `unknown` put the counts n_0 >= n_1 >= ... of the long tail
-        into another class order. `inverted` is the long tail with `reverse`. `middle` and
-        `head_tail` are those of SimPro (Du et al., ICML 2024): the largest class in the middle,
-        then alternately to its right and left, and ends that fall towards the middle.
+        `unknown` and `all` have none before a split is drawn. All other shapes but `uniform` put
+        the counts n_0 >= n_1 >= ... of the long tail into another class order. `inverted` is the
+        long tail with `reverse`. `middle` and `head_tail` are those of SimPro (Du et al., ICML
+        2024): the largest class in the middle, then alternately to its right and left, and ends
+        that fall towards the middle.
 
         >>> Counts(100, rho=81, shape="middle").counts(5)
         [1, 11, 100, 33, 3]
@@ -101,7 +106,7 @@ class Counts:
         [33, 3, 1, 11, 100]
         """
         self.check()
-        if self.shape == "unknown":
+        if self.shape in NOT_DRAWN:
             return [0] * num_classes
         rho = 1.0 if self.shape == "uniform" else self.rho
         tail = long_tail_counts(self.largest, rho, num_classes)
@@ -119,10 +124,11 @@ class Counts:
         if self.shape not in SHAPES:
             key = f"{where}shape: " if part else ""
             raise ValueError(f"{key}{plugins.unknown('shape', self.shape, SHAPES)}")
-        if self.shape == "unknown" and self.largest:
+        if self.shape in NOT_DRAWN and self.largest:
+            own = {"unknown": "the data set's own images without labels", "all": "all images"}
             raise ValueError(
-                f"{where}shape=unknown draws no image, got {where}largest={self.largest}; set "
-                f"{where}largest=0 to use the data set's own images without labels"
+                f"{where}shape={self.shape} draws no image, got {where}largest={self.largest}; set "
+                f"{where}largest=0 to use {own[self.shape]}"
             )
         if self.shape in ("inverted", "middle", "head_tail") and self.rho < 1:
             raise ValueError(
@@ -148,9 +154,14 @@ class LongTailSplit:
         self.labeled.check("labeled")
         if self.labeled.shape == "unknown":
             raise ValueError("labeled.shape=unknown leaves no labeled image; choose another shape")
+        if self.unlabeled.shape == "all":
+            raise ValueError(
+                "unlabeled.shape=all would take the labeled images; choose another shape, such as "
+                "unknown for the data set's own images without labels"
+            )
 
     def counts(self, num_classes: int) -> dict[str, list[int]]:
-        """Images per class of each part; images of unknown class are not counted."""
+        """Images per class of each part; 0 where the rule has no say, as of unknown classes."""
         labeled = self.labeled.counts(num_classes)
         unlabeled = self.unlabeled.counts(num_classes)
         if self.labeled_in_pool:
@@ -190,6 +201,9 @@ class LongTailSplit:
             wanted = {part: counts[part][c] for part in ("test", "validation", *PARTS[:2])}
             wanted["unlabeled"] = unlabeled[c]
             for source, parts in _sources(pool, len(labels) - apart if apart else None):
+                if self.labeled.shape == "all" and "labeled" in parts:
+                    others = sum(wanted[part] for part in parts if part != "labeled")
+                    counts["labeled"][c] = wanted["labeled"] = max(0, len(source) - others)
                 pieces = {part: wanted[part] for part in parts}
                 if sum(pieces.values()) > len(source):
                     raise ValueError(_too_few(c, class_names, pieces, len(source)))
@@ -197,9 +211,12 @@ class LongTailSplit:
                 for part, count in pieces.items():
                     drawn[part].append(np.sort(order[start : start + count]))
                     start += count
+            if not len(drawn["labeled"][c]):
+                raise ValueError(_none_left(c, class_names, len(pool)))
             if self.labeled_in_pool:
                 both = drawn["unlabeled"][c], drawn["labeled"][c]
                 drawn["unlabeled"][c] = np.sort(np.concatenate(both))
+                counts["unlabeled"][c] = len(drawn["unlabeled"][c])
         return Split(
             labeled=np.concatenate(drawn["labeled"]),
             unlabeled=np.concatenate(drawn["unlabeled"]),
@@ -236,7 +253,8 @@ class LongTailSplit:
                 raise ValueError(f"{part} images per class cannot be negative, got {count}")
         if seed < 0:
             raise ValueError(f"the seed of a split must be 0 or larger, got {seed}")
-        if 0 in (labeled := self.labeled.counts(num_classes)):
+        labeled = self.labeled.counts(num_classes)
+        if 0 in labeled and self.labeled.shape != "all":
             raise ValueError(
                 f"class {labeled.index(0)} would get no labeled image: largest "
                 f"{self.labeled.largest}, rho {self.labeled.rho}; raise largest or lower rho"
@@ -263,7 +281,8 @@ class Split:
             "num_classes": self.num_classes,
             "seed": self.seed,
             "rule": self.rule.settings(),
-            "meaning": {"M1": _meaning_of_m1(self.rule), **_MEANING},
+            "meaning": {"M1": _meaning_of_m1(self.rule), **_MEANING}
+            | ({"all": _ALL} if self.rule.labeled.shape == "all" else {}),
             "counts": {part: list(counts) for part, counts in self.counts.items()},
             "images_sha256": images_sha256,
             "indices_sha256": _sha256_of_indices(indices),
@@ -420,6 +439,14 @@ def _too_few(c: int, names: Sequence[str] | None, wanted: dict[str, int], availa
     return (
         f"{name} has {available} images, the split needs {sum(wanted.values())} ({parts}); "
         "lower the largest class, hold out fewer images, or raise rho"
+    )
+
+
+def _none_left(c: int, names: Sequence[str] | None, available: int) -> str:
+    name = f"class {c}" if names is None else f"class {c} ({names[c]})"
+    return (
+        f"{name} has {available} images and the other parts take them all, so that none is "
+        "labeled; hold out fewer images, or give the class more"
     )
 
 

@@ -1,6 +1,8 @@
 """Data sets: the digits as they are, and folders of images as users have them."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_selmix.data import ImageSet
+from ssl_selmix.data import ImageSet, assemble
 from ssl_selmix.datasets import digits, image_folder
 from ssl_selmix.splits import Counts
 
@@ -196,3 +198,82 @@ def test_a_single_class_is_no_classification(root: Path) -> None:
 def test_default_counts_are_those_of_the_paper() -> None:
     config = image_folder.Config()
     assert (config.labeled, config.unlabeled) == (Counts(1500, 100.0), Counts(3000, 100.0))
+
+
+# Images as they are found: no drawn tail, and a folder without labels.
+
+
+def as_found(root: Path, **more: Any) -> image_folder.Config:
+    return image_folder.Config(
+        root=str(root),
+        labeled=Counts(0, shape="all"),
+        unlabeled=Counts(0, shape="unknown"),
+        validation=1,
+        **more,
+    )
+
+
+@pytest.fixture
+def found(root: Path) -> Path:
+    """Also two more cats, and three images in `unlabeled`, one of them in a folder of its own."""
+    for i in (3, 4):
+        write(root / "train" / "cat" / f"{i}.png", pixels(5, 6, 3, seed=i))
+    for i, place in enumerate(("x.png", "deep/y.png", "z.png")):
+        write(root / "unlabeled" / place, pixels(5, 6, 3, seed=1000 + i))
+    (root / "unlabeled" / "notes.txt").write_text("no image")
+    return root
+
+
+def test_a_folder_without_labels_is_the_pool(
+    found: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = as_found(found)
+    images = image_folder.load(config)
+    assert "left out 1 file without a known image suffix" in capsys.readouterr().out
+    assert images.extra_unlabeled is not None and len(images.extra_unlabeled) == 3
+    expected = torch.from_numpy(pixels(5, 6, 3, seed=1001)).permute(2, 0, 1)  # deep/y.png is first
+    assert torch.equal(images.extra_unlabeled[0], expected)
+    split = config.draw(images.train_labels, 2, seed=0)
+    assert split.counts["labeled"] == [4, 2] and split.counts["unlabeled"] == [0, 0]
+    data, diagnostics = assemble(images, split, seed=0, device=torch.device("cpu"))
+    assert data.task.labeled_counts.tolist() == [4, 2] and len(data.unlabeled) == 3
+    assert diagnostics.labels.tolist() == [-1, -1, -1]
+    # Without the shape the folder is not looked at.
+    assert load(found).extra_unlabeled is None
+
+
+def test_test_images_may_be_held_out_of_train(found: Path) -> None:
+    (found / "test").rename(found / "elsewhere")
+    config = as_found(found, test=1)
+    images = image_folder.load(config)
+    assert images.test is None
+    split = config.draw(images.train_labels, 2, seed=0)
+    assert split.counts["labeled"] == [3, 1] and split.counts["test"] == [1, 1]
+
+
+def test_a_pool_that_is_not_there_is_told(found: Path) -> None:
+    for file in found.glob("unlabeled/**/*.png"):
+        file.unlink()
+    with pytest.raises(ValueError, match="unlabeled holds no image"):
+        image_folder.load(as_found(found))
+    shutil.rmtree(found / "unlabeled")
+    with pytest.raises(ValueError, match=r"no folder .*unlabeled; data\.unlabeled\.shape=unknown"):
+        image_folder.load(as_found(found))
+    write(found / "unlabeled" / "wide.png", pixels(5, 9, 3))
+    with pytest.raises(ValueError, match=r"unlabeled images \(5, 9\) pixels; set data\.size"):
+        image_folder.load(as_found(found))
+
+
+def test_files_without_labels_are_streamed_too(found: Path) -> None:
+    write(found / "unlabeled" / "deep" / "y.png", np.full((5, 6, 3), 200, dtype=np.uint8))
+    images = image_folder.load(as_found(found, size=80, workers=0))
+    assert images.extra_unlabeled is not None and images.extra_unlabeled.shape == (3, 3, 80, 80)
+    split = as_found(found).draw(images.train_labels, 2, seed=0)
+    data, _ = assemble(images, split, seed=0, device=torch.device("cpu"))
+    assert data.unlabeled.tolist() == [8, 9, 10] and len(data.test_labels) == 4
+    assert bool((data.take(torch.tensor([8])) == 200).all())
+    tests = torch.cat(list(data.test_batches()))
+    assert torch.equal(tests, data.normalise(data.take(torch.arange(11, 15))))
+    before = images.sha256()
+    write(found / "unlabeled" / "z.png", pixels(5, 6, 3, seed=7))
+    assert image_folder.load(as_found(found, size=80, workers=0)).sha256() != before

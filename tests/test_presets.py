@@ -24,9 +24,9 @@ PAPER = {
 
 
 def algorithms_of(preset: str) -> list[str]:
-    """The algorithms that a preset has a section about."""
+    """The algorithms that a preset has a section about; of none, any."""
     sections = {key.partition(".")[0] for key in config.parse_yaml(plugins.preset_text(preset), "")}
-    return sorted(sections & plugins.available("algorithm").keys())
+    return sorted(sections & plugins.available("algorithm").keys()) or ["fixmatch"]
 
 
 def dataset_of(preset: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ssl_selmix.splits import (
+    NOT_DRAWN,
     PARTS,
     SHAPES,
     Counts,
@@ -35,7 +36,7 @@ counts_of_a_part = st.builds(
     st.integers(8, 20),
     rho=st.floats(1, 8),
     reverse=st.booleans(),
-    shape=st.sampled_from([shape for shape in SHAPES if shape != "unknown"]),
+    shape=st.sampled_from([shape for shape in SHAPES if shape not in NOT_DRAWN]),
 )
 rules = st.builds(
     LongTailSplit,
@@ -116,10 +117,11 @@ def test_shapes_of_a_pool() -> None:
         "middle": [6, 18, 51, 143, 400, 239, 86, 30, 11, 4],
         "head_tail": [239, 86, 30, 11, 4, 6, 18, 51, 143, 400],
         "unknown": [0] * 10,
+        "all": [0] * 10,
     }
     assert tuple(shapes) == SHAPES
     for shape, counts in shapes.items():
-        part = Counts(0 if shape == "unknown" else 400, rho=100, shape=shape)
+        part = Counts(0 if shape in NOT_DRAWN else 400, rho=100, shape=shape)
         assert part.counts(10) == counts
         part.reverse = True
         assert part.counts(10) == counts[::-1]
@@ -433,3 +435,54 @@ def test_array_digest_sees_values_shape_and_type_but_not_memory_layout() -> None
     assert sha256_of_arrays(a, a) != sha256_of_arrays(a)
     with pytest.raises(ValueError, match="Python objects"):
         sha256_of_arrays(np.array([object()]))
+
+
+# All labeled images as they are.
+
+
+def test_all_is_what_the_other_parts_leave() -> None:
+    labels = np.repeat([0, 1, 2], [20, 12, 7])
+    rule = LongTailSplit(Counts(0, shape="all"), Counts(4, rho=2), validation=2, test=1)
+    split = rule.draw(labels, 3, seed=0)
+    assert split.counts == {
+        "labeled": [13, 7, 2],
+        "unlabeled": [4, 2, 2],
+        "validation": [2, 2, 2],
+        "test": [1, 1, 1],
+    }
+    split.verify(labels, 3)
+    everything = np.sort(np.concatenate([getattr(split, part) for part in PARTS]))
+    np.testing.assert_array_equal(everything, np.arange(39))
+    assert "all" in split.manifest()["meaning"]
+    other = LongTailSplit(Counts(2), Counts(2), validation=2).draw(labels, 3, seed=0)
+    assert "all" not in other.manifest()["meaning"]  # whose digest names committed results
+
+
+def test_all_counts_labeled_images_in_the_pool() -> None:
+    labels = np.repeat([0, 1], [9, 5])
+    rule = LongTailSplit(
+        Counts(0, shape="all"), Counts(0, shape="unknown"), validation=1, labeled_in_pool=True
+    )
+    split = rule.draw(labels, 2, seed=0)
+    assert split.counts["labeled"] == split.counts["unlabeled"] == [8, 4]
+    split.verify(labels, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: LongTailSplit(Counts(5, shape="all"), Counts(3), 1), "set labeled.largest=0"),
+        (lambda: LongTailSplit(Counts(5), Counts(0, shape="all"), 1), "unlabeled.shape=all would"),
+    ],
+)
+def test_all_is_for_labeled_images_and_has_no_largest_class(make: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        make()
+
+
+def test_a_class_of_which_nothing_is_left_is_named() -> None:
+    rule = LongTailSplit(Counts(0, shape="all"), Counts(0, shape="unknown"), validation=3)
+    with pytest.raises(ValueError, match=r"class 1 \(eel\) has 3 images and the other parts take"):
+        rule.draw(np.repeat([0, 1], [9, 3]), 2, seed=0, class_names=("cat", "eel"))
+    with pytest.raises(ValueError, match=r"class 1 has 2 images, the split needs 3"):
+        rule.draw(np.repeat([0, 1], [9, 2]), 2, seed=0)

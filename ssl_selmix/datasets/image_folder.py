@@ -1,4 +1,4 @@
-"""Your own images: data.root=PATH with PATH/train/<class>/* and PATH/test/<class>/*."""
+"""Your own images: data.root=PATH with train/<class>/*, test/<class>/*, perhaps unlabeled/*."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ssl_selmix.log import say, warn
 from ssl_selmix.pool_cache import Notes, PoolCache
 from ssl_selmix.splits import Counts, LongTailSplit
 
+UNLABELED = "unlabeled"  # the folder of images without a class
 LARGEST = 64  # pixels; a pool of larger images does not belong into memory
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 BATCH = 250  # images that a thread decodes in one go
@@ -51,15 +52,16 @@ class Config(LongTailSplit):
 
 
 def load(config: Config) -> ImageSet:
-    """Both folders as uint8 RGB pools, decoded or found in the cache; above 64 px as files."""
+    """The folders as uint8 RGB pools, decoded or found in the cache; above 64 px as files."""
     if not config.root:
         raise ValueError(
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
-            "test/<class>/*"
+            "test/<class>/*, or without the second and with data.test=20, say"
         )
     root = Path(os.path.expanduser(config.root))
     names = class_names(root / "train")
-    if (others := class_names(root / "test")) != names:
+    has_test = not config.test
+    if has_test and (others := class_names(root / "test")) != names:
         only = sorted(set(names) ^ set(others))
         raise ValueError(
             f"{root}/train and {root}/test must hold the same classes; only one of them has "
@@ -69,12 +71,17 @@ def load(config: Config) -> ImageSet:
         return _streamed(root, names, config.size, config)
     cache = PoolCache(pool_cache.folder_of(config.cache))
     train, train_labels = read(root / "train", names, config.size, cache)
-    test, test_labels = read(root / "test", names, config.size, cache)
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(
-            f"train images are {tuple(train.shape[2:])} and test images {tuple(test.shape[2:])} "
-            "pixels; set data.size to resize both"
-        )
+    test, test_labels, extra = None, None, None
+    if has_test:
+        test, test_labels = read(root / "test", names, config.size, cache)
+    if config.unlabeled.shape == "unknown":
+        extra = _read(root / UNLABELED, unlabeled(root), config.size, cache)
+    for part, images in (("test", test), (UNLABELED, extra)):
+        if images is not None and images.shape[1:] != train.shape[1:]:
+            raise ValueError(
+                f"train images are {tuple(train.shape[2:])} and {part} images "
+                f"{tuple(images.shape[2:])} pixels; set data.size to resize all"
+            )
     weak, smallest = Weak(), min(train.shape[2:])
     if smallest <= weak.pad:
         raise ValueError(
@@ -87,6 +94,7 @@ def load(config: Config) -> ImageSet:
         train_labels=train_labels,
         test=test,
         test_labels=test_labels,
+        extra_unlabeled=extra,
         class_names=names,
         mean=tuple(sample.mean(1).tolist()),
         std=tuple(sample.std(1).clamp_min(1).tolist()),
@@ -96,19 +104,48 @@ def load(config: Config) -> ImageSet:
 
 
 def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> ImageSet:
-    parts = []
-    for part in ("train", "test"):
-        found, labels = listing(root / part, names)
-        parts.append((FileImages.below(root, found), labels))
-    memory = pool_cache.folder_of(config.cache)
-    return file_set(parts[0], names, size, test=parts[1], workers=config.workers, memory=memory)
+    def part(name: str) -> tuple[FileImages, np.ndarray]:
+        found, labels = listing(root / name, names)
+        return FileImages.below(root, found), labels
+
+    own = config.unlabeled.shape == "unknown"
+    return file_set(
+        part("train"),
+        names,
+        size,
+        test=None if config.test else part("test"),
+        extra=FileImages.below(root, unlabeled(root)) if own else None,
+        workers=config.workers,
+        memory=pool_cache.folder_of(config.cache),
+    )
+
+
+def unlabeled(root: Path) -> list[str]:
+    """All image files below PATH/unlabeled, in sorted order; what is left out is told.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = root / UNLABELED
+    if not folder.is_dir():
+        raise ValueError(
+            f"no folder {folder}; data.unlabeled.shape=unknown is for images there, whose classes "
+            "nobody knows; draw the pool from the training images with another shape"
+        )
+    left_out: LeftOut = {}
+    files = list(_images(str(folder), left_out))
+    _tell_left_out(folder, left_out)
+    if not files:
+        raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
+    return files
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """Sorted names of the class folders."""
     if not folder.is_dir():
         raise ValueError(
-            f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
+            f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*, or set "
+            "data.test=20, say, to hold test images out of train"
         )
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
     if len(names) < 2:
@@ -139,10 +176,14 @@ def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
             )
         files += found
         counts.append(len(found))
+    _tell_left_out(folder, left_out)
+    return files, np.repeat(np.arange(len(names), dtype=np.int64), counts)
+
+
+def _tell_left_out(folder: Path, left_out: LeftOut) -> None:
     for why, entries in left_out.items():
         files_ = "file" if len(entries) == 1 else "files"
         warn(f"{folder}: left out {len(entries)} {files_} {why} (first: {entries[0]})")
-    return files, np.repeat(np.arange(len(names), dtype=np.int64), counts)
 
 
 def _images(folder: str, left_out: LeftOut) -> Iterator[str]:
@@ -176,9 +217,14 @@ def read(
 ) -> tuple[Tensor, np.ndarray]:
     """All images below `folder`, N×3×H×W uint8, and their classes (N,), in sorted order."""
     files, labels = listing(folder, names)
+    return _read(folder, files, size, cache), labels
+
+
+def _read(folder: Path, files: Sequence[str], size: int | None, cache: PoolCache) -> Tensor:
+    """The files' images, N×3×H×W uint8; what had to be corrected is told."""
     pool, notes = _cached(folder, files, size, cache)
     warn_of_corrections(folder, notes, files)
-    return pool, labels
+    return pool
 
 
 def _cached(
