@@ -100,7 +100,7 @@ def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
     study, long = Sweep(read("cifar10-jpeg")), Sweep(read("cifar10-jpeg-long"))
     assert {run.arms[0] for run in study.runs} == firsts
     seeds = {split: {r.seed for r in study.runs if r.split == split} for split in study.spec.splits}
-    others = dict.fromkeys(("uniform", "uniform 3000", "inverted"), {0})
+    others = {split: {0} for split in ("uniform", "uniform 3000", "inverted")}
     assert seeds == {"same": {0, 1, 2}, **others}
     assert {(r.split, r.arms[0]) for r in long.runs} == {(s, "fixmatch") for s in long.spec.splits}
     for sweep, steps in ((study, 200), (long, 5000)):
