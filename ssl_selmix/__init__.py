@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +21,11 @@ def __getattr__(name: str) -> Any:
     # Imported when asked for: the command line shows its help without loading torch.
     if name in _PLACES:
         return getattr(import_module(f"ssl_selmix.{_PLACES[name]}"), name)
-    if not name.startswith("_") and find_spec(f"ssl_selmix.{name}"):
-        return import_module(f"ssl_selmix.{name}")
+    place = f"ssl_selmix.{name}"
+    try:
+        if name.isidentifier() and not name.startswith("_"):
+            return import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name != place:  # something that the module needs is not installed
+            raise
     raise AttributeError(f"module 'ssl_selmix' has no attribute {name!r}")

@@ -123,8 +123,9 @@ def _check_request(
     if "pt2" in files and files["pt2"].suffix != ".pt2":
         raise ValueError(f"torch.export.load takes names in .pt2, not {files['pt2']}; rename it")
     for path in files.values():
-        if not path.parent.is_dir():
-            raise ValueError(f"no folder {path.parent}; create it")
+        folder = path.resolve().parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise ValueError(f"no folder {folder}; create it")
         for place in (path, _sidecar(path)):
             check_free(place, force)
     if "onnx" in files:

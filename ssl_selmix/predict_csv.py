@@ -92,10 +92,11 @@ def _check_out(path: Path | None, force: bool) -> None:
         return
     if not path.name:
         raise ValueError(f"--out {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ValueError(f"no folder {path.parent}; create it")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"no file can be written in {path.parent}; choose another --out")
+    folder = path.resolve().parent  # of what a link leads to
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder if path.is_symlink() else path.parent}; create it")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"no file can be written in {folder}; choose another --out")
     check_free(path, force)
 
 

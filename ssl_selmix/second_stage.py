@@ -20,9 +20,11 @@ from ssl_selmix.models import Classifier, batch_norms
 
 
 def _refuse_mu(config: Algorithm.Config) -> None:
-    if config.mu != Algorithm.Config.mu:
+    """A stage that does draw unlabeled images says so by a `mu` in its own Config."""
+    own = next(k for k in type(config).__mro__ if "mu" in vars(k).get("__annotations__", {}))
+    if own is Algorithm.Config and config.mu != own.mu:
         raise ValueError(
-            f"mu={config.mu} has no meaning in a second stage; a step has batch images"
+            f"mu={config.mu} has no meaning in a second stage on labeled images; leave it out"
         )
 
 

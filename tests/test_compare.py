@@ -121,6 +121,36 @@ def test_two_folders_of_images_are_no_seeds_of_one_experiment(
     assert code == 0 and "dataset_sha256 catsxxxxxxxx" not in out
 
 
+def test_another_pool_or_size_of_one_data_set_has_another_digest(tmp_path: Path) -> None:
+    """Images without labels are among those that are loaded, and pixels depend on their size."""
+    split = results([])["protocol"]["split"]
+    for name, changed in (
+        ("drawn", {}),
+        ("unknown", {"unlabeled": {"shape": "unknown"}}),
+        ("larger", {"size": 64}),
+    ):
+        content = two(protocol={"split": split | changed}) | {"images_sha256": f"{name:x<64}"}
+        content["manifest_sha256"] = f"{name:x<64}"
+        for place in ("pools", "sizes"):
+            if name == "drawn" or (name == "larger") == (place == "sizes"):
+                write(tmp_path / place / name, content)
+    assert len(groups(tmp_path / "pools")) == 2
+    assert len(groups(tmp_path / "sizes", by=("data.size",))) == 2
+
+
+def test_words_of_chains_that_begin_with_given_weights_stand_at_their_stages(
+    tmp_path: Path,
+) -> None:
+    for i, last in enumerate(("best", "last")):
+        content = results([stage("crt", END), stage("selmix", END)], seed=i)
+        content["start"] = stage("start", START)
+        content["protocol"]["checkpoint_rule"]["selmix"] = last
+        write(tmp_path / f"r{i}", content)
+    (group,) = groups(tmp_path, "checkpoint_rule")
+    assert [name for name in names(group) if name.endswith("[checkpoint_rule=last]")] != []
+    assert len({name for name in names(group) if "selmix" in name}) == 2
+
+
 def test_a_later_stage_of_another_rule_leaves_the_first_one_its_row(tmp_path: Path) -> None:
     write(tmp_path / "a", results([stage("fixmatch", START)]))
     content = results([stage("fixmatch", START), stage("selmix", END)])

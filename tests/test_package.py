@@ -24,4 +24,5 @@ def test_what_documentation_names_can_be_reached() -> None:
 def test_what_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'gain'"):
         _ = ssl_selmix.gain
-    assert not hasattr(ssl_selmix, "__wrapped__")
+    for name in ("__wrapped__", "a.b", ".x", ""):
+        assert not hasattr(ssl_selmix, name)

@@ -178,6 +178,9 @@ def test_a_link_stays_one_and_a_pipe_too(images: str, predict: Predict) -> None:
     os.symlink("real.csv", "link.csv")
     assert predict(images, "--out", "link.csv", "--force")[0] == 0
     assert os.path.islink("link.csv") and len(rows_of(Path("real.csv").read_bytes())) > 1
+    os.symlink("no/where.csv", "lost.csv")
+    code, _, err = predict(images, "--out", "lost.csv")
+    assert code == 2 and "no folder" in err[0] and "no; create it" in err[0]
     os.mkfifo("pipe")
     code, _, err = predict(images, "--out", "pipe", "--force")
     assert code == 2 and "pipe is no regular file" in err[0]

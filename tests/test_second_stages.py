@@ -1,6 +1,7 @@
 """Mixup, CutMix, cRT and LWS: what they mix, what they train, and what they hand on."""
 
 import itertools
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -298,3 +299,11 @@ def test_settings_that_would_do_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=told):
         plugins.algorithm(name)[1].Config(**settings)
+
+
+def test_a_stage_of_ones_own_may_have_unlabeled_images() -> None:
+    @dataclass
+    class Config(FineTuning.Config):
+        mu: int = 4
+
+    assert Config().mu == 4 and Config(mu=7).mu == 7

@@ -61,8 +61,7 @@ def differences(
 def _say(key: str, value: str, words: list[list[str]]) -> None:
     """Give the stages of a run their words: the first one, and those that change the value."""
     parts = value.split(protocol.THEN)
-    if len(parts) != len(words):
-        parts = [*parts[:1] * (len(words) - 1), parts[-1]]
+    parts = parts[:1] * (len(words) - len(parts)) + parts  # given weights have no part of their own
     before = None
     for position, part in enumerate(parts):
         if part != before:

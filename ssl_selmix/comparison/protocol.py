@@ -71,11 +71,28 @@ def differences(runs: Sequence[Run], by: Iterable[str] = ()) -> dict[str, dict[A
     for key in dict.fromkeys(key for _, values in recorded for key in values):
         if key.startswith(CONDITIONS) or key in by:
             continue
+        if key == DATA:
+            found[key] = _data_sets(runs)
+            continue
         for run, values in recorded:
-            if key == DATA and DATA not in values:
-                continue
             found.setdefault(key, {}).setdefault(_text(values.get(key, NOT_RECORDED)), run)
     return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def _data_sets(runs: Sequence[Run]) -> dict[Any, Run]:
+    """Values of the SHA-256 of runs that load alike and have other images; empty if there are none.
+
+    Another size, a test part held out or a pool without labels give the same data set another one.
+    """
+    loads: dict[str, dict[Any, Run]] = {}
+    for run in runs:
+        split = flatten({"data": run.protocol["split"]})
+        read = {k: v for k, v in split.items() if not k.startswith(CONDITIONS) and k not in PLACES}
+        unlabeled = split.get("data.unlabeled.shape") == "unknown"
+        if run.data:
+            how = repr((run.dataset, unlabeled, sorted(read.items(), key=str)))
+            loads.setdefault(how, {}).setdefault(run.data[:12], run)
+    return next((values for values in loads.values() if len(values) > 1), {})
 
 
 def images(runs: Sequence[Run]) -> dict[Any, Run]:
@@ -122,8 +139,10 @@ def _who(values: Mapping[Any, Run]) -> str:
 def summary(runs: Sequence[Run]) -> list[str]:
     """The protocol that all runs of a table share, a line per part of it."""
     differing = differences(runs)
-    common = set.intersection(*(set(keys(run)) for run in runs))
-    shown = {k: v for k, v in keys(runs[0]).items() if k in common and k not in differing}
+    told = [keys(run) for run in runs]
+    shown = {k: v for k, v in told[0].items() if k not in differing}
+    if any(one.get(DATA) != shown.get(DATA) for one in told):
+        shown.pop(DATA, None)
     split = {k.removeprefix("data."): v for k, v in shown.items() if k.startswith("data.")}
     rest = {k: v for k, v in shown.items() if not k.startswith("data.")}
     rest = {("steps of the first stage" if k == "steps" else k): v for k, v in rest.items()}

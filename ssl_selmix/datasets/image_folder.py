@@ -61,6 +61,8 @@ def load(config: Config) -> ImageSet:
     root = Path(os.path.expanduser(config.root))
     names = class_names(root / "train")
     has_test = not config.test
+    if not has_test and (root / "test").exists():
+        warn(f"{root / 'test'} is not looked at, for data.test={config.test} holds images out")
     if has_test and (others := class_names(root / "test")) != names:
         only = sorted(set(names) ^ set(others))
         raise ValueError(
