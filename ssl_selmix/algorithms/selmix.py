@@ -54,8 +54,7 @@ class SelMix(FineTuning):
             Pairing.Config.__post_init__(self)
             if self.step == "trust" and (self.ema or self.momentum):
                 raise ValueError("step=trust takes single steps back; set ema=0 momentum=0")
-            default = type(self).__dataclass_fields__["patience"].default
-            if self.patience != default and self.stop != "patience":
+            if self.stop != "patience" and self.patience != type(self).patience:
                 raise ValueError(f"patience={self.patience} needs stop=patience; add it")
 
     config: Config
