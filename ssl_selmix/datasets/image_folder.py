@@ -145,9 +145,10 @@ def unlabeled(root: Path) -> list[str]:
 def class_names(folder: Path) -> tuple[str, ...]:
     """Sorted names of the class folders."""
     if not folder.is_dir():
+        others = ", or set data.test=20, say, to hold test images out of train"
         raise ValueError(
-            f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*, or set "
-            "data.test=20, say, to hold test images out of train"
+            f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
+            f"{others if folder.name == 'test' else ''}"
         )
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
     if len(names) < 2:
