@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.arms import table
 from benchmarks.synthetic import Sizes, make_data, network, steps_of
 from benchmarks.timing import about, alternate, parser_of, positive, set_threads, spread
-from ssl_selmix import plugins
+from ssl_selmix.common import plugins
+from studies.arms import table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,6 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from benchmarks.arms import table
 from benchmarks.photographs import jpegs
 from benchmarks.reference import Cutout, pil_views
 from benchmarks.synthetic import make_data, noise
@@ -40,6 +39,7 @@ from benchmarks.timing import (
     targets_table,
 )
 from ssl_selmix.data import Data
+from studies.arms import table
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -133,7 +133,8 @@ def small(data: Data, batch: int) -> dict[tuple[str, str], Call]:
 
 def large(data: Data, number: int) -> dict[tuple[str, str], Call]:
     """The same for JPEG files and 224 px."""
-    from ssl_selmix.augment import image as ours
+    from ssl_selmix.augment import image
+    from ssl_selmix.images import photo
 
     files = list(jpegs(number))
     flip = v1.RandomHorizontalFlip()
@@ -150,8 +151,8 @@ def large(data: Data, number: int) -> dict[tuple[str, str], Call]:
     steps = count()
 
     def own(view: str) -> Tensor:
-        make, step = ours.views(LARGE)[view], next(steps)
-        made = [make(ours.Photo(file, "file"), (step, row)) for row, file in enumerate(files)]
+        make, step = image.views(LARGE)[view], next(steps)
+        made = [make(photo.Photo(file, "file"), (step, row)) for row, file in enumerate(files)]
         return data.normalise(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
 
     def opened(file: bytes) -> Image.Image:

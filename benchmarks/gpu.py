@@ -28,10 +28,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.arms import table
 from benchmarks.synthetic import How, Sizes, Steps, make_data, network, steps_of
 from benchmarks.timing import Times, about, alternate, as_time, digits, parser_of, positive, spread
-from ssl_selmix import machine
+from ssl_selmix.models import execution
+from ssl_selmix.training import machine
+from studies.arms import table
 
 # Dense floating-point operations per clock and multiprocessor, by compute capability: those of the
 # tensor cores in half precision, and those of float32 without them (NVIDIA's architecture papers).
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("no CUDA GPU here: nothing is measured")
         return
     device = machine.set_up_device("cuda")
-    precision = machine.precision_of("auto", device)
+    precision = execution.precision_of("auto", device)
     properties = torch.cuda.get_device_properties(device)
     data = make_data(Sizes(), "cuda")
     arms: dict[str, Steps] = {}

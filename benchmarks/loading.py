@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ssl_selmix.datasets import image_folder
+from ssl_selmix.images.folder import class_names, listing
 
 
 @contextmanager
@@ -66,8 +67,8 @@ def pool_table(root: Path, repeats: int) -> None:
             cold.append(seconds(load))
         warm = [seconds(load) for _ in range(repeats)]
         size = sum(pool.stat().st_size for pool in Path(cache).glob("*.pool"))
-    names = image_folder.class_names(root / "train")
-    files = sum(len(image_folder.listing(root / part, names)[0]) for part in ("train", "test"))
+    names = class_names(root / "train")
+    files = sum(len(listing(root / part, names)[0]) for part in ("train", "test"))
     print(f"{files} files of {root}, {size >> 20} MiB in the cache")
     print(f"{'':<8}{'runs':>6}{'median s':>10}{'fastest s':>11}")
     again = "cached" if size else "again"  # a few images are not worth a cache

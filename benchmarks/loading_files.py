@@ -30,8 +30,10 @@ from torchvision import datasets, transforms
 
 from benchmarks.photographs import jpeg, smooth_noise
 from ssl_selmix.algorithm import Batch
-from ssl_selmix.data import Data, Draw, assemble
-from ssl_selmix.files import MEAN, STD, FileImages, file_set
+from ssl_selmix.data import Data, assemble
+from ssl_selmix.data.batch import Draw
+from ssl_selmix.data.files import MEAN, STD, file_set
+from ssl_selmix.images.digests import FileImages
 from ssl_selmix.splits import Counts, LongTailSplit
 
 SIZE, BATCH = 224, 64

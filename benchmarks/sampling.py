@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from ssl_selmix.data import ClassPairSampler
+from ssl_selmix.selmix.pairs import ClassPairSampler
 from ssl_selmix.splits import long_tail_counts
 
 

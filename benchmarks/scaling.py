@@ -30,7 +30,6 @@ import torch
 from torch import nn
 
 from benchmarks import memory
-from benchmarks.arms import table
 from benchmarks.synthetic import (
     FEATURES,
     How,
@@ -57,9 +56,12 @@ from benchmarks.timing import (
     spread,
     threads_argument,
 )
-from ssl_selmix import engine, models, plugins
-from ssl_selmix.algorithm import Context, Evaluation, Task
-from ssl_selmix.data import ClassPairSampler, Data, assemble
+from ssl_selmix import models
+from ssl_selmix.algorithm import Context, Evaluation, Task, load
+from ssl_selmix.data import Data, assemble
+from ssl_selmix.selmix.pairs import ClassPairSampler
+from ssl_selmix.training import engine
+from studies.arms import table
 
 Calls = Mapping[str, Callable[[], object]]
 
@@ -132,7 +134,7 @@ def estimation(num_classes: int, pool: int) -> Callable[[], object]:
     counts = torch.full((num_classes,), 10.0, dtype=torch.float64)
     held = 5 * num_classes
     task = Task(names, counts, num_unlabeled=pool, num_validation=held)
-    kind = plugins.algorithm("selmix")[1]
+    kind = load("selmix")[1]
     net = models.Classifier(nn.Identity(), nn.Linear(FEATURES, num_classes))
     algorithm = kind(net, task, kind.Config())
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +173,7 @@ def by_pool(args: argparse.Namespace) -> None:
 
 def pass_over(data: Data, net: models.Classifier) -> Callable[[], object]:
     """Predictions for validation images and pool."""
-    kind = plugins.algorithm("selmix")[1]
+    kind = load("selmix")[1]
     algorithm = kind(net, data.task, kind.Config())
     return lambda: engine.evaluate(algorithm, data, pool=True)
 

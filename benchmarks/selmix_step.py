@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.arms import table
 from benchmarks.reference import JointSampler, Pictures, labeled_pictures, pil_views, pool_pictures
 from benchmarks.synthetic import How, Sizes, Steps, make_data, network, set_up, steps_of
 from benchmarks.timing import (
@@ -37,10 +36,12 @@ from benchmarks.timing import (
     spread,
     threads_argument,
 )
-from ssl_selmix import gains, losses, machine, objectives
+from ssl_selmix import gains, losses, objectives
 from ssl_selmix.data import Data
 from ssl_selmix.metrics import confusion_matrix
-from ssl_selmix.pairing import class_means
+from ssl_selmix.models import execution
+from ssl_selmix.selmix.pairing import class_means
+from studies.arms import table
 
 EVERY = 50  # steps between re-estimations, as published
 
@@ -191,8 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--unlabeled", type=positive, default=3000, help="of the largest class")
     parser.add_argument("--rho", type=float, default=100.0)
     parser.add_argument("--validation", type=positive, default=500, help="images per class")
-    own = machine.precision_of("auto", torch.device("cpu"))
-    parser.add_argument("--precision", default=own, choices=list(machine.DTYPES))
+    own = execution.precision_of("auto", torch.device("cpu"))
+    parser.add_argument("--precision", default=own, choices=list(execution.DTYPES))
     args = parser.parse_args(argv)
     set_threads(args.threads)
     torch.manual_seed(0)

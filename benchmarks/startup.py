@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.arms import table
 from benchmarks.timing import Times, about, alternate, as_time, parser_of, spread
+from studies.arms import table
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train.py")
@@ -33,7 +33,8 @@ SHOWN = 8  # packages in the table of imports
 # Leaves with the first step done: what follows is no start.
 FIRST_STEP = """
 import os, sys
-from ssl_selmix import cli, engine
+from ssl_selmix import cli
+from ssl_selmix.training import engine
 step = engine.Trainer._train_step
 def once(self, batch):
     step(self, batch)
@@ -69,7 +70,7 @@ def start_arms(folder: Path, settings: Sequence[str]) -> dict[str, Callable[[], 
         "import torch": lambda: python("-c", "import torch"),
         "import ssl_selmix": lambda: python("-c", "import ssl_selmix"),
         "import ssl_selmix.cli": lambda: python("-c", "import ssl_selmix.cli"),
-        "import ssl_selmix.stages": lambda: python("-c", "import ssl_selmix.stages"),
+        "import ssl_selmix.runs.train": lambda: python("-c", "import ssl_selmix.runs.train"),
         "train.py --help": lambda: python(TRAIN, "--help"),
         "an unknown key is refused": lambda: refused(folder),
         "the first step on digits": first_step,
@@ -110,7 +111,7 @@ def start(folder: Path, args: argparse.Namespace) -> None:
 
 def imports(folder: Path, args: argparse.Namespace) -> None:
     """Print which packages the imports' time goes to, without those that they import."""
-    for module in ("ssl_selmix.cli", "ssl_selmix.stages"):
+    for module in ("ssl_selmix.cli", "ssl_selmix.runs.train"):
         traces = [
             packages(python("-X", "importtime", "-c", f"import {module}"))
             for _ in range(args.rounds)

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arms import table
 from benchmarks.reference import ReferenceStep
 from benchmarks.synthetic import How, Sizes, Steps, make_data, network, set_up
 from benchmarks.timing import (
@@ -39,9 +38,11 @@ from benchmarks.timing import (
     threads_argument,
     times_row,
 )
-from ssl_selmix import machine, plugins
-from ssl_selmix.confidence import Confidence
+from ssl_selmix import algorithm
 from ssl_selmix.data import Data
+from ssl_selmix.methods.pseudo_labels import Confidence
+from ssl_selmix.models import execution
+from studies.arms import table
 
 HALF, THIRD = "lazy, 50 % count", "lazy, 30 % count"
 SHARES = {HALF: 0.5, THIRD: 0.3}
@@ -64,7 +65,7 @@ class Ours(Steps):
     def __init__(self, data: Data, args: argparse.Namespace, how: How) -> None:
         settings = {"batch": args.batch, "mu": args.mu}
         net = network(args.network, data)
-        super().__init__(plugins.algorithm("fixmatch")[1], settings, data, net, how)
+        super().__init__(algorithm.load("fixmatch")[1], settings, data, net, how)
         fixed = FixedShare(data.task, self.algorithm.config)  # type: ignore[arg-type]
         self.rule = self.algorithm.confidence = fixed
 
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, time, print the tables."""
     parser = parser_of(__doc__)
     threads_argument(parser)
-    own = machine.precision_of("auto", torch.device("cpu"))
+    own = execution.precision_of("auto", torch.device("cpu"))
     parser.add_argument("--network", default="wrn-28-2")
     parser.add_argument("--batch", type=int, default=64, help="B, labeled images a step")
     parser.add_argument("--mu", type=int, default=2, help="unlabeled images per labeled image")
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--precisions",
         nargs="+",
         default=list(dict.fromkeys([own, "fp32"])),
-        choices=list(machine.DTYPES),
+        choices=list(execution.DTYPES),
         help=f"the first is what the targets are for ({own} on this machine), then fp32",
     )
     args = parser.parse_args(argv)

@@ -16,11 +16,15 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ssl_selmix import distributed, engine, machine, models, plugins
+from ssl_selmix import algorithm, models
 from ssl_selmix.algorithm import Algorithm
+from ssl_selmix.common import processes
+from ssl_selmix.common.console import say
 from ssl_selmix.data import Data, ImageSet, assemble
-from ssl_selmix.log import StageLog, say
+from ssl_selmix.models import execution
 from ssl_selmix.splits import Counts, LongTailSplit
+from ssl_selmix.training import engine
+from ssl_selmix.training.log import StageLog
 
 BLOCK = 10_000  # noise images, of which a large pool is made again and again
 FEATURES = 128  # of WRN-28-2
@@ -155,17 +159,17 @@ def network(name: str, data: Data) -> models.Classifier:
 
 def set_up(net: models.Classifier, how: How) -> None:
     """Tell a network how to compute, as a run would."""
-    net.autocast = machine.DTYPES[how.precision]
+    net.autocast = execution.DTYPES[how.precision]
     net.step = how.forward
-    net.world = distributed.world()
+    net.world = processes.world()
 
 
 def set_runner(net: models.Classifier, how: How) -> None:
     """Let something else train in the place of the network's body, if need be."""
     body = net.backbone
-    shared = body if net.world is None else distributed.wrapped(body)
+    shared = body if net.world is None else processes.wrapped(body)
     if how.compile:
-        net.runner = machine.Compiled(shared, body, say)
+        net.runner = execution.Compiled(shared, body, say)
     elif shared is not body:
         net.runner = shared.__call__
 
@@ -178,7 +182,7 @@ def steps_of(
     how: How | None = None,
 ) -> Steps:
     """The steps of a shipped algorithm, after a validation."""
-    kind = plugins.algorithm(name)[1]
+    kind = algorithm.load(name)[1]
     found = Steps(kind, SETTINGS.get(name, {}) | dict(settings), data, net, how or How())
     found.validate()
     return found

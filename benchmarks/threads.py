@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.arms import table
 from benchmarks.synthetic import How, Sizes, Steps, make_data
 from benchmarks.timing import about, alternate, parser_of
-from ssl_selmix import machine, models, plugins
+from ssl_selmix import algorithm, models
+from ssl_selmix.training import machine
+from studies.arms import table
 
 SIZES = [
     ("cnn-16", 8, 16),
@@ -49,7 +50,7 @@ def main() -> None:
         data = make_data(Sizes(size=size))
         torch.manual_seed(0)
         net = models.build(models.Config(name), 10, 3)
-        kind = plugins.algorithm("fixmatch")[1]
+        kind = algorithm.load("fixmatch")[1]
         steps = Steps(kind, {"batch": batch, "mu": 2}, data, net, How())
         images = steps.algorithm.images_per_step
         flops = machine.flops_per_step(net, (3, size, size), images)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.arms import table
+from studies.arms import table
 
 T = TypeVar("T")
 Arms = Mapping[str, Callable[[], object]]
@@ -184,7 +184,7 @@ def about(*, rounds: int, threads: int | None = None) -> str:
     """Machine, versions, commit, date and load: what a table needs under it to mean anything."""
     from importlib.metadata import version
 
-    from ssl_selmix import environment
+    from ssl_selmix.runs import environment
 
     parts = [
         f"{processor()}, {len(os.sched_getaffinity(0))} cores",

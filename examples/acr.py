@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ssl_selmix import losses
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
-from ssl_selmix.forward import joint_features
+from ssl_selmix.methods.views import joint_features
 from ssl_selmix.models import Classifier
 
 

@@ -6,82 +6,29 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 from __future__ import annotations
 
 import copy
-import math
-import numbers
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from ssl_selmix.metrics import NAMES, confusion_matrix, tail_size
-from ssl_selmix.plugins import unknown
+from ssl_selmix.common.names import unknown
+from ssl_selmix.common.plugins import load_module
+from ssl_selmix.common.rules import Rules, check, check_types
+from ssl_selmix.data.batch import Batch, Task, Views
+from ssl_selmix.metrics import NAMES, confusion_matrix
 
 if TYPE_CHECKING:
     from ssl_selmix.data import Data
     from ssl_selmix.models import Classifier
 
-Rules = Mapping[str, str | tuple[str, ...]]  # field -> choices, bound or interval; see `check`
+
+__all__ = ["Algorithm", "Batch", "Context", "Evaluation", "Rules", "Task", "Views", "load"]
+
+
 # No scalar, or less is better.
 NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece", "classwise_ece", "reliability")
 SCHEDULES = ("cosine_7_16", "cosine", "constant")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an algorithm may know about the problem before it sees an image.
-
-    Shape: labeled_counts (K,) float64; num_unlabeled and num_validation count images.
-    """
-
-    class_names: tuple[str, ...]
-    labeled_counts: Tensor
-    num_unlabeled: int
-    num_validation: int
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
-
-    @property
-    def labeled_prior(self) -> Tensor:
-        """Class frequencies of the labeled set, (K,), sum 1."""
-        return self.labeled_counts / self.labeled_counts.sum()
-
-    @property
-    def tail(self) -> list[int]:
-        """The rarest tenth of the classes by labeled count (at least one), rarest last."""
-        num_tail = tail_size(self.num_classes)
-        order = torch.argsort(self.labeled_counts, descending=True, stable=True)
-        return [int(k) for k in order[-num_tail:]]
-
-
-class Views(Protocol):
-    """The augmented views of one unlabeled batch, made when first asked for."""
-
-    def __len__(self) -> int:
-        """Number of views."""
-
-    def __getitem__(self, view: int) -> Tensor:
-        """The view at this position of `Algorithm.views`, M×C×H×W."""
-
-    def select(self, view: int, rows: Tensor) -> Tensor:
-        """The same view of some images only; equals `self[view][rows]`."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch.
-
-    Shape: x B×C×H×W, y (B,), index_u (M,) positions in the unlabeled pool.
-    """
-
-    x: Tensor
-    y: Tensor
-    u: Views
-    index_u: Tensor
 
 
 @dataclass(frozen=True)
@@ -126,7 +73,7 @@ class Algorithm(nn.Module):
     """
 
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
-    forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `forward.Look`
+    forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     # False: `forward` leaves every image in its row of the batch and mixes no pixels, so that of
     # several processes each decodes its share of the files. Counts beside `forward` alone.
     mixes_images = True
@@ -258,54 +205,27 @@ class Algorithm(nn.Module):
         return copy.deepcopy(self.net)
 
 
-NUMBERS: dict[str, tuple[type, str]] = {
-    "int": (numbers.Integral, "a whole number"),
-    "float": (numbers.Real, "a number"),
-}
+def load(name: str) -> tuple[str, type[Algorithm]]:
+    """Short name and class of an algorithm: `fixmatch`, `./my.py`, `mylab.methods:MyAlgo`.
 
-
-def check_types(config: Any) -> None:
-    """Raise ValueError for the first field that is to be a number and is none.
-
-    >>> check_types(Algorithm.Config(steps=2.5))
-    Traceback (most recent call last):
-    ValueError: steps must be a whole number, not 2.5
+    Raises:
+        ValueError: nothing of that name, or not exactly one Algorithm in the file.
     """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        named = str(getattr(field.type, "__name__", field.type))  # postponed: a string
-        kind, what = NUMBERS.get(named, (object, ""))
-        if not isinstance(value, kind) or (what and isinstance(value, bool)):
-            raise ValueError(f"{field.name} must be {what}, not {value!r}")
-
-
-def check(config: object, rules: Rules) -> None:
-    """Raise ValueError for the first field that breaks its rule.
-
-    A rule is a tuple of choices, a bound (`> 0`, `>= 1`) or an interval (`[0, 1)`).
-
-    >>> check(Algorithm.Config(), {"lr": "> 0", "keep": ("best", "last"), "ema": "[0, 1)"})
-    >>> check(Algorithm.Config(), {"lr": "> 1"})
-    Traceback (most recent call last):
-    ValueError: lr must be > 1, not 0.03
-    """
-    for name, rule in rules.items():
-        value = getattr(config, name)
-        if isinstance(rule, tuple):
-            if value not in rule:
-                raise ValueError(f"{name} must be one of {', '.join(rule)}, not {value!r}")
-        elif not _within(value, rule):
-            raise ValueError(
-                f"{name} must be {'in ' if rule[0] in '[(' else ''}{rule}, not {value!r}"
-            )
-
-
-def _within(value: float, rule: str) -> bool:
-    if not math.isfinite(value):
-        return False
-    if rule[0] == ">":
-        bound = float(rule.lstrip("> ="))
-        return value >= bound if rule[1] == "=" else value > bound
-    low, high = (float(part) for part in rule[1:-1].split(","))
-    above = value >= low if rule[0] == "[" else value > low
-    return above and (value <= high if rule[-1] == "]" else value < high)
+    location, _, wanted = name.partition(":")
+    module = load_module("algorithm", location, anywhere=bool(wanted))
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Algorithm)
+        and value.__module__ == module.__name__
+    ]
+    if wanted:
+        found = [value for value in found if value.__name__ == wanted]
+    if len(found) != 1:
+        raise ValueError(
+            f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
+            f"it defines {len(found)}; name one as {location}:CLASS"
+        )
+    short = wanted.lower() or location.removesuffix(".py").replace("/", ".").rpartition(".")[2]
+    return short, found[0]

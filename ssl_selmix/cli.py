@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssl_selmix import __version__, plugins
+from ssl_selmix import __version__
+from ssl_selmix.common import plugins
 
 COMMANDS = ("train", "list", "estimate", "check", "sweep", "predict", "export", "compare")
 
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix import stages
+    from ssl_selmix.runs import plan, train
 
-    stages.run(
-        stages.Request(
+    train.run(
+        plan.Request(
             algorithms=[a for a in (args.algo, *args.then) if a],
             dataset=args.dataset,
             preset=args.preset,
@@ -65,15 +66,17 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from ssl_selmix import estimation, label_shift, log
+    from ssl_selmix import label_shift
+    from ssl_selmix.common import console
+    from ssl_selmix.deploy import estimate
 
     methods = args.method or label_shift.METHODS
     if args.json:  # what is said about the images must not stand between the lines of JSON
         with contextlib.redirect_stdout(sys.stderr):
-            found = estimation.of_run(args.run, methods, args.settings)
+            found = estimate.of_run(args.run, methods, args.settings)
         print(json.dumps(found.plain(), indent=1, allow_nan=False))
         return 0
-    estimation.show(estimation.of_run(args.run, methods, args.settings), log.console())
+    estimate.show(estimate.of_run(args.run, methods, args.settings), console.console())
     return 0
 
 
@@ -107,17 +110,17 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix import predict_csv
+    from ssl_selmix.deploy import predictions
 
     if args.out == Path("-"):
         args.out = None
     options = {key: vars(args)[key] for key in ("out", "top", "batch", "strict", "force")}
-    return predict_csv.to_csv(predict_csv.Request.of_words(args.run, args.words, **options))
+    return predictions.to_csv(predictions.Request.of_words(args.run, args.words, **options))
 
 
 def _export(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix import export
+    from ssl_selmix.deploy import export
 
     export.command(
         args.run,
@@ -131,9 +134,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ssl_selmix.comparison import command, readout
+    from ssl_selmix.compare import command, tables
 
-    choice = readout.Choice(args.part, tuple(args.metrics), args.against)
+    choice = tables.Choice(args.part, tuple(args.metrics), args.against)
     outputs = {name: getattr(args, name) for name in ("markdown", "latex", "csv", "html")}
     allow, by = args.allow, args.by
     outputs |= {"figures": args.figures, "force": args.force}
@@ -142,8 +145,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _is_users(error: Exception) -> bool:
-    from ssl_selmix.engine import NonFiniteLoss
-    from ssl_selmix.files import died
+    from ssl_selmix.data.workers import died
+    from ssl_selmix.training.engine import NonFiniteLoss
 
     return isinstance(error, ValueError | OSError | NonFiniteLoss) or died(error)
 

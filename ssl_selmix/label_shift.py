@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from ssl_selmix.plugins import unknown
+from ssl_selmix.common.names import unknown
 
 METHODS = ("count", "soft_count", "bbse", "rlls", "em")
 MAX_MISFIT = 0.25  # a total variation; noise alone stays below

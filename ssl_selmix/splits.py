@@ -1,11 +1,12 @@
 """Long-tailed splits: how many images of each class, and which ones. Knows labels, no image."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssl_selmix import plugins
+from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.names import unknown
 
 Indices = npt.NDArray[np.int64]
 
@@ -67,21 +69,6 @@ def long_tail_counts(largest: int, rho: float, num_classes: int) -> list[int]:
     return [bound(int(a**i * largest), int(largest / rho)) for i in range(num_classes)]
 
 
-def sha256_of_arrays(*arrays: npt.NDArray[Any]) -> str:
-    """Digest of shape, dtype and bytes of each array, the same on every byte order and layout."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        if array.dtype.hasobject:
-            raise ValueError(
-                f"arrays of Python objects have no stable bytes (dtype {array.dtype}); "
-                "hash the files or an array of numbers"
-            )
-        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-        digest.update(f"{array.shape}{array.dtype.str}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 @dataclass
 class Counts:
     """Images per class of one part of a split."""
@@ -123,7 +110,7 @@ class Counts:
         where = f"{part}." if part else ""
         if self.shape not in SHAPES:
             key = f"{where}shape: " if part else ""
-            raise ValueError(f"{key}{plugins.unknown('shape', self.shape, SHAPES)}")
+            raise ValueError(f"{key}{unknown('shape', self.shape, SHAPES)}")
         if self.shape in NOT_DRAWN and self.largest:
             own = {"unknown": "the data set's own images without labels", "all": "all images"}
             raise ValueError(
@@ -180,7 +167,7 @@ class LongTailSplit:
         seed: int,
         class_names: Sequence[str] | None = None,
         apart: int = 0,
-    ) -> "Split":
+    ) -> Split:
         """Choose the images of each part; images with a negative (unknown) label are never drawn.
 
         The last `apart` images, if there are such, are for validation and test, all others for
@@ -228,7 +215,7 @@ class LongTailSplit:
             rule=self.rule(),
         )
 
-    def rule(self) -> "LongTailSplit":
+    def rule(self) -> LongTailSplit:
         """A copy of what decides the counts, without what a data set's Config adds to it.
 
         A copy, because a configuration edited later must not rewrite history.
@@ -297,10 +284,10 @@ class Split:
         manifest = self.manifest(images_sha256, **extra)
         # One line per key: a person can read the head of a file with 50,000 indices.
         lines = (f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in manifest.items())
-        _write_atomically(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+        write_atomically(Path(path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
     @classmethod
-    def load(cls, path: str | Path, images_sha256: str | None = None) -> "Split":
+    def load(cls, path: str | Path, images_sha256: str | None = None) -> Split:
         """Read a verified manifest; with `images_sha256`, only if it was drawn on those images."""
         manifest = read_manifest(path)
         recorded = manifest["images_sha256"]
@@ -459,13 +446,3 @@ def _sha256_of_indices(indices: dict[str, list[int]]) -> str:
         digest.update(f"{part}:{len(indices[part])}:".encode())
         digest.update(np.array(indices[part], dtype="<i8").tobytes())
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    # One name, so that the next attempt takes away what a killed one left.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

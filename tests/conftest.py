@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.splits import Counts, LongTailSplit, Split
-from tests import recorded
+from tests.helpers import recorded
 
 # A busy machine is slow, which is no failure.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_selmix import __version__, cli, log, plugins
+from ssl_selmix import __version__, cli
+from ssl_selmix.common import plugins
+from ssl_selmix.training import log
 
 TINY = [
     *("fixmatch.steps=2", "fixmatch.batch=8", "selmix.steps=2", "selmix.batch=8"),
@@ -161,7 +163,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
 def test_divergence_is_one_line_and_the_last_good_weights_stay(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ssl_selmix import checkpoint
+    from ssl_selmix.training import checkpoint
 
     message = mistake([*BOTH, "--out", "run", f"{stage}.lr=1e20", "selmix.step=fixed"], capsys)
     assert "smaller lr" in message and "last.pt" in message
@@ -242,12 +244,12 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssl_selmix import stages
+    from ssl_selmix.runs import plan, train
 
-    def broken(request: stages.Request) -> None:
+    def broken(request: plan.Request) -> None:
         raise RuntimeError("a defect, no mistake of the user")
 
-    monkeypatch.setattr(stages, "run", broken)
+    monkeypatch.setattr(train, "run", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(BOTH)
 
@@ -255,12 +257,12 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ssl_selmix import stages
+    from ssl_selmix.runs import plan, train
 
-    def interrupted(request: stages.Request) -> None:
+    def interrupted(request: plan.Request) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "run", interrupted)
+    monkeypatch.setattr(train, "run", interrupted)
     assert cli.main(BOTH) == 130
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and "--resume" in err

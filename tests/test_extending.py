@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_selmix import checkpoint, cli, contract, log, plugins
+from ssl_selmix import algorithm, cli, contract
 from ssl_selmix.algorithm import Batch, Context, Task
-from ssl_selmix.engine import predict
+from ssl_selmix.contract import subjects
+from ssl_selmix.training import checkpoint, log
+from ssl_selmix.training.engine import predict
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -90,10 +92,10 @@ def test_selmix_starts_from_the_head_that_acr_predicts_with(
 
 
 def make_acr(counts: list[float], **options: Any) -> Any:
-    data, _ = contract.make_data(len(counts))
-    kind = plugins.algorithm(str(ACR))[1]
+    data, _ = subjects.make_data(len(counts))
+    kind = algorithm.load(str(ACR))[1]
     task = Task(tuple("abc"[: len(counts)]), torch.tensor(counts).double(), 10, 10)
-    return kind(contract.make_net(data), task, kind.Config(steps=100, batch=4, **options))
+    return kind(subjects.make_net(data), task, kind.Config(steps=100, batch=4, **options))
 
 
 def test_acr_compares_the_pool_with_three_anchors() -> None:
@@ -164,7 +166,7 @@ def test_acr_predicts_with_the_balanced_head() -> None:
     acr = make_acr([8.0, 2.0])
     with torch.no_grad():
         acr.balanced.weight.neg_()
-    data, _ = contract.make_data(2)
+    data, _ = subjects.make_data(2)
     features, logits = predict(acr, data.plain(data.validation), len(data.validation))
     assert torch.equal(logits, acr.balanced(features))
     assert not torch.equal(logits, acr.net.classifier(features))

@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ssl_selmix import cli, config, stages
+from ssl_selmix import cli
+from ssl_selmix.common import config
+from ssl_selmix.runs.inputs import Inputs, load_data
+from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.splits import NOT_DRAWN, PARTS, SHAPES, Counts, LongTailSplit, read_manifest
 
 CPU = torch.device("cpu")
@@ -59,12 +62,12 @@ def dataset(tmp_path: Path) -> str:
     return str(path)
 
 
-def plan_of(dataset: str, *words: str, seed: int = 0) -> stages.Plan:
-    return stages.Plan(stages.Request(["supervised"], dataset, settings=[*words, f"seed={seed}"]))
+def plan_of(dataset: str, *words: str, seed: int = 0) -> Plan:
+    return Plan(Request(["supervised"], dataset, settings=[*words, f"seed={seed}"]))
 
 
-def inputs_of(dataset: str, *words: str, seed: int = 0) -> stages.Inputs:
-    return stages.load_data(plan_of(dataset, *words, seed=seed))
+def inputs_of(dataset: str, *words: str, seed: int = 0) -> Inputs:
+    return load_data(plan_of(dataset, *words, seed=seed))
 
 
 def saved(dataset: str, folder: Path, *words: str) -> Path:
@@ -134,7 +137,7 @@ def test_a_published_split_comes_back_whole(
     path = tmp_path / "published.json"
     first.split.save(path, first.images_sha256, **first.extra)
     plan = plan_of(dataset, f"data.manifest={path}", seed=other)
-    again = stages.load_data(plan)
+    again = load_data(plan)
     for part in PARTS:
         np.testing.assert_array_equal(getattr(again.split, part), getattr(first.split, part))
     assert again.sha256 == first.sha256

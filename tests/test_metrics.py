@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from ssl_selmix import metrics
-from ssl_selmix.log import StageLog
 from ssl_selmix.metrics import (
     confusion_matrix,
     evaluate,
     expected_calibration_error,
     from_confusion,
 )
+from ssl_selmix.training.log import StageLog
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
 

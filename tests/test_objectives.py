@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_selmix import objectives
+from ssl_selmix.objectives import confusion as confusion_module
+from ssl_selmix.objectives.confusion import _place_of, _result
 
 GOLDEN = Path(__file__).parent / "golden"
 VECTORS = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "objectives_K3.npz").items()}
@@ -484,15 +486,15 @@ def test_a_users_function_is_called_where_its_numbers_are(
 ) -> None:
     """Whatever trains: a plain one on the CPU, a module where it is, also as a constraint."""
     meta, cpu = torch.device("meta"), torch.device("cpu")
-    assert objectives._place_of(torch.nn.Linear(1, 1, device="meta")) == meta
-    assert objectives._place_of(torch.nn.Identity()) == cpu
-    assert objectives._place_of(objectives.macro_f1) == cpu
+    assert _place_of(torch.nn.Linear(1, 1, device="meta")) == meta
+    assert _place_of(torch.nn.Identity()) == cpu
+    assert _place_of(objectives.macro_f1) == cpu
     seen: list[torch.device] = []
 
     def mine(confusion: Tensor) -> Tensor:
         seen.append(confusion.device)
         return torch.ones(1)
 
-    monkeypatch.setattr(objectives, "_place_of", lambda function: meta)
-    value = objectives._result(mine, torch.eye(3))
+    monkeypatch.setattr(confusion_module, "_place_of", lambda function: meta)
+    value = _result(mine, torch.eye(3))
     assert seen == [meta] and value.device == cpu and value.shape == ()

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_selmix import config, plugins, stages
 from ssl_selmix.algorithm import Task
 from ssl_selmix.algorithms import selmix
+from ssl_selmix.common import config, plugins
+from ssl_selmix.runs.plan import Plan, Request
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "dataset_counts.json").read_text()
@@ -34,11 +35,9 @@ def dataset_of(preset: str) -> str:
     return preset.partition("-")[0]
 
 
-def plan_of(preset: str, *settings: str) -> stages.Plan:
+def plan_of(preset: str, *settings: str) -> Plan:
     names = algorithms_of(preset)
-    return stages.Plan(
-        stages.Request(names, dataset=dataset_of(preset), preset=preset, settings=settings)
-    )
+    return Plan(Request(names, dataset=dataset_of(preset), preset=preset, settings=settings))
 
 
 def commands(preset: str) -> list[list[str]]:
@@ -64,7 +63,7 @@ def test_every_objective_of_a_header_can_be_built(preset: str) -> None:
         plan = plan_of(preset, *settings)
         built = plan.config["selmix"]
         assert isinstance(built, selmix.SelMix.Config)
-        built.build_objective(task)
+        built.build_objective(task.num_classes, task.tail)
 
 
 @pytest.mark.parametrize("preset", PAPER)
@@ -126,5 +125,5 @@ def test_every_line_of_a_preset_of_the_paper_cites_its_source() -> None:
 def test_a_preset_is_not_taken_unasked_for_a_data_set_of_another_name() -> None:
     """2^20 steps are nothing to be started by `--dataset cifar10` alone."""
     assert not PAPER.keys() & plugins.available("dataset").keys()
-    plan = stages.Plan(stages.Request(["fixmatch"], dataset="cifar10"))
+    plan = Plan(Request(["fixmatch"], dataset="cifar10"))
     assert [origin for origin, _ in plan.layers] == ["command line"]

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from ssl_selmix.data.source import sha256_of_arrays
 from ssl_selmix.splits import (
     NOT_DRAWN,
     PARTS,
@@ -19,7 +20,6 @@ from ssl_selmix.splits import (
     Split,
     long_tail_counts,
     read_manifest,
-    sha256_of_arrays,
 )
 
 GOLDEN: dict[str, Any] = json.loads(

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.balanced import BalancedHead
-from ssl_selmix.forward import Look
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods.balanced_head import BalancedHead
+from ssl_selmix.methods.views import Look
 from ssl_selmix.models import Classifier
 
 

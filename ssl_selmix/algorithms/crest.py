@@ -9,10 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_selmix import confidence, losses
-from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
+from ssl_selmix import losses
+from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.data import Data, any_order
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data import Data
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.data.pool import any_order
+from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.models import Classifier
 
 
@@ -90,7 +94,7 @@ class CReST(FixMatch):
     def restart(self, ctx: Context) -> None:
         """A new network, which knows the classes of the images that were chosen."""
         self.net.begin_anew()
-        fresh = confidence.build(self.task, self.config)  # thresholds forget the old network
+        fresh = pseudo_labels.build(self.task, self.config)  # thresholds forget the old network
         self.confidence.load_state_dict(fresh.state_dict())
         counts = self.task.labeled_counts.to(self.rates) + self._num_selected()
         self.labeled_loss.log_pi.copy_(losses.log_prior(counts / counts.sum()))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ssl_selmix.algorithm import Task
+from ssl_selmix.data.batch import Task
 from ssl_selmix.models import Classifier
-from ssl_selmix.second_stage import FrozenBody
+from ssl_selmix.selmix.fine_tuning import FrozenBody
 
 
 class ClassifierRetraining(FrozenBody):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ssl_selmix import cost_sensitive, objectives
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
-from ssl_selmix.forward import Look
+from ssl_selmix import objectives
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import cost_sensitive
+from ssl_selmix.methods.views import Look
 from ssl_selmix.models import Classifier
 
 
@@ -43,9 +47,9 @@ class CSST(Algorithm):
             "smoothing": "[0, 1)",
         }
 
-        def build_objective(self, task: Task) -> objectives.Objective:
+        def build_objective(self, num_classes: int, tail: Sequence[int]) -> objectives.Objective:
             """The configured objective, by default with the multipliers of the paper."""
-            built = super().build_objective(task)
+            built = super().build_objective(num_classes, tail)
             if self.multipliers == "own":
                 return built
             names = ("step_size", "beta", "tau", "lambda_max")
@@ -62,7 +66,7 @@ class CSST(Algorithm):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.objective = config.build_objective(task)
+        self.objective = config.build_objective(task.num_classes, task.tail)
         counts = task.labeled_counts.double().clamp_min(1)
         self.register_buffer("prior", counts / counts.sum())
         self.register_buffer("gain", torch.diag(1 / self.prior))

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Rules
 from ssl_selmix.algorithms.mixup import Mixup
+from ssl_selmix.common.rules import Rules
 
 
 class CutMix(Mixup):

@@ -7,11 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ssl_selmix import refinery
-from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.fixmatch import FixMatch
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import refinement
+from ssl_selmix.methods.pool_prior import SOURCES
 from ssl_selmix.models import Classifier
-from ssl_selmix.prior import SOURCES
 
 
 class DARP(FixMatch):
@@ -22,7 +24,7 @@ class DARP(FixMatch):
     """
 
     @dataclass
-    class Config(FixMatch.Config, refinery.Config):
+    class Config(FixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
         prior: str = "estimated"  # of the target counts c: uniform, labeled, estimated, given
@@ -34,7 +36,7 @@ class DARP(FixMatch):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.refinery = refinery.Refinery(task, config)
+        self.refinery = refinement.Refinery(task, config)
 
     def guess(self, logits_w: Tensor, batch: Batch, ctx: Context) -> Tensor:
         """Rows of the refined table, which until the end of the warm-up are the predictions."""

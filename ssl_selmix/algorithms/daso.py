@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl_selmix import semantic
-from ssl_selmix.algorithm import Batch, Context, Task
+from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.balanced import BalancedHead
-from ssl_selmix.forward import Look
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import prototypes
+from ssl_selmix.methods.balanced_head import BalancedHead
+from ssl_selmix.methods.views import Look
 from ssl_selmix.models import Classifier
 
 
@@ -21,7 +22,7 @@ class DASO(FixMatch):
     mixes_images = False
 
     @dataclass
-    class Config(FixMatch.Config, semantic.Config):
+    class Config(FixMatch.Config, prototypes.Config):
         """Hyper-parameters."""
 
         logit_adjustment: float = 0.0  # plain in the paper, whose variant DASO w/ LA has 1
@@ -32,7 +33,7 @@ class DASO(FixMatch):
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         num_features = net.classifier.in_features
-        self.semantic = semantic.Semantic(task.num_classes, num_features, config)
+        self.semantic = prototypes.Semantic(task.num_classes, num_features, config)
         self.balanced = None
         if config.balanced_head:
             self.balanced = BalancedHead(num_features, task.labeled_counts, config.threshold)
@@ -40,7 +41,7 @@ class DASO(FixMatch):
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch with blended pseudo-labels p' and, after the warm-up, the alignment loss."""
-        remembered = semantic.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)
+        remembered = prototypes.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)
         self.semantic.remember(remembered, batch.y)
         look = Look(self.net, batch)
         h_w, (h_x, (h_s,)) = look.weak(), look.rest()

@@ -8,11 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ssl_selmix import confidence, losses
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
-from ssl_selmix.forward import Look
+from ssl_selmix import losses
+from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import pseudo_labels
+from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
+from ssl_selmix.methods.views import Look
 from ssl_selmix.models import Classifier
-from ssl_selmix.prior import FollowsPool, PoolPrior
 
 
 class FixMatch(FollowsPool):
@@ -23,7 +26,7 @@ class FixMatch(FollowsPool):
     mixes_images = False
 
     @dataclass
-    class Config(Algorithm.Config, confidence.Config, PoolPrior.Config):
+    class Config(Algorithm.Config, pseudo_labels.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
         lambda_u: float = 1.0  # weight of the unlabeled loss
@@ -42,7 +45,7 @@ class FixMatch(FollowsPool):
         super().__init__(net, task, config)
         self.labeled_loss = losses.LogitAdjusted(task.labeled_prior, config.logit_adjustment)
         self.pool_prior = PoolPrior(task, config)
-        self.confidence = confidence.build(task, config)
+        self.confidence = pseudo_labels.build(task, config)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""

@@ -8,7 +8,7 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 
 
 class FlexMatch(FixMatch):
-    """Zhang et al., NeurIPS 2021: `confidence.Flex`.
+    """Zhang et al., NeurIPS 2021: `methods.pseudo_labels.Flex`.
 
     Made for equal classes. On a long-tailed pool the counts behind the thresholds follow the tail
     as well as the learning: a rare class stays lenient for good, a frequent one reaches tau first.

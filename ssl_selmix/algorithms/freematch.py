@@ -8,7 +8,7 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 
 
 class FreeMatch(FixMatch):
-    """Wang et al., ICLR 2023: `confidence.Free`.
+    """Wang et al., ICLR 2023: `methods.pseudo_labels.Free`.
 
     Made for equal classes: the fairness loss is meant to spread the predictions evenly, which a
     pool with a tail contradicts. `free_fairness=0` leaves the adaptive thresholds.

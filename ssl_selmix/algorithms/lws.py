@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_selmix import rebalancing
-from ssl_selmix.algorithm import Task
+from ssl_selmix.data.batch import Task
+from ssl_selmix.methods import labeled
 from ssl_selmix.models import Classifier
-from ssl_selmix.second_stage import FrozenBody
+from ssl_selmix.selmix.fine_tuning import FrozenBody
 
 
 class LearnableWeightScaling(FrozenBody):
@@ -38,4 +38,4 @@ class LearnableWeightScaling(FrozenBody):
 
     def export(self) -> Classifier:
         """The network with the scale in its classifier."""
-        return rebalancing.with_classifier(super().export(), *self.scaled())
+        return labeled.with_classifier(super().export(), *self.scaled())

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Beta
 
-from ssl_selmix.algorithm import Batch, Context, Rules
+from ssl_selmix.algorithm import Context
+from ssl_selmix.common.rules import Rules
 from ssl_selmix.data import Data
-from ssl_selmix.second_stage import FineTuning
+from ssl_selmix.data.batch import Batch
+from ssl_selmix.selmix.fine_tuning import FineTuning
 
 
 class Mixup(FineTuning):

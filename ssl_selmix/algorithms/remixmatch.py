@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_selmix import remix
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
-from ssl_selmix.alignment import DistributionAlignment
+from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import remixmatch
+from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
+from ssl_selmix.methods.pseudo_labels import DistributionAlignment
 from ssl_selmix.models import Classifier
-from ssl_selmix.prior import FollowsPool, PoolPrior
 
 
 class ReMixMatch(FollowsPool):
@@ -22,7 +24,7 @@ class ReMixMatch(FollowsPool):
     views: Sequence[str] = ("weak", "strong", "strong")
 
     @dataclass
-    class Config(Algorithm.Config, remix.Config, PoolPrior.Config):
+    class Config(Algorithm.Config, remixmatch.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
         mu: int = 1  # as in the code of DASO, ABC, DARP and USB
@@ -36,7 +38,7 @@ class ReMixMatch(FollowsPool):
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         self.views = ("weak", *["strong"] * config.strong_views)
-        self.remix = remix.ReMix(net, config)
+        self.remix = remixmatch.ReMix(net, config)
         self.pool_prior = PoolPrior(task, config)
         self.alignment = DistributionAlignment(self.pool_prior.q, config.window)
 
@@ -47,13 +49,13 @@ class ReMixMatch(FollowsPool):
         found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
         return found, {"confidence": q.amax(1).mean()}
 
-    def guess(self, seen: remix.Seen, batch: Batch, ctx: Context) -> Tensor:
+    def guess(self, seen: remixmatch.Seen, batch: Batch, ctx: Context) -> Tensor:
         """Sharpened and aligned predictions q of the weak views, M×K, without gradient."""
         p = self.net.classifier(seen.weak.detach()).detach().softmax(1)
         if self.pool_prior.used:
             self.alignment.target.copy_(self.pool_prior.q)  # which may have been estimated anew
             p = torch.where(self.pool_prior.known, self.alignment(p), p)
-        return remix.sharpen(p, self.config.temperature)
+        return remixmatch.sharpen(p, self.config.temperature)
 
     @property
     def images_per_step(self) -> int:

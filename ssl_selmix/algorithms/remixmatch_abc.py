@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ssl_selmix.algorithm import Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
-from ssl_selmix.balanced import BalancedHead
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods.balanced_head import BalancedHead
 from ssl_selmix.models import Classifier
 
 

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ssl_selmix import refinery, remix
-from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
+from ssl_selmix.common.rules import Rules
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import refinement, remixmatch
 from ssl_selmix.models import Classifier
 
 
@@ -21,7 +23,7 @@ class ReMixMatchDARP(ReMixMatch):
     """
 
     @dataclass
-    class Config(ReMixMatch.Config, refinery.Config):
+    class Config(ReMixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
         prior: str = "estimated"  # of q and the target counts c = N q
@@ -32,9 +34,9 @@ class ReMixMatchDARP(ReMixMatch):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.refinery = refinery.Refinery(task, config)
+        self.refinery = refinement.Refinery(task, config)
 
-    def guess(self, seen: remix.Seen, batch: Batch, ctx: Context) -> Tensor:
+    def guess(self, seen: remixmatch.Seen, batch: Batch, ctx: Context) -> Tensor:
         """Rows of the refined table; before there is one, aligned and sharpened predictions."""
         guess = super().guess(seen, batch, ctx)
         return self.refinery(guess, batch.index_u)  # type: ignore[no-any-return]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl_selmix import semantic
-from ssl_selmix.algorithm import Batch, Context, Task
+from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import prototypes
 from ssl_selmix.models import Classifier
 
 
@@ -16,19 +17,19 @@ class ReMixMatchDASO(ReMixMatch):
     """Oh et al., CVPR 2022, on ReMixMatch: soft blended guesses, without a threshold."""
 
     @dataclass
-    class Config(ReMixMatch.Config, semantic.Config):
+    class Config(ReMixMatch.Config, prototypes.Config):
         """Hyper-parameters."""
 
     config: Config
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.semantic = semantic.Semantic(task.num_classes, net.classifier.in_features, config)
+        self.semantic = prototypes.Semantic(task.num_classes, net.classifier.in_features, config)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """ReMixMatch with blended guesses and, after the warm-up, the alignment loss."""
         mode = self.config.teacher_mode
-        self.semantic.remember(semantic.teacher_features(ctx.teacher, batch.x, mode), batch.y)
+        self.semantic.remember(prototypes.teacher_features(ctx.teacher, batch.x, mode), batch.y)
         seen = self.remix.look(self.net, batch)
         similar, alignment = self.semantic(seen.weak, seen.strong)
         q = self.guess(seen, batch, ctx)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from ssl_selmix import losses, objectives
-from ssl_selmix.algorithm import Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Context, Evaluation
+from ssl_selmix.common.rules import Rules
 from ssl_selmix.data import Data
+from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.models import Classifier
-from ssl_selmix.pairing import Pairing, centroid_logits, class_means
-from ssl_selmix.second_stage import FineTuning
-from ssl_selmix.stopping import Stopping
-from ssl_selmix.trust import TrustRegion
+from ssl_selmix.selmix.fine_tuning import FineTuning
+from ssl_selmix.selmix.pairing import Pairing, centroid_logits, class_means
+from ssl_selmix.selmix.stopping import Stopping
+from ssl_selmix.selmix.trust import TrustRegion
 
 
 class SelMix(FineTuning):
@@ -67,7 +69,7 @@ class SelMix(FineTuning):
         objective: objectives.Objective | None = None,
     ) -> None:
         super().__init__(net, task, config)
-        self.objective = objective or config.build_objective(task)
+        self.objective = objective or config.build_objective(task.num_classes, task.tail)
         self.pairing = Pairing(task, config, bias_trained=config.train_bias)
         self.trust = TrustRegion(net, task, config.evaluate_every, config.batch)
         self.stopping = Stopping(config.stop, config.patience)

@@ -8,7 +8,7 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 
 
 class SoftMatch(FixMatch):
-    """Chen et al., ICLR 2023: `confidence.Soft`.
+    """Chen et al., ICLR 2023: `methods.pseudo_labels.Soft`.
 
     Made for equal classes: the alignment gives more weight to classes that are predicted seldom.
     On a long-tailed pool that favours the tail; labels stay those of the plain predictions.

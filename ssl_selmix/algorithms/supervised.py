@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix import rebalancing
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.common.rules import Rules
 from ssl_selmix.data import Data
+from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import labeled
 from ssl_selmix.models import Classifier
 
 
@@ -22,7 +24,7 @@ class Supervised(Algorithm):
     mixes_images = False
 
     @dataclass
-    class Config(Algorithm.Config, rebalancing.Config):
+    class Config(Algorithm.Config, labeled.Config):
         """Hyper-parameters."""
 
         resample: bool = False  # draw every class equally often
@@ -45,8 +47,8 @@ class Supervised(Algorithm):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.loss = rebalancing.LabeledLoss(task, config, config.logit_adjustment or 0.0)
-        self.cosine = rebalancing.CosineHead(config.scale) if config.loss == "ldam" else None
+        self.loss = labeled.LabeledLoss(task, config, config.logit_adjustment or 0.0)
+        self.cosine = labeled.CosineHead(config.scale) if config.loss == "ldam" else None
         if self.cosine and net.classifier.bias is not None:
             net.classifier.bias.requires_grad_(False)  # a cosine has none
 
@@ -73,4 +75,4 @@ class Supervised(Algorithm):
         net = super().export()
         if self.cosine is None:
             return net
-        return rebalancing.with_classifier(net, *self.cosine.folded(self.net.classifier))
+        return labeled.with_classifier(net, *self.cosine.folded(self.net.classifier))

@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import random
@@ -28,91 +27,20 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server
 import albumentations as A
-import cv2
 
-from ssl_selmix.datasets_io import rgb
+from ssl_selmix.images.photo import Photo, Pixels
 
-Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, upper, right, lower
 
 NUM_OPS = 3
 FILL = (125, 123, 114)  # of the square
 LARGEST_SQUARE = 0.5  # of the side
-FACTORS = {
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    1: getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR),  # the former from OpenCV 4.11 on
-}
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
-
-
-class Photo:
-    """An image file, decoded when asked for, to upright RGB by the rules for small images.
-
-    The usual JPEG is decoded by OpenCV, to the bytes that Pillow gives; `datasets_io.rgb` decodes
-    all other files and says what is wrong with them.
-
-    Raises:
-        ValueError: the file is no whole image.
-    """
-
-    def __init__(self, content: bytes, file: str) -> None:
-        self._content, self._file = content, file
-        size = _size_of_usual(content)
-        self._image: Image.Image | None = None
-        self.width, self.height = size or self.upright.size
-        self._decoded: dict[int, Pixels] = {}
-
-    def factor(self, width: float, height: float, target: int) -> int:
-        """How much smaller a width×height part may be decoded to fill target×target pixels."""
-        return next(f for f in FACTORS if f == 1 or min(width, height) >= f * target)
-
-    def pixels(self, factor: int) -> Pixels:
-        """The whole image at 1/factor of its size."""
-        if factor not in self._decoded:
-            self._decoded[factor] = self._decode(factor)
-        return self._decoded[factor]
-
-    def _decode(self, factor: int) -> Pixels:
-        if self._image is None:
-            flags = FACTORS[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-            decoded = cv2.imdecode(np.frombuffer(self._content, np.uint8), flags)
-            if decoded is not None:
-                swap = flags & cv2.IMREAD_COLOR  # blue comes first
-                return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if swap else decoded)
-        image = self.upright
-        return np.asarray(image.reduce(factor) if factor > 1 else image)
-
-    @property
-    def upright(self) -> Image.Image:
-        """The whole image as Pillow decodes it."""
-        if self._image is None:
-            self._image = rgb(self._content, self._file)[0]
-        return self._image
-
-
-def _size_of_usual(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a whole upright JPEG of one or three colours; None for other files.
-
-    A JPEG that was cut off lacks the marker of its end. OpenCV would fill the rest with grey and
-    say nothing, so a file that ends otherwise is not given to it.
-    """
-    if not content.endswith(b"\xff\xd9"):
-        return None
-    try:
-        with Image.open(io.BytesIO(content)) as header:
-            upright = header.getexif().get(0x0112, 1) == 1
-            usual = header.format == "JPEG" and header.mode in ("RGB", "L") and upright
-            return header.size if usual else None
-    except Exception:  # damaged bytes make a parser raise nearly anything; `rgb` says it well
-        return None
 
 
 @dataclass(frozen=True)

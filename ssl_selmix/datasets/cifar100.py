@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ssl_selmix.data import ImageSet
-from ssl_selmix.datasets_io import Downloaded, cifar
+from ssl_selmix.data.download import Downloaded, cifar
 from ssl_selmix.splits import Counts
 
 MEAN, STD = (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_selmix import pool_cache
-from ssl_selmix.datasets import image_folder
-from ssl_selmix.files import FileImages, FileSet, check_settings, file_set
+from ssl_selmix.data.files import FileSet, file_set
+from ssl_selmix.data.workers import check_settings
+from ssl_selmix.images import folder
+from ssl_selmix.images.cache import folder_of
+from ssl_selmix.images.digests import FileImages
 from ssl_selmix.splits import Counts, LongTailSplit
 
 ARRANGE = (
@@ -45,7 +47,7 @@ class Config(LongTailSplit):
         """Refuse a size or a number of workers without meaning."""
         super().__post_init__()
         check_settings(self.size, self.workers)
-        pool_cache.folder_of(self.cache)
+        folder_of(self.cache)
 
 
 def load(config: Config) -> FileSet:
@@ -57,7 +59,7 @@ def load(config: Config) -> FileSet:
     paths: list[str] = []
     labels, counts = [], []
     for part in ("train", "val"):
-        found, of_part = image_folder.listing(root / part, names)
+        found, of_part = folder.listing(root / part, names)
         paths += found
         labels.append(of_part)
         counts.append(len(found))
@@ -67,7 +69,7 @@ def load(config: Config) -> FileSet:
         config.size,
         workers=config.workers,
         apart=counts[1],
-        memory=pool_cache.folder_of(config.cache),
+        memory=folder_of(config.cache),
     )
 
 
@@ -80,7 +82,7 @@ def class_names(root: Path, classes: str) -> tuple[str, ...]:
     for part in ("train", "val"):
         if not (root / part).is_dir():
             raise ValueError(f"no folder {root / part}; {ARRANGE}")
-    wanted = image_folder.class_names(root / "train") if classes == "all" else listed(classes)
+    wanted = folder.class_names(root / "train") if classes == "all" else listed(classes)
     for part in ("train", "val"):
         missing = [name for name in wanted if not (root / part / name).is_dir()]
         if missing:

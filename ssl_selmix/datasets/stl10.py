@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssl_selmix.data import ImageSet
-from ssl_selmix.datasets_io import STRONG, WEAK, Downloaded, open_part, pool
+from ssl_selmix.data.download import STRONG, WEAK, Downloaded, open_part, pool
 from ssl_selmix.splits import Counts
 
 MEAN, STD = (112.3, 108.9, 98.3), (68.5, 66.6, 68.4)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ssl_selmix.log import console
+from ssl_selmix.common.console import console
 from ssl_selmix.sweep import cluster, processes
 from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, Run, Sweep

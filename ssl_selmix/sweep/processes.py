@@ -22,7 +22,7 @@ from typing import IO
 
 import torch
 
-from ssl_selmix.log import warn
+from ssl_selmix.common.console import warn
 from ssl_selmix.sweep.runs import FINISHED, Run, is_finished
 
 FAILED, BLOCKED, BUSY = "failed", "blocked", "busy"

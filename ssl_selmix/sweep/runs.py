@@ -14,8 +14,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_selmix import checkpoint, config, plugins, stages, weights
+from ssl_selmix import algorithm
+from ssl_selmix.common import config, plugins
+from ssl_selmix.runs import load, train
+from ssl_selmix.runs.inputs import Inputs, load_data
+from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.sweep.spec import FIRST, SECOND, Arm, Spec, slug
+from ssl_selmix.training import checkpoint
 
 FINISHED, RESUMABLE, MISSING, CHANGED = "finished", "resumable", "missing", "changed"
 
@@ -34,10 +39,10 @@ class Run:
     settings: Mapping[str, Any]
     base: Path | None  # the folder of the run whose weights this one starts from
 
-    def request(self, *more: str) -> stages.Request:
+    def request(self, *more: str) -> Request:
         """What `ssl-selmix train` is asked for, but for the weights that another run must make."""
         words = [*(word(*item) for item in self.settings.items()), *more]
-        return stages.Request([self.algo], self.dataset, self.preset, settings=words)
+        return Request([self.algo], self.dataset, self.preset, settings=words)
 
     def command(self) -> list[str]:
         """The words after `ssl-selmix`."""
@@ -82,7 +87,7 @@ class Sweep:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self._plans: dict[str, stages.Plan] = {}
+        self._plans: dict[str, Plan] = {}
         self._short = {a.algo: self._named(name, a.algo) for name, a in spec.arms.items()}
         self._check_sections()
         seeds = dict.fromkeys(seed for found in spec.seeds.values() for seed in found)
@@ -103,7 +108,7 @@ class Sweep:
 
     def _named(self, arm: str, algo: str) -> str:
         try:
-            return plugins.algorithm(algo)[0]
+            return algorithm.load(algo)[0]
         except ValueError as error:
             raise ValueError(f"{self.spec.origin}, arm {arm!r}: {error}") from error
 
@@ -166,13 +171,13 @@ class Sweep:
         add(self.spec.words, others - mine)
         return found
 
-    def plan(self, run: Run) -> stages.Plan:
+    def plan(self, run: Run) -> Plan:
         """The checked configuration of a run, shared by runs that differ in seed and base only."""
         key = config.fingerprint(run.algo, run.preset, run.settings)
         if key not in self._plans:
             try:
                 # On the CPU: the processes that train take the device, this one only looks.
-                self._plans[key] = stages.Plan(run.request(f"seed={run.seed}", "device=cpu"))
+                self._plans[key] = Plan(run.request(f"seed={run.seed}", "device=cpu"))
             except ValueError as error:
                 said = str(error).removesuffix(" (command line)")
                 raise ValueError(f"{self._where(run)}: {said}") from error
@@ -187,16 +192,16 @@ class Sweep:
         Raises:
             ValueError: what would end a run only after the stage before it was trained.
         """
-        kinds: dict[str, dict[int, tuple[Run, stages.Plan]]] = {}
+        kinds: dict[str, dict[int, tuple[Run, Plan]]] = {}
         for run in runs:
             plan = self.plan(run)
             kinds.setdefault(config.fingerprint(plan.plain["data"]), {})[id(plan)] = (run, plan)
         for kind in kinds.values():
-            inputs: stages.Inputs | None = None
+            inputs: Inputs | None = None
             for run, plan in kind.values():
                 try:
-                    inputs = inputs or stages.load_data(plan)
-                    stages.build(plan, 0, inputs.data.task, inputs.data.images.shape[1], None)
+                    inputs = inputs or load_data(plan)
+                    train.build(plan, 0, inputs.data.task, inputs.data.images.shape[1], None)
                 except ValueError as error:
                     raise ValueError(f"{self._where(run)}: {error}") from error
 
@@ -234,7 +239,7 @@ class Sweep:
         return (FINISHED if is_finished(run.folder) else RESUMABLE), ""
 
 
-def _machine_decides(plan: stages.Plan) -> bool:
+def _machine_decides(plan: Plan) -> bool:
     """Whether the number format is the machine's choice, which may be another machine's."""
     asked = [settings["precision"] for _, settings in plan.layers if "precision" in settings]
     return asked[-1:] in ([], ["auto"])
@@ -242,7 +247,7 @@ def _machine_decides(plan: stages.Plan) -> bool:
 
 def _digest(base: Path) -> str:
     try:
-        return checkpoint.digest(weights.read(base))
+        return checkpoint.digest(load.read(base))
     except ValueError:  # checkpoints are large; a finished run may have lost them
         return ""
 

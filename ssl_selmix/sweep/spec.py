@@ -13,7 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_selmix import config, plugins
+from ssl_selmix.common import config, plugins
+from ssl_selmix.common.names import unknown
 
 KEYS = ("out", "dataset", "preset", "seeds", "settings", "splits", "algorithms", "then", "slurm")
 ARM_KEYS = ("algo", "preset", "settings", "after")
@@ -66,7 +67,7 @@ def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spe
     elif source in (known := plugins.sweeps()):
         text = (files("ssl_selmix") / "configs" / "sweeps" / f"{source}.yaml").read_text("utf-8")
     else:
-        raise ValueError(f"{plugins.unknown('sweep', source, known)}, or give a .yaml file")
+        raise ValueError(f"{unknown('sweep', source, known)}, or give a .yaml file")
     overrides = config.parse_overrides(words)
     try:
         spec = parse(text, source)
@@ -118,7 +119,7 @@ def _mapping(value: Any, what: str, known: Sequence[str] = ()) -> dict[str, Any]
     found = {str(key): item for key, item in value.items()}
     for key in found:
         if known and key not in known:
-            raise ValueError(f"{plugins.unknown('key', key, known)} (in {what})")
+            raise ValueError(f"{unknown('key', key, known)} (in {what})")
     return found
 
 
@@ -207,5 +208,5 @@ def _check_names(spec: Spec) -> None:
     for name, arm in spec.then.items():
         for one in arm.after or ():
             if one not in above:
-                raise ValueError(f"{plugins.unknown('arm', one, above)} (after, in arm {name!r})")
+                raise ValueError(f"{unknown('arm', one, above)} (after, in arm {name!r})")
         above.append(name)

@@ -1,0 +1,26 @@
+"""Messages about names: the nearest known ones, and the place of an error in a user's file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for an unknown name: nearest names first, else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def blame(error: Exception, file: str) -> str:
+    """An error in one line, and where in this file it came from, if it did."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    frames, place = traceback.extract_tb(error.__traceback__), os.path.realpath(file)
+    own = [frame for frame in frames if os.path.realpath(frame.filename) == place]
+    frame = (own or frames)[-1]
+    return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"

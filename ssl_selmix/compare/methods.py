@@ -1,0 +1,421 @@
+"""Which runs are of one method, what the methods are called, and which may stand in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from ssl_selmix.common.config import flatten
+from ssl_selmix.compare import protocol, starts
+from ssl_selmix.compare.reading import Run, Stage, Unit
+
+USUAL = 2 / 3  # a value that more of the methods share goes without saying
+
+COMMON = ("model",)  # section of the configuration that no protocol repeats in full
+
+SAME = {"network": "model.name"}  # a key of the protocol and what the configuration calls it
+
+
+Words = list[list[list[str]]]  # by run, by stage: what its name says beside the algorithm
+
+
+def differences(
+    runs: Sequence[Run], allowed: Sequence[str] = (), by: Sequence[str] = ()
+) -> tuple[Words, list[str]]:
+    """In what namesakes differ, over all tables, so that a name means one method; and notes.
+
+    Keys in `by` have tables of their own and need no words.
+    """
+    words: Words = [[[] for _ in run.stages] for run in runs]
+    notes: list[str] = []
+    for position in range(max(len(run.stages) for run in runs)):
+        there = [i for i, run in enumerate(runs) if len(run.stages) > position]
+        for name in sorted({runs[i].chain[position] for i in there}):
+            same = [i for i in there if runs[i].chain[position] == name]
+            starts = [repr((runs[i].chain[:position], words[i][:position])) for i in same]
+            found, usual = _differing_words([runs[i] for i in same], position, starts, by)
+            for i, new in zip(same, found, strict=True):
+                words[i][position] += new
+            if usual:
+                twice = any(run.chain.count(name) > 1 for run in runs)
+                which = f"{name} as stage {position + 1}" if twice else name
+                notes.append(f"{which}: {', '.join(usual)}, where its name says nothing else")
+    told = [protocol.keys(run) for run in runs]
+    seen: list[list[str]] = []
+    for key in (k for k in allowed if k != "steps"):  # which stages tell themselves
+        values = [str(one.get(key)) for one in told]
+        # The number of parameters says no more than the network does.
+        if len(set(values)) > 1 and not any(_same_parts(values, other) for other in seen):
+            seen.append(values)
+            for mine, value in zip(words, values, strict=True):
+                said = SAME.get(key)  # once is enough
+                mine[0] = [w for w in mine[0] if w != f"{said}={value}"]
+                _say(key, value, mine)
+    return words, notes
+
+
+def _say(key: str, value: str, words: list[list[str]]) -> None:
+    """Give the stages of a run their words: the first one, and those that change the value."""
+    parts = value.split(protocol.THEN)
+    parts = parts[:1] * (len(words) - len(parts)) + parts  # given weights have no part of their own
+    before = None
+    for position, part in enumerate(parts):
+        if part != before:
+            words[position].append(f"{key}={part}")
+        before = part
+
+
+def names(runs: Sequence[Run], words: Words) -> tuple[list[tuple[str, ...]], list[str]]:
+    """For every run of one table the names of its stages; and notes on how they were found."""
+    words = [[list(stage) for stage in run] for run in words]
+    notes = _by_file_names(runs, words)
+    found = [
+        tuple(f"{a} [{', '.join(w)}]" if w else a for a, w in zip(run.chain, mine, strict=True))
+        for run, mine in zip(runs, words, strict=True)
+    ]
+    return found, notes
+
+
+def _same_parts(one: Sequence[str], other: Sequence[str]) -> bool:
+    return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
+
+
+def _differing_words(
+    runs: Sequence[Run], position: int, starts: Sequence[str], by: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
+    """`key=value` of every setting that sets these stages of one algorithm apart; the usual ones.
+
+    A stage after each of several starts is that many methods, however many seeds these have.
+    """
+    told = filled(runs[0].chain[position], [_settings(run, position) for run in runs])
+    known = [settings for settings in told if settings is not None]
+    apart = {SAME.get(key) for key in by}
+    keys = dict.fromkeys(key for settings in known for key in settings if key not in apart)
+    # A key that this version does not know says nothing about runs that do not have it.
+    differing = [k for k in keys if len({_plain(s[k]) for s in known if k in s}) > 1]
+    steps = {run.stages[position].steps for run in runs if position or "steps" not in by}
+    found = []
+    for run, settings in zip(runs, told, strict=True):
+        words = [f"steps={run.stages[position].steps}"] if len(steps) > 1 else []
+        if differing and settings is None:
+            words.append("settings unknown")
+        elif settings is not None:
+            words += [f"{k}={_plain(settings.get(k, '?'))}" for k in differing]
+        found.append(words)
+    methods = dict.fromkeys((start, *words) for start, words in zip(starts, found, strict=True))
+    held = Counter(word for _, *words in methods for word in words)
+    usual = [w for w, n in held.items() if n > USUAL * len(methods) and n < len(methods)]
+    return [[w for w in words if w not in usual] for words in found], usual
+
+
+def filled(algorithm: str, told: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """Settings with the defaults of those that are younger than the run that recorded them."""
+    keys = {key for settings in told if settings is not None for key in settings}
+    if all(settings is None or settings.keys() == keys for settings in told):
+        return [None if settings is None else dict(settings) for settings in told]
+    # Imports torch; a new key's default is what versions before it did.
+    defaults = {k: v for k, v in _defaults(algorithm).items() if k in keys}
+    return [None if settings is None else defaults | dict(settings) for settings in told]
+
+
+@cache
+def _defaults(algorithm: str) -> dict[str, Any]:
+    """Of an algorithm's settings; empty if it is not here."""
+    from ssl_selmix.algorithm import load
+
+    try:
+        return dataclasses.asdict(load(algorithm)[1].Config())
+    except ValueError:
+        return {}
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _by_file_names(runs: Sequence[Run], words: Words) -> list[str]:
+    """Tell runs without settings apart by the words of their paths; notes on which.
+
+    Raises:
+        ValueError: two runs claim to be the same and have different figures.
+    """
+    notes = []
+    kinds: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        kinds.setdefault(repr((run.chain, words[i])), []).append(i)
+    for same in kinds.values():
+        units = [runs[i].unit for i in same]
+        if len(set(units)) == len(units):
+            continue
+        tags = _path_words([runs[i] for i in same])
+        known = all(s.settings is not None for i in same for s in runs[i].stages)
+        if known or len({*zip(units, tags, strict=True)}) < len(units):
+            raise ValueError(_contradiction([runs[i] for i in same], () if known else tags))
+        position = _where_they_part([runs[i] for i in same], tags)
+        for i, tag in zip(same, tags, strict=True):
+            words[i][position] += [tag] if tag else []
+        shown = ", ".join(sorted(f"'{tag}'" for tag in set(tags) if tag))
+        chain = " + ".join(runs[same[0]].chain)
+        notes.append(f"runs of {chain} are told apart by their file names: {shown}")
+    return notes
+
+
+def _contradiction(runs: Sequence[Run], tags: Sequence[str]) -> str:
+    """The first two runs that say that they are the same."""
+    first: dict[Any, Run] = {}
+    for run, tag in zip(runs, tags or [""] * len(runs), strict=True):
+        other = first.setdefault((run.unit, tag), run)
+        if other is not run:
+            break
+    return (
+        f"{other.name} and {run.name} are both {' + '.join(run.chain)} with seed {run.seed} on the "
+        "same images, and their figures differ; leave one of them out"
+    )
+
+
+def _path_words(runs: Sequence[Run]) -> list[str]:
+    """What is special in each path: no seeds, no algorithms, no words that all have."""
+    split = [re.split(r"[/\\.\s-]+", run.name) for run in runs]
+    common = set.intersection(*(set(words) for words in split))
+    return [
+        " ".join(
+            w
+            for w in dict.fromkeys(words)
+            if w not in common | set(run.chain) and not re.fullmatch(r"(seed|s)?\d*|json", w)
+        )
+        for run, words in zip(runs, split, strict=True)
+    ]
+
+
+def _where_they_part(runs: Sequence[Run], tags: Sequence[str]) -> int:
+    """The first stage in which runs of one seed with different tags differ."""
+    last = len(runs[0].stages) - 1
+    for position in range(last):
+        seen: dict[Unit, Stage] = {}
+        for run in runs:
+            stage = run.stages[position]
+            if not stage.same_figures(seen.setdefault(run.unit, stage)):
+                return position
+    return last
+
+
+def _settings(run: Run, position: int) -> dict[str, Any] | None:
+    """What a stage was told, flat; None if nobody recorded it."""
+    stage = run.stages[position]
+    if stage.settings is None:
+        return None
+    common = {k: run.config[k] for k in COMMON if k in run.config} if run.config else {}
+    own = flatten(dict(stage.settings)) | (flatten(common) if position == 0 else {})
+    return {k: v for k, v in own.items() if k != "steps"}
+
+
+LONGEST = 48  # part of a file name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run at one of its stages."""
+
+    run: Run
+    position: int
+
+    @property
+    def stage(self) -> Stage:
+        """What was measured."""
+        return self.run.stages[self.position]
+
+    @property
+    def start(self) -> Stage:
+        """The stage before, whose weights this one started from."""
+        return self.run.stages[self.position - 1]
+
+
+@dataclass
+class Row:
+    """A method, over seeds."""
+
+    steps: tuple[str, ...]  # what it consists of, stage by stage
+    cells: dict[Unit, Cell] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Stages in their order."""
+        return " + ".join(self.steps)
+
+    @property
+    def parent(self) -> str:
+        """The method without its last stage."""
+        return " + ".join(self.steps[:-1])
+
+
+@dataclass
+class Group:
+    """Runs that compare: one table."""
+
+    title: str  # what tells it from the other tables; "" if it is the only one
+    runs: list[Run]
+    rows: list[Row]
+    protocol: list[str]
+    notes: list[str]
+
+    @property
+    def slug(self) -> str:
+        """The title as part of a file name."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "all"
+        # Other titles might come to the same words, but for such as settings usually make.
+        if len(words) <= LONGEST and not re.search(r"=-|[^a-z0-9=_., -]|\w-", self.title):
+            return words
+        digest = hashlib.sha256(self.title.encode()).hexdigest()[:8]
+        return f"{words[:LONGEST].rstrip('-')}-{digest}"
+
+
+def group(
+    runs: Sequence[Run], allow: Iterable[str] = (), by: Iterable[str] = ()
+) -> tuple[list[Group], list[str]]:
+    """Tables of what compares, and notes on how the runs were taken.
+
+    Raises:
+        ValueError: runs of a table differ in what makes figures comparable, or contradict.
+    """
+    allow, by = (protocol.with_implied(names) for names in (allow, by))
+    runs, notes = starts.join(runs)
+    protocol.check_names(runs, allow, "--allow")
+    protocol.check_names(runs, by, "--by")
+    # Over all tables: who reads one beside the other compares them as well.
+    found = protocol.differences(runs, by)
+    protocol.refuse(found, allow)
+    notes += [f"allowed to differ: {key}: {', '.join(v)}" for key, v in found.items()]
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(protocol.conditions(run, by), sort_keys=True, default=str)
+        parts.setdefault(key, []).append(run)
+    conditions = [json.loads(key) for key in parts]
+    titles = [_title(one, conditions) for one in conditions]
+    if len(set(titles)) < len(titles):  # only what a key implies tells two of them apart
+        titles = [_title(one, conditions, implied=True) for one in conditions]
+    kept = [_checked(part, allow) for part in parts.values()]
+    every = [run for runs, _ in kept for run in runs]
+    words, usual = differences(every, list(found), by)
+    made = []
+    for title, (runs, notes_of_part) in zip(titles, kept, strict=True):
+        mine, words = words[: len(runs)], words[len(runs) :]
+        made.append(_group(title, runs, mine, [*notes_of_part, *usual]))
+    if len(made) > 1:
+        keys = dict.fromkeys(key for one in conditions for key in _differing(one, conditions))
+        told = "; ".join(g.title for g in made)
+        notes.append(
+            f"{len(made)} tables, for runs that differ in {', '.join(keys)} are never averaged: "
+            f"{told}"
+        )
+    return made, notes
+
+
+def _title(
+    one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]], implied: bool = False
+) -> str:
+    found = _differing(one, all_of_them, implied)
+    return ", ".join(f"{k.removeprefix('data.')}={one[k]}" for k in found)
+
+
+def _differing(
+    one: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]], implied: bool = False
+) -> list[str]:
+    found = [k for k in one if any(one[k] != other.get(k) for other in all_of_them)]
+    said = {k for name in found for k in protocol.IMPLIED.get(name, ())}
+    return [k for k in found if implied or k not in said]
+
+
+def _checked(runs: list[Run], allow: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs of a table, each counted once, on the same images; and notes."""
+    images = protocol.images(runs)
+    protocol.refuse({protocol.IMAGES: images}, allow, splits=True)
+    notes = [f"allowed to differ: images of a seed: {', '.join(images)}"] if images else []
+    runs, doubles = _without_doubles(runs)
+    return runs, notes + doubles
+
+
+def _group(title: str, runs: list[Run], words: Words, notes: Sequence[str]) -> Group:
+    labels, told = names(runs, words)
+    rows, merged = _rows(runs, labels)
+    first = protocol.summary(runs)
+    return Group(
+        title, runs, rows, first, [*notes, *told, *merged, *_unrecorded(runs), *_gaps(rows)]
+    )
+
+
+def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """One of every set of identical results: the one whose folder is there."""
+    kept: list[Run] = []
+    notes = []
+    for run in sorted(runs, key=lambda r: (r.config is None, str(r.path))):
+        twin = next((other for other in kept if _identical(run, other)), None)
+        if twin is None:
+            kept.append(run)
+        else:
+            notes.append(f"{run.name} and {twin.name} are the same run, counted once")
+    return sorted(kept, key=lambda r: str(r.path)), sorted(notes)
+
+
+def _identical(one: Run, other: Run) -> bool:
+    """Same figures from what may be the same settings; unknown ones may be the same."""
+    if (one.unit, one.chain) != (other.unit, other.chain):
+        return False
+    pairs = zip(one.stages, other.stages, strict=True)
+    return all(a.same_figures(b) and _may_be_same(a, b) for a, b in pairs)
+
+
+def _may_be_same(one: Stage, other: Stage) -> bool:
+    told = filled(one.algorithm, [one.settings, other.settings])
+    return one.steps == other.steps and (None in told or told[0] == told[1])
+
+
+def _rows(runs: Sequence[Run], labels: Sequence[tuple[str, ...]]) -> tuple[list[Row], list[str]]:
+    """A row for every chain and every beginning of one; and notes on stages trained twice."""
+    rows: dict[tuple[str, ...], Row] = {}
+    twice: dict[str, set[str]] = {}
+    # Runs that end with a stage come first: it is theirs more than another's first stage.
+    for run, names in sorted(zip(runs, labels, strict=True), key=lambda p: len(p[1])):
+        for position in range(len(names)):
+            steps = names[: position + 1]
+            row = rows.setdefault(steps, Row(steps))
+            cell = row.cells.setdefault(run.unit, Cell(run, position))
+            if not cell.stage.same_figures(run.stages[position]):
+                twice.setdefault(row.name, set()).add(f"seed {run.seed} of {cell.run.name}")
+    notes = [
+        f"{name} was trained more than once with different figures; the table has "
+        f"{', '.join(sorted(which))}, changes are over each run's own start"
+        for name, which in sorted(twice.items())
+    ]
+    return [rows[steps] for steps in sorted(rows)], notes
+
+
+def _gaps(rows: Sequence[Row]) -> list[str]:
+    """Which rows lack seeds that others have."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    units = sorted({unit for row in rows for unit in row.cells})
+    for row in rows:
+        missing = tuple(str(unit[0]) for unit in units if unit not in row.cells)
+        if missing:
+            lacking.setdefault(missing, []).append(row.name)
+    return [
+        f"{', '.join(names)} {'lacks' if len(names) == 1 else 'lack'} seed {', '.join(missing)}; "
+        "differences are over the seeds that both have"
+        for missing, names in lacking.items()
+    ]
+
+
+def _unrecorded(runs: Sequence[Run]) -> list[str]:
+    bare = [run for run in runs if any(s.settings is None for s in run.stages)]
+    if not bare:
+        return []
+    return [
+        f"settings unknown of {len(bare)} of {len(runs)} runs (no config.yaml beside the results): "
+        "what has the same stages and file name is taken for the same method"
+    ]

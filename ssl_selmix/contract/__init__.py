@@ -1,0 +1,11 @@
+"""What every algorithm promises, as checks that take any class: `ssl-selmix check ./my_method.py`.
+
+A check is a function of a `Subject` and an empty folder. Its docstring is its name in plain words;
+it returns if the promise is kept and raises otherwise. All of them train on twenty noisy copies of
+one 8×8 pattern per class, for a few steps, on the CPU.
+"""
+
+from ssl_selmix.contract.reporting import CHECKS, Outcome, outcomes, report
+from ssl_selmix.contract.subjects import Broken, subject
+
+__all__ = ["CHECKS", "Broken", "Outcome", "outcomes", "report", "subject"]

@@ -1,0 +1,95 @@
+"""What passes between the images of a run and a method: tasks, draws, batches, views.
+
+Shapes: B labeled and M unlabeled images of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ssl_selmix.metrics import tail_size
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an algorithm may know about the problem before it sees an image.
+
+    Shape: labeled_counts (K,) float64; num_unlabeled and num_validation count images.
+    """
+
+    class_names: tuple[str, ...]
+    labeled_counts: Tensor
+    num_unlabeled: int
+    num_validation: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def labeled_prior(self) -> Tensor:
+        """Class frequencies of the labeled set, (K,), sum 1."""
+        return self.labeled_counts / self.labeled_counts.sum()
+
+    @property
+    def tail(self) -> list[int]:
+        """The rarest tenth of the classes by labeled count (at least one), rarest last."""
+        num_tail = tail_size(self.num_classes)
+        order = torch.argsort(self.labeled_counts, descending=True, stable=True)
+        return [int(k) for k in order[-num_tail:]]
+
+
+class Views(Protocol):
+    """The augmented views of one unlabeled batch, made when first asked for."""
+
+    def __len__(self) -> int:
+        """Number of views."""
+
+    def __getitem__(self, view: int) -> Tensor:
+        """The view at this position of `Algorithm.views`, M×C×H×W."""
+
+    def select(self, view: int, rows: Tensor) -> Tensor:
+        """The same view of some images only; equals `self[view][rows]`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    Shape: x B×C×H×W, y (B,), index_u (M,) positions in the unlabeled pool.
+    """
+
+    x: Tensor
+    y: Tensor
+    u: Views
+    index_u: Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which images make up the batch of a step.
+
+    Shape: labeled (B,) and unlabeled (M,) positions in the images of `Data`; y (B,) labels;
+    index_u (M,) what the batch calls its unlabeled images.
+    """
+
+    step: int
+    labeled: Tensor
+    y: Tensor
+    unlabeled: Tensor
+    index_u: Tensor
+
+
+class Augmentation(Protocol):
+    """Draws parameters on the CPU, applies them on the images' device."""
+
+    def draw(self, num: int, generator: torch.Generator) -> Any:
+        """Parameters for `num` images; their `rows(index)` are those of a subset."""
+
+    def __call__(self, images: Tensor, params: Any) -> Tensor:
+        """The augmented images."""

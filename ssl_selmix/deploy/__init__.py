@@ -1,0 +1,1 @@
+"""A finished run in use: predictions, exported models, estimates."""

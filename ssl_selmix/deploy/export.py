@@ -1,0 +1,224 @@
+"""`ssl-selmix export RUN`: the model of a finished run as a file that others can load.
+
+Every file is written beside its place, loaded again, compared with the run's model in fp32, and
+moved to its place only if it gives the same logits. FILE.json beside it says what it takes.
+
+Shapes: N images, C×H×W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.console import say, tell
+from ssl_selmix.data import assemble
+from ssl_selmix.deploy.decoder import Decoder
+from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
+from ssl_selmix.runs.folder import Opened, check_free, open_run
+from ssl_selmix.runs.plan import reopen
+from ssl_selmix.splits import Split
+
+FORMATS = tuple(WRITERS)
+BATCHES = (1, 7)  # of the check; a batch size that a file has learnt by heart fails one of them
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that passed the check: its deviation, relative to the largest logit."""
+
+    path: Path
+    deviation: float
+    about: dict[str, Any]
+
+
+def command(run: Path, files: Mapping[str, Path], **options: Any) -> None:
+    """Export and say what was written; see `export`."""
+    for written in export(run, files, **options).values():
+        about = written.about
+        shape = "×".join(map(str, about["input"]["shape"]))
+        say(f"{written.path}: {about['format']}, float32 {shape} -> logits, {about['network']}")
+        say(f"  input: {about['input']['values']}")
+        if "load" in about:
+            say(f"  load it, in its folder, with (also in {_sidecar(written.path).name}):")
+            for line in about["load"].splitlines():
+                say(f"    {line}" if line else "")
+        check = about["check"]
+        batches = " and ".join(map(str, check["batches"]))
+        say(
+            f"  checked: deviation {written.deviation:.1e} of the largest logit (tolerance "
+            f"{check['tolerance']:g}), {check['images']}, batches of {batches}"
+        )
+
+
+def export(
+    run: Path,
+    files: Mapping[str, Path],
+    *,
+    normalise: bool = False,
+    force: bool = False,
+    tolerance: float = 1e-5,
+    settings: Sequence[str] = (),
+) -> dict[str, Written]:
+    """Write a run's model in one or more of FORMATS.
+
+    Args:
+        run: folder of a finished run.
+        files: the file of each format.
+        normalise: the exported model takes pixels in 0..255 and normalises them itself.
+        force: overwrite files.
+        tolerance: largest deviation of a logit, relative to the largest logit.
+        settings: key=value; where the run's images are now, some of which are used for the check.
+
+    Raises:
+        ValueError: a mistake in the request, a network that a format cannot hold, or a file that
+            gives other logits, which is not kept.
+    """
+    _check_request(files, normalise, force, tolerance)
+    opened = open_run(run)
+    model = Deployed(opened.model, opened.settings["model.name"], normalise)
+    inputs, images = _inputs(run, opened, normalise, settings)
+    tell(f"model: {opened.stage}")
+    if opened.precision != "fp32":
+        say(f"the run computed in {opened.precision}; it is exported and checked in fp32")
+    return {
+        kind: _write(kind, path, opened, model, inputs, tolerance, images)
+        for kind, path in files.items()
+    }
+
+
+def _check_request(
+    files: Mapping[str, Path], normalise: bool, force: bool, tolerance: float
+) -> None:
+    if not files:
+        raise ValueError("no format; name a file for one, such as --onnx model.onnx")
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"tolerance must be > 0, not {tolerance}; 1e-5 is the default")
+    if normalise and "state_dict" in files:
+        raise ValueError(
+            "a state dict has no place for the normalisation; leave out --normalise, for the "
+            "JSON file beside it has mean and std"
+        )
+    for kind, path in files.items():
+        if not path.name:
+            raise ValueError(
+                f"--{kind.replace('_', '-')} names no file but {str(path)!r}; name one"
+            )
+    taken = [place.resolve() for path in files.values() for place in (path, _sidecar(path))]
+    if len(set(taken)) < len(taken):
+        raise ValueError(
+            "every format needs a file of its own, and FILE.json beside it; name different ones"
+        )
+    if "pt2" in files and files["pt2"].suffix != ".pt2":
+        raise ValueError(f"torch.export.load takes names in .pt2, not {files['pt2']}; rename it")
+    for path in files.values():
+        folder = path.resolve().parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise ValueError(f"no folder {folder}; create it")
+        for place in (path, _sidecar(path)):
+            check_free(place, force)
+    if "onnx" in files:
+        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"--onnx needs the package {missing[0]}; pip install 'ssl_selmix[onnx]'"
+            )
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _write(
+    kind: str,
+    path: Path,
+    opened: Opened,
+    model: Deployed,
+    inputs: Sequence[Tensor],
+    tolerance: float,
+    images: str,
+) -> Written:
+    place = path.resolve()  # a link stays one
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
+        made = Path(folder) / path.name
+        loaded, extra = WRITERS[kind](model, made, inputs)
+        found = deviation(loaded, model, inputs)
+        if not found <= tolerance:
+            raise ValueError(
+                f"{path} is not written: as {kind} the model deviates by {found:.1e} of its "
+                f"largest logit, and {tolerance:g} is allowed; use another format, or --tolerance"
+            )
+        check = {"max_deviation": found, "tolerance": tolerance, "images": images}
+        about = _about(kind, opened, model) | extra | {"check": check | {"batches": list(BATCHES)}}
+        made.replace(place)
+    write_atomically(_sidecar(path).resolve(), (json.dumps(about, indent=1) + "\n").encode())
+    return Written(path, found, about)
+
+
+def _about(kind: str, opened: Opened, model: Deployed) -> dict[str, Any]:
+    """What somebody needs to know who has the file and neither the run nor this package."""
+    manifest = opened.manifest
+    inside = "pixels in 0..255, which the model normalises by mean and std"
+    outside = "(pixels in 0..255 - mean) / std, per channel"
+    about = {
+        "format": kind,
+        "network": model.name,
+        "class_names": manifest["class_names"],
+        "input": {
+            "shape": ["N", *manifest["image_shape"]],
+            "dtype": "float32",
+            "values": inside if model.normalise else outside,
+        },
+        "output": "logits, N×K",
+        "mean": manifest["mean"],
+        "std": manifest["std"],
+        "trained_in": opened.precision,
+        "versions": {name: version(name) for name in ("ssl-selmix", "torch")},
+    }
+    if manifest["image_shape"][0] in (1, 3):
+        about["input"]["size"] = Decoder(manifest).how
+    return about
+
+
+def _inputs(
+    run: Path, opened: Opened, normalise: bool, settings: Sequence[str]
+) -> tuple[list[Tensor], str]:
+    """Batches to compare on, as the exported model takes them, and where they come from."""
+    noise = torch.Generator().manual_seed(0)
+    num, shape = sum(BATCHES), tuple(opened.manifest["image_shape"])
+    found = [torch.randint(256, (num, *shape), generator=noise).float()]
+    words = f"{num} random images"
+    try:
+        found.append(_validation(run, opened, num, settings).float())
+        words += f" and {len(found[1])} of validation"
+    except (ValueError, OSError, IndexError) as error:
+        if settings:  # which are there for these images alone
+            raise
+        say(f"checked on random images alone, for the run's are not at hand: {error}")
+    if not normalise:
+        found = [(images - opened.model.mean) / opened.model.std for images in found]
+    return [batch for images in found for batch in images.split(BATCHES) if len(batch)], words
+
+
+def _validation(run: Path, opened: Opened, num: int, settings: Sequence[str]) -> Tensor:
+    """So many validation images of the run, N×C×H×W uint8."""
+    stays = ["data.download=false"] if "data.download" in opened.settings else []
+    plan = reopen(run, [*stays, *settings])
+    split = Split.load(run / "manifest.json")
+    data, _ = assemble(plan.dataset.load(plan.config["data"]), split, 0, torch.device("cpu"))
+    rows = torch.linspace(0, len(data.validation) - 1, num).long()
+    images = data.take(data.validation[rows])
+    if list(images.shape[1:]) != opened.manifest["image_shape"]:
+        raise ValueError(f"the data set's images are {tuple(images.shape[1:])} now")
+    return images

@@ -1,0 +1,216 @@
+"""The file formats of `ssl-selmix export`: each writes a file and returns what it holds, loaded.
+
+Shapes: N images, C×H×W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_selmix import models
+from ssl_selmix.runs.load import Predictor
+
+INPUT, OUTPUT = "images", "logits"
+OTHER_NETWORK = 1e-3  # deviation that no rounding explains
+
+Model = Callable[[Tensor], Tensor]
+Found = tuple[Model, dict[str, Any]]  # the model of a file, and what to say of it
+
+
+class Deployed(nn.Module):
+    """A network as it is exported, with or without the normalisation of its images.
+
+    Shape: images N×C×H×W -> logits N×K.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Predictor, name: str, normalise: bool) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(model.net).requires_grad_(False)
+        self.name, self.normalise = name, normalise
+        self.channels, self.num_classes = model.image_shape[0], len(model.class_names)
+        self.register_buffer("mean", model.mean)
+        self.register_buffer("std", model.std)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits N×K."""
+        logits: Tensor = self.net((images - self.mean) / self.std if self.normalise else images)
+        return logits
+
+
+@torch.inference_mode()
+def deviation(loaded: Model, model: Model, inputs: Sequence[Tensor]) -> float:
+    """The largest difference of two logits, relative to the largest; inf if a logit is none.
+
+    Raises:
+        ValueError: the loaded model does not run.
+    """
+    worst = 0.0
+    for images in inputs:
+        try:
+            found, expected = loaded(images), model(images)
+        except Exception as error:  # runtimes raise nearly anything
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"what was written does not take a batch of {len(images)} ({reason}); "
+                "use another format"
+            ) from error
+        if found.shape != expected.shape or not bool(found.isfinite().all()):
+            return math.inf
+        scale = float(expected.abs().max()) or 1.0
+        worst = max(worst, float((found - expected).abs().max()) / scale)
+    return worst
+
+
+@contextmanager
+def _explained(model: Deployed, kind: str) -> Iterator[None]:
+    """Warnings are not shown, for the check decides; what torch refuses is told in a line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # exporters raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"torch cannot write {model.name} as {kind} ({type(error).__name__}: {reason}); "
+            "use another format"
+        ) from error
+
+
+def _onnx(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+    with _explained(model, "onnx"):
+        torch.onnx.export(
+            model,
+            (inputs[-1],),
+            path,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,  # one file, of up to 2 GB
+            verbose=False,
+        )
+        run, runtime = _onnx_runtime(path)
+    return run, {"input_name": INPUT, "output_name": OUTPUT, "checked_with": runtime}
+
+
+def _onnx_runtime(path: Path) -> tuple[Model, str]:
+    """The file in onnxruntime, or else in the slow evaluator that comes with onnx."""
+    import onnx  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    session: Any
+    if find_spec("onnxruntime") is not None:
+        import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        name = f"onnxruntime {onnxruntime.__version__}"
+    else:
+        from onnx.reference import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+            ReferenceEvaluator,
+        )
+
+        session = ReferenceEvaluator(onnx.load(path))
+        name = f"onnx {onnx.__version__}"
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+
+    return run, name
+
+
+def _torchscript(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+    # torch 2.15 calls it deprecated, names torch.export instead, and writes it all the same.
+    with _explained(model, "torchscript"), torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, (inputs[-1],), check_trace=False), path)
+        return torch.jit.load(path), {}
+
+
+def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+    with _explained(model, "pt2"):
+        dynamic = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(model, (inputs[-1],), dynamic_shapes=dynamic), path)
+        return torch.export.load(path).module(), {}
+
+
+def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+    """Named as in the library that the network comes from, if that gives the same logits."""
+    tensors = model.net.state_dict()
+    with torch.random.fork_rng([]), _explained(model, "state_dict"):
+        if (theirs := _theirs(model)) is not None:
+            net, head, code = theirs
+            renamed = {_renamed(key, head): value for key, value in tensors.items()}
+            torch.save(renamed, path)
+            try:
+                net.load_state_dict(torch.load(path, weights_only=True))
+            except RuntimeError:  # it has tensors that are left out here, such as auxiliary heads
+                pass
+            else:
+                if deviation(net.eval(), model, inputs) < OTHER_NETWORK:
+                    return net, {"load": _code(code, path)}
+        torch.save(dict(tensors), path)
+        own = models.build(models.Config(model.name), model.num_classes, model.channels)
+        own.load_state_dict(torch.load(path, weights_only=True))
+    arguments = f"models.Config({model.name!r}), {model.num_classes}, {model.channels}"
+    return own.eval(), {
+        "load": _code(f"from ssl_selmix import models\n\nnet = models.build({arguments})", path)
+    }
+
+
+def _code(network: str, path: Path) -> str:
+    """All that somebody needs to type, in the file's folder, to have the model."""
+    lines = [
+        f"import torch\n{network}",
+        f"net.load_state_dict(torch.load({path.name!r}, weights_only=True))",
+        "net.eval()  # or batch norms take the statistics of the batch, and predictions differ",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _renamed(key: str, head: str) -> str:
+    part, _, rest = key.partition(".")
+    return rest if part == "backbone" else f"{head}.{rest}"
+
+
+def _theirs(model: Deployed) -> tuple[nn.Module, str, str] | None:
+    """The network as its library builds it, the name of its last layer, and the code for it."""
+    library, _, name = model.name.partition(":")
+    k = model.num_classes
+    net: nn.Module
+    if library == "torchvision":
+        from torchvision.models import get_model
+
+        net = get_model(name, weights=None, num_classes=k)
+        linears = [key for key, module in net.named_modules() if isinstance(module, nn.Linear)]
+        made = f"get_model({name!r}, weights=None, num_classes={k})"
+        return net, linears[-1], f"from torchvision.models import get_model\n\nnet = {made}"
+    if library == "timm":
+        import timm
+
+        net = timm.create_model(name, num_classes=k, in_chans=model.channels)
+        head = net.get_classifier()  # type: ignore[operator]
+        heads = [key for key, module in net.named_modules() if module is head]
+        made = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels})"
+        return (net, heads[0], f"import timm\n\nnet = {made}") if heads else None
+    return None
+
+
+Writer = Callable[[Deployed, Path, Sequence[Tensor]], Found]
+WRITERS: dict[str, Writer] = {
+    "onnx": _onnx,
+    "state_dict": _state_dict,
+    "torchscript": _torchscript,
+    "pt2": _pt2,
+}

@@ -1,0 +1,1 @@
+"""SelMix for a model that has been trained elsewhere."""

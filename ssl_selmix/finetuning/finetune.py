@@ -1,0 +1,221 @@
+"""Fine-tune any classifier that ends in a linear layer with SelMix, from Python.
+
+Shapes: N images, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ssl_selmix import metrics
+from ssl_selmix.algorithm import Algorithm
+from ssl_selmix.algorithms.selmix import SelMix
+from ssl_selmix.common.console import console
+from ssl_selmix.common.names import unknown
+from ssl_selmix.common.seeds import seed_of
+from ssl_selmix.finetuning.given import Arrays, Images, LabeledImages, Part, check_judge
+from ssl_selmix.finetuning.surgery import head_of, merged, split_classifier
+from ssl_selmix.models import Classifier
+from ssl_selmix.objectives import Function, Objective, get
+from ssl_selmix.training import engine
+from ssl_selmix.training.log import StageLog
+
+BOOTSTRAPS = 1000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `finetune` returns.
+
+    before and after are the figures of results.json, measured on `measured_on`; change is the
+    objective's figure after minus before, with the 95 % interval of a bootstrap over the images
+    of each class. history has a row per re-estimation.
+    """
+
+    model: nn.Module
+    history: list[dict[str, Any]]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    change: float
+    interval: tuple[float, float]
+    measured_on: str
+
+    def __str__(self) -> str:
+        """Before and after in one line."""
+        low, high = self.interval
+        worst = f"{100 * self.before['min_recall']:.1f} -> {100 * self.after['min_recall']:.1f}"
+        mean = f"{100 * self.before['mean_recall']:.1f} -> {100 * self.after['mean_recall']:.1f}"
+        return (
+            f"{self.measured_on}: worst class {worst}, mean recall {mean}; objective "
+            f"{100 * self.change:+.1f} points, 95 % interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+        )
+
+
+def finetune(
+    model: nn.Module,
+    *,
+    labeled: LabeledImages,
+    validation: LabeledImages,
+    unlabeled: Images | None = None,
+    test: LabeledImages | None = None,
+    objective: str | Function | Objective = "min_recall",
+    steps: int = 500,
+    classifier: str | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Result:
+    """Fine-tune a copy of a trained classifier for an objective; the model itself stays as it is.
+
+    SelMix (Ramasubramanian et al., ICLR 2024, algorithm 1), with the step of docs/selmix.md.
+
+    Args:
+        model: any module N×C×H×W -> logits N×K whose last operation is a linear layer.
+        labeled: training images with labels: a pair of tensors or arrays, or a map-style dataset
+            of (image, label). Images are what the model takes, already normalised.
+        validation: held-out images with labels, every class among them. Gains are estimated and
+            the weights are chosen on them.
+        unlabeled: images without labels (a dataset's labels, if it has some, are not looked at);
+            None draws both images of a pair from `labeled`.
+        test: images with labels, every class among them, to measure before and after on; None
+            measures on validation, which the weights were chosen on and which flatters them.
+        objective: a name, or a function of the joint confusion matrix; see `objectives.get`.
+        steps: training steps.
+        classifier: name of the linear layer, such as "fc"; None takes the last one.
+        augment: applied to each training batch N×C×H×W.
+        class_names: names for the logs.
+        seed: of pairs and mixing weights.
+        out: folder for checkpoints, metrics.jsonl and TensorBoard; None keeps none.
+        progress: show a progress bar.
+        settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
+            batch, policy; without ema and constraints.
+
+    Raises:
+        ValueError: no linear head, labels out of range, a class missing from validation or test,
+            unknown settings; the message says what to do.
+    """
+    net = split_classifier(model, classifier)
+    if head_of(model, classifier).bias is None:  # there is none to train, nor to return
+        settings["train_bias"] = False
+    config = _config(settings, steps, objective)
+    data = Arrays.of(model, net, labeled, validation, unlabeled, augment, class_names, seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(out) if out is not None else Path(temporary)
+        if (folder / "metrics.jsonl").exists():
+            raise ValueError(f"{folder} holds another run, which is not overwritten; choose out=")
+        test_set = _judge(test, net) if test is not None else None
+        # The engine seeds the global generators at every step; the caller's stay as they were.
+        with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+            selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
+            before = _logits(selmix, data, test_set)
+            log = StageLog(folder, "selmix", data.class_names, _out(progress), 2 * config.batch)
+            fitted = engine.fit(selmix, data, folder, log, "finetune")
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        history = [json.loads(row) for row in rows]
+    after = _logits(fitted.algorithm, data, test_set)
+    labels = data.validation_labels if test_set is None else test_set.labels.to(data.device)
+    measured = copy.deepcopy(selmix.objective).cpu()
+    change, interval = bootstrap(measured, before, after, labels, seed)
+    k, tail = len(data.class_names), data.task.tail
+    return Result(
+        model=merged(model, fitted.algorithm.export(), classifier),
+        history=[row for row in history if row["kind"] == "validation"],
+        before=metrics.evaluate(before, labels, k, tail=tail),
+        after=metrics.evaluate(after, labels, k, tail=tail),
+        change=change,
+        interval=interval,
+        measured_on="validation" if test is None else "test",
+    )
+
+
+def _config(
+    settings: dict[str, Any], steps: int, objective: str | Function | Objective
+) -> SelMix.Config:
+    # The two stay at their values: the rest of this module depends on it.
+    known = {f.name for f in fields(SelMix.Config)} - {
+        "objective",
+        "steps",
+        "ema",
+        "constraints",
+        "mu",
+    }
+    for name in settings:
+        if name not in known:
+            raise ValueError(unknown("setting", name, known))
+    used = [n for n in settings if n in ("step_size", "beta", "alpha", "tau", "lambda_max")]
+    if used and not isinstance(objective, str):
+        raise ValueError(
+            f"{used[0]} belongs to an objective given by name; build yours with "
+            f"objectives.get(..., {used[0]}=...)"
+        )
+    name = objective if isinstance(objective, str) else "mean_recall"
+    return SelMix.Config(**{"steps": steps, "objective": name, **settings})
+
+
+def _own(objective: str | Function | Objective, data: Arrays) -> Objective | None:
+    """A copy of the caller's objective, whose multipliers stay; None for one given by name."""
+    if isinstance(objective, str):
+        return None
+    return get(copy.deepcopy(objective), len(data.class_names))
+
+
+def _judge(test: LabeledImages, net: Classifier) -> Part:
+    """The test images, refused before anything is trained if they cannot judge."""
+    part = Part.of(test, "test")
+    check_judge(part.labels, "test", net.classifier.out_features)
+    return part
+
+
+def _out(progress: bool) -> Console:
+    return console() if progress else Console(quiet=True)
+
+
+def _logits(algorithm: Algorithm, data: Arrays, test: Part | None) -> Tensor:
+    images, num = data.plain(data.validation), len(data.validation)
+    if test is not None:
+        index, num = torch.arange(len(test)), len(test)
+        images = (test.take(part).to(data.device, data.dtype) for part in index.split(512))
+    return engine.predict(algorithm, images, num, keep_features=False)[1]
+
+
+def bootstrap(
+    objective: Objective, before: Tensor, after: Tensor, labels: Tensor, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Change of an objective's figure, and its 95 % interval over images drawn within classes.
+
+    Shape: logits N×K before and after, of the same images; labels (N,).
+    """
+    k = before.shape[1]
+    predictions = torch.stack([before.argmax(1), after.argmax(1)]).cpu()
+    labels = labels.cpu()
+    by_class = [torch.nonzero(labels == c)[:, 0] for c in labels.unique()]
+    generator = torch.Generator().manual_seed(seed_of(seed, "bootstrap"))
+
+    def change(index: Tensor) -> float:
+        first, second = (
+            objective.metric(metrics.confusion_matrix(labels[index], p[index], k))
+            for p in predictions
+        )
+        return second - first
+
+    def draw() -> Tensor:
+        return torch.cat(
+            [rows[torch.randint(len(rows), (len(rows),), generator=generator)] for rows in by_class]
+        )
+
+    changes = torch.tensor([change(draw()) for _ in range(BOOTSTRAPS)], dtype=torch.float64)
+    low, high = changes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return change(torch.arange(len(labels))), (low, high)

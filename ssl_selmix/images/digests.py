@@ -1,0 +1,112 @@
+"""Image files in a fixed order, and digests of their bytes, which are remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_selmix.common.console import warn
+from ssl_selmix.common.processes import default_workers
+from ssl_selmix.images.decode import BROKEN_FILE, contents
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files below a folder, in a fixed order."""
+
+    root: Path
+    names: tuple[str, ...]  # relative to the root, with forward slashes
+
+    @classmethod
+    def below(cls, root: Path, files: Sequence[str]) -> FileImages:
+        """These files, whose paths begin with the root."""
+        return cls(root, tuple(Path(file).relative_to(root).as_posix() for file in files))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def paths(self) -> list[str]:
+        """Where the files are."""
+        return [f"{self.root}/{name}" for name in self.names]
+
+
+def hashes(images: FileImages, memory: Path | None) -> list[str]:
+    """SHA-256 of the bytes of every file, in order; files that were not seen before are checked.
+
+    Reading all of ImageNet-100 at every start would take minutes. So what was found is kept in the
+    folder `memory`, and taken again while size, modification and change time of a file are what
+    they were.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    place = hashlib.sha256(str(images.root.resolve()).encode()).hexdigest()[:16]
+    record = memory / f"file-hashes-{place}.json" if memory is not None else None
+    known = _read_hashes(record)
+    paths = images.paths
+    stamps = [_stamp(path) for path in paths]
+    new = [
+        i
+        for i, (name, stamp) in enumerate(zip(images.names, stamps, strict=True))
+        if known.get(name, [None])[:-1] != stamp
+    ]
+    try:
+        with ThreadPoolExecutor(default_workers()) as threads:
+            for i, digest in zip(new, threads.map(_digest, [paths[i] for i in new]), strict=True):
+                known[images.names[i]] = [*stamps[i], digest]
+    finally:  # a damaged file, or Ctrl-C, must not cost what was read before
+        if new and record is not None:
+            _remember(record, known)
+    return [str(known[name][-1]) for name in images.names]
+
+
+def _remember(record: Path, known: dict[str, list[Any]]) -> None:
+    # Of several runs that start together, each writes a file of its own before it is renamed.
+    partial = record.with_name(f".{record.name}.{os.getpid()}")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.write_text(json.dumps(known))
+        partial.replace(record)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        warn(f"digests of files are not remembered ({error}); every start reads all of them")
+
+
+def _read_hashes(path: Path | None) -> dict[str, list[Any]]:
+    try:
+        known = json.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(known, dict) and all(
+        isinstance(entry, list) and len(entry) == 4 for entry in known.values()
+    )
+    return known if sound else {}
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno not in BROKEN_FILE:
+            raise  # of the machine
+        raise ValueError(
+            f"{path} is no readable image ({error.strerror}); remove or replace it"
+        ) from error
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _digest(path: str) -> str:
+    from ssl_selmix.images.photo import Photo
+
+    content = contents(path)
+    Photo(content, path)
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,225 @@
+"""Folders of class folders: listed, decoded to a pool, found in the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_selmix.common.console import say, warn
+from ssl_selmix.images import cache as pool_cache
+from ssl_selmix.images.cache import Notes, PoolCache, digest_of, digests_of, key_of
+from ssl_selmix.images.decode import DECODING, contents, rgb, warn_of_corrections
+
+UNLABELED = "unlabeled"  # the folder of images without a class
+LARGEST = 64  # pixels; a pool of larger images does not belong into memory
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+BATCH = 250  # images that a thread decodes in one go
+# Bytes; a smaller file is parsed, under Python's lock, for longer than it is decoded.
+SMALL_FILE = 16 << 10
+
+LeftOut = dict[str, list[str]]  # why -> files below a class folder that are no images of the class
+
+
+def unlabeled(root: Path) -> list[str]:
+    """All image files below PATH/unlabeled, in sorted order; what is left out is told.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = root / UNLABELED
+    if not folder.is_dir():
+        raise ValueError(
+            f"no folder {folder}; data.unlabeled.shape=unknown is for images there, whose classes "
+            "nobody knows; draw the pool from the training images with another shape"
+        )
+    left_out: LeftOut = {}
+    files = list(_images(str(folder), left_out))
+    _tell_left_out(folder, left_out)
+    if not files:
+        raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
+    return files
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Sorted names of the class folders."""
+    if not folder.is_dir():
+        others = ", or set data.test=20, say, to hold test images out of train"
+        raise ValueError(
+            f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
+            f"{others if folder.name == 'test' else ''}"
+        )
+    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
+    if len(names) < 2:
+        raise ValueError(f"{folder} holds {len(names)} class folders; at least 2 are needed")
+    return names
+
+
+def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """All image files below the class folders, in sorted order, and their classes (N,) int64.
+
+    What is left out is told.
+
+    Raises:
+        ValueError: a class without images.
+    """
+    files: list[str] = []
+    counts: list[int] = []
+    left_out: LeftOut = {}
+    if loose := sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir()):
+        left_out["beside the class folders"] = loose
+    for name in names:
+        found = list(_images(str(folder / name), left_out))
+        if not found:
+            other = left_out.get("without a known image suffix", [])
+            holds = f" (but {Path(other[-1]).name})" if other else ""
+            raise ValueError(
+                f"class folder {folder / name} holds no image{holds}; add some or remove it"
+            )
+        files += found
+        counts.append(len(found))
+    _tell_left_out(folder, left_out)
+    return files, np.repeat(np.arange(len(names), dtype=np.int64), counts)
+
+
+def _tell_left_out(folder: Path, left_out: LeftOut) -> None:
+    for why, entries in left_out.items():
+        files_ = "file" if len(entries) == 1 else "files"
+        warn(f"{folder}: left out {len(entries)} {files_} {why} (first: {entries[0]})")
+
+
+def _images(folder: str, left_out: LeftOut) -> Iterator[str]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        hidden = entry.name.startswith(".")
+        if not hidden and entry.is_dir(follow_symlinks=False):
+            yield from _images(entry.path, left_out)
+        elif why := "with a hidden name" if hidden else _no_image(entry):
+            left_out.setdefault(why, []).append(entry.path)
+        else:
+            yield entry.path
+
+
+def _no_image(entry: os.DirEntry[str]) -> str:
+    """Why a file cannot be an image, or nothing."""
+    known = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    if known and entry.is_file():
+        return ""
+    if entry.is_dir():
+        return "that link to a folder"  # it may hold this one
+    if not known:
+        return "without a known image suffix"
+    # Reading a link to nothing will say so; reading a pipe would wait for ever.
+    return "" if entry.is_symlink() else "that are no regular files"
+
+
+def read(
+    folder: Path, names: Sequence[str], size: int | None, cache: PoolCache
+) -> tuple[Tensor, np.ndarray]:
+    """All images below `folder`, N×3×H×W uint8, and their classes (N,), in sorted order."""
+    files, labels = listing(folder, names)
+    return read_files(folder, files, size, cache), labels
+
+
+def read_files(folder: Path, files: Sequence[str], size: int | None, cache: PoolCache) -> Tensor:
+    """The files' images, N×3×H×W uint8; what had to be corrected is told."""
+    pool, notes = _cached(folder, files, size, cache)
+    warn_of_corrections(folder, notes, files)
+    return pool
+
+
+def _cached(
+    folder: Path, files: Sequence[str], size: int | None, cache: PoolCache
+) -> tuple[Tensor, Notes]:
+    import PIL
+
+    if cache.folder is None:
+        return decode_all(files, size)[:2]
+    how = {"decoding": DECODING, "size": size, "resample": "bilinear", "pillow": PIL.__version__}
+    before, volume = digests_of(files)
+    if volume < pool_cache.LEAST:
+        return decode_all(files, size)[:2]
+    if (found := cache.get(key_of(before, how))) is not None:
+        return found
+    pool, notes, digests = decode_all(files, size)
+    # By the bytes that were decoded: files may have changed since they were looked up.
+    if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
+        say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
+    return pool, notes
+
+
+def decode_all(files: Sequence[str], size: int | None) -> tuple[Tensor, Notes, list[bytes]]:
+    """Images N×3×H×W uint8, the corrections that they took, and the digests of their files.
+
+    Raises:
+        ValueError: a file that is no image, or images of unequal or too large sizes.
+    """
+    first, _, _ = decode(files[0], size)
+    pool = np.empty((len(files), *first.shape), dtype=np.uint8)
+
+    def batch(start: int) -> tuple[list[bytes], list[tuple[int, list[str]]]]:
+        digests, corrected = [], []
+        for i in range(start, min(start + BATCH, len(files))):
+            image, corrections, digest = decode(files[i], size)
+            if image.shape != first.shape:
+                raise _unequal(files[i], image, files[0], first)
+            pool[i] = image
+            digests.append(digest)
+            if corrections:
+                corrected.append((i, corrections))
+        return digests, corrected
+
+    notes: Notes = {}
+    digests: list[bytes] = []
+    with ThreadPoolExecutor(_num_threads(files)) as threads:
+        for found, corrected in threads.map(batch, range(0, len(files), BATCH)):
+            digests += found
+            for i, corrections in corrected:
+                for kind in corrections:
+                    count, earliest = notes.get(kind, (0, i))
+                    notes[kind] = (count + 1, earliest)
+    return torch.from_numpy(pool), notes, digests
+
+
+def _num_threads(files: Sequence[str]) -> int:
+    sample = files[:: max(1, len(files) // 100)]
+    try:
+        mean = sum(map(os.path.getsize, sample)) / len(sample)
+    except OSError:  # reading the file will say what is wrong
+        mean = 0
+    return 1 if mean < SMALL_FILE else os.cpu_count() or 1
+
+
+def decode(file: str, size: int | None) -> tuple[np.ndarray[Any, Any], list[str], bytes]:
+    """One image as 3×H×W uint8, the corrections that it took, the digest of its file.
+
+    Raises:
+        ValueError: the file is no image, or is too large for the pool.
+    """
+    from PIL import Image
+
+    content = contents(file)
+    # Twice the size, so that the filter below still has something to average.
+    image, corrections = rgb(content, file, None if size is None else 2 * size)
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if max(image.size) > LARGEST:
+        raise ValueError(
+            f"{file} is {image.width}×{image.height} pixels and the image pool takes at most "
+            f"{LARGEST}; set data.size={LARGEST} or less to resize, or more to stream from files"
+        )
+    return np.asarray(image).transpose(2, 0, 1), corrections, digest_of(content)
+
+
+def _unequal(file: str, image: np.ndarray, first_file: str, first: np.ndarray) -> ValueError:
+    return ValueError(
+        f"{file} is {image.shape[2]}×{image.shape[1]} pixels and {first_file} "
+        f"{first.shape[2]}×{first.shape[1]}; set data.size=32 to resize all"
+    )

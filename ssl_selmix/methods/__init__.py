@@ -1,0 +1,1 @@
+"""Parts that the methods are made of."""

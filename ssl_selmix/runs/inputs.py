@@ -1,0 +1,117 @@
+"""The data of a run: images, split, what the manifest says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ssl_selmix import data
+from ssl_selmix.common import config
+from ssl_selmix.data import Data, Diagnostics
+from ssl_selmix.runs.plan import Plan
+from ssl_selmix.splits import Split, read_manifest
+from ssl_selmix.training import machine
+
+
+def reload(plan: Plan) -> Inputs:
+    """The images and the split of a run that exists.
+
+    Raises:
+        ValueError: they are not those that the run saw.
+    """
+    torch.set_num_threads(plan.run.threads or machine.MACHINE_THREADS)
+    inputs = load_data(plan)
+    check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
+    return inputs
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run: what training sees, what only reports see, what the manifest says."""
+
+    data: Data
+    diagnostics: Diagnostics
+    split: Split
+    images_sha256: str
+    extra: dict[str, Any]
+
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class that figures are measured on."""
+        parts = {"validation": self.data.validation_labels, "test": self.data.test_labels}
+        num = len(self.data.class_names)
+        return {part: torch.bincount(y, minlength=num).tolist() for part, y in parts.items()}
+
+    @property
+    def sha256(self) -> str:
+        """Identity of images, split and labels."""
+        return config.fingerprint(self.split.manifest(self.images_sha256, **self.extra))
+
+
+def load_data(plan: Plan) -> Inputs:
+    """Decode the images, draw the split, put the pool on the device."""
+    settings, seed = plan.config["data"], plan.run.seed
+    source: data.ImageSet = plan.dataset.load(settings)
+    names = list(source.class_names)
+    if source.test is None and not settings.test:
+        raise ValueError("this data set has no test images of its own; set data.test=50, say")
+    if not settings.validation:
+        raise ValueError("every class needs validation images; set data.validation=20, say")
+    if settings.unlabeled.shape == "unknown" and source.extra_unlabeled is None:
+        raise ValueError(
+            "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "
+            f"{plan.request.dataset} has none; draw them with another shape, such as long_tail"
+        )
+    sha256 = source.sha256()
+    split = _split(plan, source, sha256)
+    loaded, diagnostics = data.assemble(source, split, seed, plan.device)
+    extra: dict[str, Any] = {
+        "dataset": plan.request.dataset,
+        "class_names": names,
+        "image_shape": list(source.train.shape[1:]),
+        "mean": list(source.mean),
+        "std": list(source.std),
+    }
+    if source.extra_unlabeled is not None:
+        extra["extra_unlabeled"] = len(source.extra_unlabeled)
+    if source.apart:
+        extra["apart"] = source.apart
+    return Inputs(loaded, diagnostics, split, sha256, extra)
+
+
+def _split(plan: Plan, source: data.ImageSet, sha256: str) -> Split:
+    """The split that `data.manifest` names, on these images, or else a new one."""
+    settings, names = plan.config["data"], list(source.class_names)
+    if not plan.manifest_sha256:
+        drawn: Split = settings.draw(
+            source.train_labels, len(names), plan.run.seed, class_names=names, apart=source.apart
+        )
+        return drawn
+    split = Split.load(settings.manifest, sha256)
+    if read_manifest(settings.manifest)["images_sha256"] is None:
+        raise ValueError(
+            f"{settings.manifest} records no SHA-256 of its images, so that these may be others; "
+            f'add "images_sha256": "{sha256}" if you know that they are not'
+        )
+    try:
+        split.verify(source.train_labels, len(names))
+    except ValueError as error:
+        raise ValueError(f"{settings.manifest}: {error}") from error
+    return split
+
+
+def check_images(plan: Plan, sha256: str, remedy: str) -> None:
+    """Refuse images or a split that the manifest in the folder does not describe.
+
+    Raises:
+        ValueError: they differ; the remedy is told.
+    """
+    path = plan.out / "manifest.json"
+    written = read_manifest(path)
+    written.pop("command", None)  # how the split was asked for first; it may be asked otherwise
+    if config.fingerprint(written) != sha256:
+        raise ValueError(
+            f"{path} describes other images or another split than this run sees; {remedy}"
+        )

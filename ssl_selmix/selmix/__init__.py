@@ -1,0 +1,1 @@
+"""Parts of SelMix and of the stages beside it."""

@@ -1,0 +1,200 @@
+"""Which class pairs SelMix mixes: gains, the distribution P, pseudo-labels, and batches of pairs.
+
+Shapes: N validation images, M pool images, K classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_selmix import gains, label_shift, objectives
+from ssl_selmix.algorithm import Batch, Evaluation, Rules, Task
+from ssl_selmix.common.rules import check
+from ssl_selmix.data import Data
+from ssl_selmix.data.batch import Draw
+from ssl_selmix.selmix.pairs import ClassPairSampler
+
+POLICIES = ("selective", "greedy", "uniform", "natural")
+
+
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Class centroids K×D in float64 of features N×D with labels (N,)."""
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).double()
+    return (one_hot.T @ features.double()) / one_hot.sum(0)[:, None]
+
+
+def centroid_logits(prototypes: Tensor, head: nn.Linear) -> Tensor:
+    """Logits K×K in float64 of the class centroids K×D."""
+    return prototypes @ head.weight.detach().double().T + head.bias.detach().double()
+
+
+class Pairing(nn.Module):
+    """P and the pseudo-labels as state; re-estimated from an evaluation, drawn from in batches."""
+
+    @dataclass
+    class Config:
+        """How pairs are chosen."""
+
+        temperature: int | float | str = "auto"  # of P = softmax(G / T); auto: by the largest gain
+        spread: float = 1.0  # of P over more pairs: what the automatic temperature is multiplied by
+        smoothing: float = 0.01  # share of a uniform row in C, so that zero recall has a gradient
+        beta_min: float = 0.6  # mixing weight beta ~ U[beta_min, 1]
+        label_term: str = "mixed"  # of the gain: mixed (the theorem) or published (as released)
+        policy: str = "selective"  # pairs: selective, greedy, uniform; natural: class frequencies
+        uniform_share: float = 0.0  # of P; the released sampler has 1 / (K + 1)
+        partners: str = "pool"  # second images: the unlabeled pool, or labeled ones again
+        pseudo_weight: str = "none"  # partners within a class: alike (none), or by confidence
+        pseudo_prior: str = "none"  # correct pseudo-labels by the pool's estimated class prior
+
+        RULES: ClassVar[Rules] = {
+            "spread": "> 0",
+            "smoothing": "[0, 1)",
+            "beta_min": "[0, 1]",
+            "label_term": ("mixed", "published"),
+            "policy": POLICIES,
+            "uniform_share": "[0, 1]",
+            "partners": ("pool", "labeled"),
+            "pseudo_weight": ("none", "confidence"),
+            "pseudo_prior": ("none", "estimated"),
+        }
+
+        def __post_init__(self) -> None:
+            """Refuse a temperature that is neither positive nor auto."""
+            absolute = isinstance(self.temperature, int | float)
+            check(self, {"temperature": "> 0" if absolute else ("auto",)})
+            if absolute and self.spread != 1:
+                raise ValueError("spread multiplies temperature=auto; set spread=1 beside a number")
+            if self.partners == "labeled":
+                for key in ("pseudo_weight", "pseudo_prior"):
+                    if (value := getattr(self, key)) != "none":
+                        raise ValueError(
+                            f"{key}={value} is for partners of the pool; leave it out beside "
+                            "partners=labeled"
+                        )
+            if self.policy == "natural" and self.uniform_share:
+                raise ValueError(
+                    f"uniform_share={self.uniform_share} is no part of policy=natural; set it to 0"
+                )
+
+    pairs: Tensor  # P, K×K, rows: class of the labeled image
+    pseudo_labels: Tensor  # of the pool, (M,)
+    weights: Tensor  # of the pool's images within their class, (M,)
+
+    def __init__(self, task: Task, config: Config, bias_trained: bool) -> None:
+        super().__init__()
+        self.task, self.config, self.bias_trained = task, config, bias_trained
+        k, m = task.num_classes, task.num_unlabeled
+        self.register_buffer("pairs", torch.full((k, k), 1 / k**2, dtype=torch.float64))
+        self.register_buffer("pseudo_labels", torch.zeros(m, dtype=torch.int64))
+        self.register_buffer("weights", torch.ones(m, dtype=torch.float64))
+        self._stale = True
+
+    def estimate(
+        self,
+        objective: objectives.Objective,
+        evaluation: Evaluation,
+        prototypes: Tensor,
+        head: nn.Linear,
+        mixed: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """dψ/d logits K×K at these weights, and what to log; P and pseudo-labels follow.
+
+        Without mixing P is the same, and what its pairs promise is the gain of their first images.
+
+        Shape: prototypes K×D.
+        """
+        cfg = self.config
+        gradient = gains.logit_gradient(objective, evaluation.confusion, smoothing=cfg.smoothing)
+
+        def gains_at(mix: float) -> Tensor:
+            return gains.gain_matrix(
+                gradient,
+                prototypes,
+                head.weight.detach(),
+                head.bias.detach(),
+                mix=mix,
+                bias_trained=self.bias_trained,
+                label_term=cfg.label_term,
+            )
+
+        gain = gains_at((1 + cfg.beta_min) / 2)
+        logs = self._pseudo_label(evaluation)
+        self.pairs.copy_(self._distribution(gain))
+        self._stale = True
+        return gradient, logs | {
+            "gain_max": gain.max(),
+            "gain_expected": (self.pairs * (gain if mixed else gains_at(1.0))).sum(),
+            "gain_matrix": gain,
+            "pair_distribution": self.pairs.clone(),
+        }
+
+    def _pseudo_label(self, evaluation: Evaluation) -> dict[str, Tensor]:
+        """Classes and weights of the pool's images by the current model."""
+        if evaluation.pool_logits is None:
+            return {}
+        logits, logs = evaluation.pool_logits.double(), {}
+        if self.config.pseudo_prior == "estimated":
+            found = label_shift.estimate(
+                "em",
+                val_probs=evaluation.logits.double().softmax(1),
+                val_labels=evaluation.labels,
+                unlabeled_probs=logits.softmax(1),
+                bootstrap=1,
+            )
+            logs = {"estimated_prior": found.prior}
+            if found.calibration is not None:  # else it fell back to counting what is biased
+                seen = torch.bincount(evaluation.labels, minlength=logits.shape[1]).double()
+                shift = found.prior.clamp_min(1e-6).log() - (seen / seen.sum()).log()
+                logits = label_shift.calibrated(logits.softmax(1), found.calibration).log() + shift
+        confidence, classes = logits.softmax(1).max(1)
+        self.pseudo_labels.copy_(classes)
+        if self.config.pseudo_weight == "confidence":
+            self.weights.copy_(confidence)
+        return logs
+
+    def _distribution(self, gain: Tensor) -> Tensor:
+        cfg = self.config
+        if cfg.policy == "natural":
+            pool = torch.bincount(self.pseudo_labels, minlength=len(gain)).double()
+            prior = self.task.labeled_prior.to(gain.device)
+            return torch.outer(prior, (pool + prior) / (pool + prior).sum())
+        warmth = cfg.temperature
+        if isinstance(warmth, str):
+            warmth = cfg.spread * gains.auto_temperature(gain.double())
+        pairs = gains.pair_distribution(gain, warmth, policy=cfg.policy)
+        return (1 - cfg.uniform_share) * pairs + cfg.uniform_share / gain.numel()
+
+    def batches(self, data: Data, views: Sequence[str], size: int, start: int) -> Iterator[Batch]:
+        """Endless batches of image pairs by the current P, from step `start` on."""
+        step = start
+        while True:
+            self._stale = False
+            # What was drawn ahead by the old P is dropped when there is a new one.
+            for batch in data.stream(self._draws(data, size, step), views):
+                yield batch
+                step += 1
+                if self._stale:
+                    break
+
+    def _draws(self, data: Data, size: int, start: int) -> Iterator[Draw]:
+        """Endless pairs by P and the pseudo-labels as they are now."""
+        candidates = torch.cat([data.labeled, data.unlabeled])
+        used = len(data.unlabeled) if self.config.partners == "pool" else 0
+        pseudo_labels, weights = self.pseudo_labels[:used].cpu(), self.weights[:used].cpu()
+        sampler = ClassPairSampler(data.labels, pseudo_labels, len(self.pairs), weights)
+        sampler.refresh(self.pairs)
+        for step in count(start):
+            first, second = sampler.draw(size, data.generator("pairs", step))
+            yield Draw(
+                step,
+                labeled=data.labeled[first],
+                y=data.labels[first],
+                unlabeled=candidates[second],
+                index_u=second - len(data.labeled),
+            )

@@ -1,0 +1,448 @@
+"""Fit and evaluate: the one training loop, which knows no algorithm by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_selmix import metrics
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation
+from ssl_selmix.common import processes
+from ssl_selmix.common.processes import World
+from ssl_selmix.common.seeds import seed_of
+from ssl_selmix.data import Data, Diagnostics
+from ssl_selmix.models import execution
+from ssl_selmix.models.batch_norm import batch_norms
+from ssl_selmix.models.execution import in_mode
+from ssl_selmix.training import checkpoint
+from ssl_selmix.training.log import StageLog
+
+RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
+READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training produced a loss that is no number."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished stage: the algorithm with the kept weights, their step, and the last step.
+
+    last: figures of the last weights, if others are kept.
+    """
+
+    algorithm: Algorithm
+    step: int
+    last_step: int
+    seconds: float
+    last: dict[str, Any] | None = None
+
+
+def schedule(name: str, step: int, total: int) -> float:
+    """Share of the base learning rate at a step.
+
+    cosine_7_16: cos(7 pi t / 16 T), as in FixMatch; cosine: (1 + cos(pi t / T)) / 2; constant.
+    """
+    t = step / total
+    if name == "cosine_7_16":
+        return math.cos(7 * math.pi * t / 16)
+    return 0.5 * (1 + math.cos(math.pi * t)) if name == "cosine" else 1.0
+
+
+def ema_decay(decay: float, step: int, warmup: str) -> float:
+    """Decay of the teacher at a 0-based step, small at first so that the random start is forgotten.
+
+    mean: 1 - 1/(t+1), the mean of all weights so far (DASO); tenth: (1+t)/(10+t), about the last
+    tenth of them; none: `decay` from the start (FixMatch). Never more than `decay`.
+    """
+    rising = {"none": 1.0, "mean": 1 - 1 / (step + 1), "tenth": (1 + step) / (10 + step)}
+    return min(decay, rising[warmup])
+
+
+@torch.no_grad()
+def update_teacher(
+    teacher: nn.Module, student: nn.Module, decay: float, buffers: str = "copy"
+) -> None:
+    """Move the teacher's parameters by 1 - decay towards the student.
+
+    Batch statistics and other buffers are copied, or, if floating-point, averaged alike.
+    """
+    targets: list[Tensor] = list(teacher.parameters())
+    sources: list[Tensor] = list(student.parameters())
+    torch._foreach_lerp_(targets, sources, 1 - decay)
+    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        if buffers == "average" and target.is_floating_point():
+            target.lerp_(source, 1 - decay)
+        else:
+            target.copy_(source)
+
+
+def predict(
+    model: Algorithm, batches: Iterable[Tensor], num: int, *, keep_features: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Features N×D, or N×0 if they are not kept, and logits N×K in evaluation mode, in one pass.
+
+    Of several processes each passes its share of the `num` images, and gets what is found of all.
+    """
+    world = model.net.world
+    share = num if world is None else len(world.rows(num))
+    found = (_Rows(share), _Rows(share))
+    with in_mode(model, training=False), torch.inference_mode():
+        for x in batches:
+            h = model.net.share_features(x)
+            found[1].add(model.head(h).float())
+            found[0].add(h if keep_features else h[:, :0])
+    features, logits = (rows.kept for rows in found)
+    if world is not None:
+        features, logits = world.gather(features, num), world.gather(logits, num)
+    return features, logits
+
+
+class _Rows:
+    """Rows of batches in one place: apart, small results between large ones scatter the heap."""
+
+    def __init__(self, num: int) -> None:
+        self._num, self._filled = num, 0
+        self.kept = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        if not self._filled:
+            with torch.inference_mode(False):  # a normal tensor, which may be used anywhere
+                self.kept = rows.new_empty(self._num, *rows.shape[1:])
+        self.kept[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+
+def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
+    """The model on the validation images and, if asked, on the un-augmented unlabeled pool."""
+    features, logits = _predict_at(model, data, data.validation)
+    pool_logits = None
+    if pool and len(data.unlabeled):
+        pool_logits = _predict_at(model, data, data.unlabeled, keep_features=False)[1]
+    return Evaluation(features, logits, data.validation_labels, pool_logits)
+
+
+def _predict_at(
+    model: Algorithm, data: Data, index: Tensor, *, keep_features: bool = True
+) -> tuple[Tensor, Tensor]:
+    world = model.net.world
+    own = index if world is None else world.own(index)
+    return predict(model, data.plain(own), len(index), keep_features=keep_features)
+
+
+def measure(evaluation: Evaluation, tail: list[int]) -> dict[str, Any]:
+    """The figures of results.json for one evaluation."""
+    logits = evaluation.logits
+    return metrics.evaluate(logits, evaluation.labels, logits.shape[1], tail=tail)
+
+
+def measure_test(model: Algorithm, data: Data) -> dict[str, Any]:
+    """The figures of results.json on the test images; called when the best weights are chosen."""
+    world, num = model.net.world, len(data.test_labels)
+    own = None if world is None else world.rows(num)
+    logits = predict(model, data.test_batches(own), num, keep_features=False)[1]
+    return metrics.evaluate(logits, data.test_labels, logits.shape[1], tail=data.task.tail)
+
+
+def measure_all(model: Algorithm, data: Data) -> dict[str, Any]:
+    """The figures of results.json by part: validation and test."""
+    validation = measure(evaluate(model, data), data.task.tail)
+    return {"validation": validation, "test": measure_test(model, data)}
+
+
+class _Readings:
+    """Sums losses and logs on the device; reading them is the only time the loop waits."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}  # a method may log a value in some steps only
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps that had each value, since the last reading."""
+        if not self._sums:
+            return {}
+        sums = torch.stack([v.double() for v in self._sums.values()]).tolist()
+        means = {k: v / self._counts[k] for k, v in zip(self._sums, sums, strict=True)}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+def fuses(device: torch.device, half: bool) -> bool:
+    """Whether the optimizer's steps are one kernel each.
+
+    On a CPU that saves nothing that can be measured. With scaled losses it would be wrong: the
+    kernel is called for a step that overflows as well, and its momenta go astray.
+    """
+    return device.type == "cuda" and not half
+
+
+class Trainer:
+    """One stage: the algorithm, its teacher, its optimizer, and where it stands."""
+
+    def __init__(
+        self, algorithm: Algorithm, data: Data, folder: Path, log: StageLog, fingerprint: str
+    ) -> None:
+        cfg = algorithm.config
+        self.algorithm, self.data, self.folder, self.log = algorithm, data, folder, log
+        self.fingerprint = fingerprint
+        self.teacher = copy.deepcopy(algorithm).requires_grad_(False) if cfg.ema else algorithm
+        device = next(algorithm.parameters()).device
+        # Half precision has a short range: losses are scaled so that small gradients stay in it.
+        half = algorithm.net.autocast is torch.float16
+        self._fused = fuses(device, half)
+        self.optimizer = torch.optim.SGD(
+            algorithm.param_groups(),
+            lr=cfg.lr,
+            momentum=cfg.momentum,
+            nesterov=cfg.nesterov and cfg.momentum > 0,
+            weight_decay=cfg.weight_decay,
+            fused=self._fused,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.step = 0
+        self._lr = 0.0
+        self.best: dict[str, Any] = {"step": 0, **dict.fromkeys(RANKS, -math.inf)}
+        self._seconds = 0.0  # of earlier processes
+        self._since = time.perf_counter()
+        self._readings = _Readings()
+        # A teacher may see images in train mode, too (DASO's published code).
+        self._models = list({id(m): m for m in (algorithm, self.teacher)}.values())
+        self._norms = [norm for model in self._models for norm in batch_norms(model.net)]
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "best": dict(self.best),
+            "seconds": self.seconds,
+            "algorithm": self.algorithm.state_dict(),
+            "teacher": self.teacher.state_dict() if self.teacher is not self.algorithm else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.step, self.best = state["step"], dict(state["best"])
+        self._seconds = state["seconds"]
+        self.algorithm.load_state_dict(state["algorithm"])
+        if self.teacher is not self.algorithm:
+            self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._fused  # this machine's choice, not that of the one that saved
+        self.scaler.load_state_dict(state["scaler"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent in this stage, over all processes that worked on it."""
+        return self._seconds + time.perf_counter() - self._since
+
+    def context(self) -> Context:
+        """What algorithms are told about the state of training."""
+        return Context(self.step, self.algorithm.config.steps, self.teacher, self._lr)
+
+    def fit(self, diagnostics: Diagnostics | None, resumed: bool) -> None:
+        """Train to the last step, validating and saving on the way."""
+        cfg = self.algorithm.config
+        self.algorithm.train()
+        batches = self.algorithm.batches(self.data, self.step)
+        while True:
+            ends = self.step in (0, cfg.steps)
+            anew = not ends and self.algorithm.clock(self.step)[0] == 0
+            if (ends or anew or self.algorithm.evaluation_due(self.step)) and not resumed:
+                self._read()
+                self._validate(diagnostics)
+                if anew:
+                    self._begin_anew()
+                    batches = self.algorithm.batches(self.data, self.step)
+                self._save("last.pt", self.state(), keep_previous=True)
+            resumed = False  # the restored state was saved just after its validation
+            if self.step == cfg.steps or self.algorithm.finished():
+                return
+            self._seed("step")
+            self._train_step(next(batches))
+            if self.step % READ_EVERY == 0:
+                self._read()
+
+    def _save(self, name: str, state: dict[str, Any], *, keep_previous: bool = False) -> None:
+        world = self.algorithm.net.world
+        if world is None or world.rank == 0:
+            checkpoint.save(self.folder / name, state, keep_previous=keep_previous)
+
+    def _begin_anew(self) -> None:
+        self._seed("restart")
+        self.algorithm.restart(self.context())
+        self.optimizer.state.clear()
+        if self.teacher is not self.algorithm:
+            self.teacher.load_state_dict(self.algorithm.state_dict())
+
+    def _seed(self, purpose: str) -> None:
+        torch.manual_seed(seed_of(self.data.seed, self.data.stage, purpose, self.step))
+
+    def _train_step(self, batch: Any) -> None:
+        cfg = self.algorithm.config
+        step, length = self.algorithm.clock(self.step)
+        self._lr = cfg.lr * schedule(cfg.schedule, step, length)
+        self._lr *= self.algorithm.lr_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * group["lr_scale"]
+        losses, logs = self.algorithm(batch, self.context())
+        loss = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.algorithm.net.world is not None:
+            processes.average_statistics(self._norms)
+        if self.teacher is not self.algorithm:
+            decay = ema_decay(cfg.ema, step, cfg.ema_warmup)
+            update_teacher(self.teacher, self.algorithm, decay, cfg.ema_buffers)
+        self.step += 1
+        self.algorithm.after_step(self.context())
+        self._readings.add({"loss": loss} | {f"loss_{k}": v for k, v in losses.items()} | logs)
+
+    def _read(self) -> None:
+        values = self._readings.read()
+        if not values:
+            return
+        if not math.isfinite(values["loss"]):
+            if self._recovered("the loss"):
+                return
+            raise NonFiniteLoss(
+                f"the loss became {values['loss']} within the {READ_EVERY} steps before step "
+                f"{self.step}; {self.folder / 'last.pt'} holds the last good weights; a smaller "
+                "lr usually helps"
+            )
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.log.training(self.step, values | {"lr": lr})
+
+    def _recovered(self, what: str) -> bool:
+        if not self.algorithm.recover(self.context()):
+            return False
+        self.log.warn(
+            f"{what} was not finite before step {self.step}; the last good weights are back"
+        )
+        return True
+
+    def _validate(self, diagnostics: Diagnostics | None) -> None:
+        algorithm, cfg = self.algorithm, self.algorithm.config
+        if algorithm.net.world is not None:
+            processes.reconcile(self._models)
+        pool = algorithm.needs_pool(self.step)
+        evaluation = evaluate(self.teacher, self.data, pool=pool)
+        if not torch.isfinite(evaluation.logits).all() and self._recovered("a prediction"):
+            evaluation = evaluate(self.teacher, self.data, pool=pool)
+        if not torch.isfinite(evaluation.logits).all():
+            raise NonFiniteLoss(
+                f"the model's predictions at step {self.step} are not finite; "
+                f"{self.folder / 'last.pt'} holds the last good weights; a smaller lr usually helps"
+            )
+        figures = measure(evaluation, self.data.task.tail)
+        # A copy, for on_validation may move the weights, and best.pt must hold the measured ones.
+        measured = copy.deepcopy(self.teacher.state_dict())
+        extra = algorithm.on_validation(evaluation, self.context())
+        if cfg.select not in extra and cfg.select not in figures:
+            raise ValueError(
+                f"select={cfg.select} names a figure that on_validation did not return at step "
+                f"{self.step}; it returned {', '.join(extra) or 'none'}"
+            )
+        value = float(extra[cfg.select] if cfg.select in extra else figures[cfg.select])
+        # The worst class takes few values on a small validation set: mean recall breaks ties.
+        found = {"feasibility": 0.0, "value": value, "tie": figures["mean_recall"]}
+        if "feasibility" in extra:
+            found["feasibility"] = float(extra["feasibility"])
+        if math.isfinite(value) and [found[k] for k in RANKS] > [self.best[k] for k in RANKS]:
+            self.best = {"step": self.step, **found}
+            best = {"fingerprint": self.fingerprint, "teacher": measured}
+            self._save("best.pt", best | self.best)
+        # Only now: what the pool's true labels say is shown, and decides about no weights.
+        if diagnostics is not None and evaluation.pool_logits is not None:
+            extra |= diagnostics.of(evaluation.pool_logits)
+        self.log.validation(self.step, figures, extra, evaluation.confusion)
+
+
+def fit(
+    algorithm: Algorithm,
+    data: Data,
+    folder: Path,
+    log: StageLog,
+    fingerprint: str,
+    *,
+    resume: bool = False,
+    diagnostics: Diagnostics | None = None,
+    compiled: bool = False,
+    world: World | None = None,
+    measure_last: bool = False,
+) -> Fitted:
+    """Train one stage to its end and return it with the weights that its rule keeps.
+
+    Raises:
+        NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
+        OSError: a checkpoint could not be written.
+    """
+    if world is None or world.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    algorithm.net.world = world
+    if _keeps_rows(algorithm):
+        data = data.shared(world)
+    trainer = Trainer(algorithm, data, folder, log, fingerprint)
+    state, refused = None, list[str]()
+    if resume:
+        state, refused = processes.from_first(lambda: checkpoint.newest(folder, fingerprint), world)
+    for reason in refused:
+        log.warn(f"refused: {reason}; using {'previous.pt' if state else 'the start'} instead")
+    if state is not None:
+        trainer.restore(state)
+    ended = trainer.step == algorithm.config.steps or algorithm.finished()
+    if state is None or not ended:  # a finished stage stays as it is
+        algorithm.net.runner = _runner(algorithm, compiled, log)
+        with log.stage(trainer.step, algorithm.config.steps, resumed=state is not None):
+            trainer.fit(diagnostics, resumed=state is not None)
+        algorithm.net.runner = None
+    seconds, kept, last = trainer.seconds, trainer.step, None
+    if algorithm.config.keep == "best":
+        try:
+            path = folder / "best.pt"
+            best = processes.from_first(lambda: checkpoint.load(path, fingerprint), world)
+            if best["step"] != trainer.step and measure_last:
+                last = measure_all(trainer.teacher, data)
+            trainer.teacher.load_state_dict(best["teacher"])
+            kept = best["step"]
+        except checkpoint.Refused as error:
+            log.warn(f"{error}; the last weights are kept instead")
+    return Fitted(trainer.teacher, kept, trainer.step, seconds, last)
+
+
+def _keeps_rows(algorithm: Algorithm) -> bool:
+    """Whether the class that wrote the step says so; a class derived from it may do otherwise."""
+    own = next(kind for kind in type(algorithm).__mro__ if "forward" in vars(kind))
+    # A lazy step shares out the images that count, whoever decoded them.
+    return vars(own).get("mixes_images") is False and algorithm.net.step != "lazy"
+
+
+def _runner(
+    algorithm: Algorithm, compiled: bool, log: StageLog
+) -> Callable[[Tensor], Tensor] | None:
+    """What trains in the place of the network's body, if anything."""
+    body = algorithm.net.backbone
+    shared = body if algorithm.net.world is None else processes.wrapped(body)
+    if compiled:
+        return execution.Compiled(shared, body, log.warn)
+    return None if shared is body else shared.__call__

@@ -1,0 +1,182 @@
+"""What a stage leaves while it trains: metrics.jsonl, TensorBoard; and its progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+MATRICES_UP_TO = 100  # classes, in metrics.jsonl
+
+
+class StageLog:
+    """The log of one stage in its folder."""
+
+    def __init__(
+        self, folder: Path, name: str, class_names: Sequence[str], out: Console, images: int
+    ) -> None:
+        self.folder, self.name, self.class_names, self.out = folder, name, class_names, out
+        self._images = images  # through the network per step, for the throughput
+        self._last: dict[str, float] = {}
+        self._progress: Progress | None = None
+        self._writer: SummaryWriter | None = None
+        self._start = self._since = (0, time.perf_counter())
+        self._total = 1
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should know and that does not stop the run."""
+        self.out.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+    @contextmanager
+    def stage(self, step: int, total: int, *, resumed: bool) -> Iterator[None]:
+        """Open the files at a step, forgetting rows that a killed run wrote after it.
+
+        A stage that is not resumed, for want of a checkpoint, forgets the rows of step 0 too.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._total, self._start = total, (step, time.perf_counter())
+        self._since = self._start
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cut_rows_after(step if resumed else -1)
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if resumed else 0)
+        try:
+            if self.out.is_terminal:
+                with self._bar() as self._progress:
+                    self._task = self._progress.add_task(
+                        self.name, total=total, completed=step, figures=""
+                    )
+                    yield
+            else:
+                yield
+        finally:
+            self._progress = None
+            self._writer.close()
+
+    def training(self, step: int, values: dict[str, float]) -> None:
+        """Record means over the steps since the last call."""
+        now = time.perf_counter()
+        rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
+        self._since = (step, now)
+        values = values | {"steps_per_second": rate, "images_per_second": rate * self._images}
+        self._last |= values
+        self._write({"kind": "train", "step": step, **values})
+        for key, value in values.items():
+            self._scalar(f"train/{key}", value, step)
+        self._show(step)
+
+    def validation(
+        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
+    ) -> None:
+        """Record an evaluation: figures, the algorithm's scalars and vectors, its matrices."""
+        row: dict[str, Any] = {"kind": "validation", "step": step, **figures}
+        # A matrix of a thousand classes is 20 MB of text; above the limit pictures must do.
+        written = {k: v for k, v in extra.items() if v.ndim < 2 or len(v) <= MATRICES_UP_TO}
+        row |= {key: value.tolist() for key, value in written.items()}
+        self._write(row)
+        self._last |= {k: v for k, v in figures.items() if isinstance(v, float)}
+        for key, value in row.items():
+            if isinstance(value, float):
+                self._scalar(f"validation/{key}", value, step)
+            elif isinstance(value, list) and not isinstance(value[0], list):
+                for name, item in zip(self.class_names, value, strict=True):
+                    self._scalar(f"{key}/{name}", item, step)
+        for key, value in {"confusion": confusion, **extra}.items():
+            if value.ndim == 2 and self._writer is not None:
+                self._writer.add_image(key, picture(value), step, dataformats="HWC")
+        self._show(step)
+        if self._progress is None:
+            self._print_line(step)
+
+    def _scalar(self, key: str, value: float | None, step: int) -> None:
+        if self._writer is not None and value is not None:
+            self._writer.add_scalar(key, value, step)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _cut_rows_after(self, step: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # half a row, written when the run was killed
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.out,
+        )
+
+    def _figures(self) -> str:
+        names = {"loss": "loss", "mask_rate": "mask", "min_recall": "worst class"}
+        return "  ".join(f"{names[k]} {self._last[k]:.3f}" for k in names if k in self._last)
+
+    def _show(self, step: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, figures=self._figures())
+
+    def _print_line(self, step: int) -> None:
+        done = step - self._start[0]
+        elapsed = time.perf_counter() - self._start[1]
+        left = f"  {elapsed / done * (self._total - step):.0f} s left" if done else ""
+        mean = f"  mean recall {self._last['mean_recall']:.3f}"
+        line = f"{self.name}  {step}/{self._total}  {self._figures()}{mean}{left}"
+        self.out.print(line, highlight=False, markup=False)
+
+
+class SilentLog(StageLog):
+    """The log of a process that is not the first of several: nothing."""
+
+    @contextmanager
+    def stage(self, step: int, total: int, *, resumed: bool) -> Iterator[None]:
+        """Open nothing."""
+        yield
+
+    def training(self, step: int, values: dict[str, float]) -> None:
+        """Record nothing."""
+
+    def validation(
+        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
+    ) -> None:
+        """Record nothing."""
+
+
+def picture(matrix: Tensor) -> Any:
+    """A K×K matrix as an RGB array H×W×3 uint8: row 0 on top, dark low, bright high.
+
+    Pixels and no axes: a plot with labelled axes takes 0.3 s, as long as many training steps.
+    """
+    import matplotlib
+    import numpy as np
+
+    values = matrix.detach().double().cpu().numpy()
+    low, high = values.min(), values.max()
+    colours = matplotlib.colormaps["cividis"]((values - low) / max(high - low, 1e-300), bytes=True)
+    return np.kron(colours[..., :3], np.ones((max(1, 240 // len(values)),) * 2 + (1,), np.uint8))

@@ -1,0 +1,65 @@
+"""What a run takes from the machine: device, threads, memory."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from ssl_selmix.common import processes
+from ssl_selmix.models import Classifier
+
+# Below this much work a step, a second thread costs more than it helps (docs/performance.md).
+FLOPS_PER_THREAD = 0.8e9
+MACHINE_THREADS = torch.get_num_threads()  # as torch or OMP_NUM_THREADS chose
+
+
+def set_up_device(name: str) -> torch.device:
+    """The device of that name, with repeatable kernels; auto is a GPU if there is one.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (number := processes.local_rank()) is not None:
+        name = f"cuda:{number}"  # a GPU for each process of this machine
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device).item()  # which not every device has
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used ({reason}); try device=cpu") from error
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return device
+
+
+def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -> float:
+    """Floating-point operations of a training step: three times those of the forward passes."""
+    from torch.utils.flop_counter import FlopCounterMode  # whose import takes a while
+
+    device = next(net.parameters()).device
+    training = net.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(torch.zeros(1, *image_shape, device=device))
+    net.train(training)
+    return 3.0 * images * float(counter.get_total_flops())
+
+
+def threads_for(flops: float) -> int:
+    """Threads that a step with this much work can use, at most those of the machine."""
+    return max(1, min(MACHINE_THREADS, int(flops / FLOPS_PER_THREAD)))
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most bytes that this process ever held, and those of them on the device if that is a GPU."""
+    found = {}
+    if sys.platform != "win32":  # which has no such record
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        found["device"] = torch.cuda.max_memory_allocated(device)
+    return found

@@ -1,0 +1,294 @@
+"""Configuration: layers, types, and messages that name the mistake."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ssl_selmix.algorithm import Algorithm
+from ssl_selmix.algorithms.fixmatch import FixMatch
+from ssl_selmix.algorithms.selmix import SelMix
+from ssl_selmix.algorithms.supervised import Supervised
+from ssl_selmix.common import config
+from ssl_selmix.common.config import compose, differences, flatten, parse_overrides, parse_yaml
+
+
+@dataclass
+class Tail:
+    largest: int = 30
+    rho: float = 15.0
+
+
+@dataclass
+class Split:
+    labeled: Tail = field(default_factory=Tail)
+    test: int | None = 50
+    root: str = ""
+
+
+@dataclass
+class Method:
+    lr: float = 0.03
+    steps: int = 100
+    nesterov: bool = True
+    beta: float | None = None
+    name: str = "a"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+
+
+SECTIONS: dict[str, type[Any]] = {"data": Split, "fixmatch": Method, "selmix": Method}
+
+
+def composed(*words: str, preset: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    layers = [
+        ("preset digits", parse_yaml(preset, "preset digits")),
+        ("command line", parse_overrides(words)),
+    ]
+    return compose(SECTIONS, layers)
+
+
+# Layers.
+
+
+def test_defaults() -> None:
+    objects, plain = composed()
+    assert objects["fixmatch"] == Method() and objects["data"] == Split()
+    assert objects[""] == config.Run()
+    assert plain["data"] == {"labeled": {"largest": 30, "rho": 15.0}, "test": 50, "root": ""}
+    assert (plain["seed"], plain["device"]) == (0, "auto")
+
+
+def test_command_line_beats_preset_beats_default() -> None:
+    preset = "fixmatch: {lr: 0.1, steps: 7}\ndata:\n  labeled: {rho: 3}\nseed: 5\n"
+    objects, plain = composed("fixmatch.lr=0.2", "seed=6", preset=preset)
+    assert objects["fixmatch"] == Method(lr=0.2, steps=7)
+    assert objects["selmix"] == Method()
+    assert objects["data"].labeled == Tail(30, 3.0)
+    assert objects[""].seed == plain["seed"] == 6
+    assert plain["fixmatch"]["lr"] == 0.2
+
+
+def test_the_last_word_wins() -> None:
+    assert composed("fixmatch.steps=3", "fixmatch.steps=4")[0]["fixmatch"].steps == 4
+
+
+def test_objects_are_what_the_plain_values_say() -> None:
+    words = ("data.test=null", "fixmatch.lr=1e-3", "selmix.beta=0.5", "data.root=/a b")
+    objects, plain = composed(*words)
+    for name, kind in SECTIONS.items():
+        assert isinstance(objects[name], kind)
+    assert objects["data"] == Split(
+        Tail(**plain["data"]["labeled"]), plain["data"]["test"], plain["data"]["root"]
+    )
+    assert Method(**plain["selmix"]) == objects["selmix"]
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("fixmatch.lr=1e-3", 0.001),
+        ("fixmatch.lr=3", 3.0),
+        ("fixmatch.lr=.5", 0.5),
+        ("fixmatch.lr=1E2", 100.0),
+        ("fixmatch.steps=1_000", 1000),
+        ("fixmatch.nesterov=false", False),
+        ("fixmatch.nesterov=no", False),
+        ("fixmatch.beta=null", None),
+        ("fixmatch.beta=", None),
+        ("fixmatch.beta=1e-3", 0.001),
+        ("fixmatch.name=3", "3"),
+        ("fixmatch.name=a=b", "a=b"),
+        ("data.test=null", None),
+        ("data.labeled.rho=1e2", 100.0),
+    ],
+)
+def test_values_become_the_type_of_the_field(word: str, value: Any) -> None:
+    found = flatten(composed(word)[1])[word.partition("=")[0]]
+    assert found == value and type(found) is type(value)
+
+
+def test_numbers_of_a_preset() -> None:
+    objects, _ = composed(preset="fixmatch:\n  lr: 1e-3\n  beta: null\n")
+    assert objects["fixmatch"].lr == 0.001 and objects["fixmatch"].beta is None
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("fixmatch.lrr=1", r"unknown key 'fixmatch\.lrr'; did you mean fixmatch\.lr"),
+        ("fixmach.steps=1", r"unknown key 'fixmach\.steps'; did you mean fixmatch\.steps"),
+        ("sed=1", r"unknown key 'sed'; did you mean seed"),
+        ("zzz=1", r"unknown key 'zzz'; known: compile, data\.labeled\.largest, .*, threads"),
+        ("data.labeled.rho.x=1", r"unknown key 'data\.labeled\.rho\.x'"),
+        ("data.labeled=3", r"data\.labeled is a group; set one of .*largest, .*rho"),
+        ("data=3", r"data is a group; set one of data\.labeled\.largest"),
+        ("fixmatch=null", r"fixmatch is a group"),
+        ("fixmatch={}", r"fixmatch is a group"),
+        ("fixmatch.steps=many", r"fixmatch\.steps='many' has the wrong type: .*Integer"),
+        ("fixmatch.steps=1.5", r"fixmatch\.steps=1\.5 has the wrong type"),
+        ("fixmatch.steps=[1]", r"fixmatch\.steps=\[1\] has the wrong type"),
+        ("fixmatch.lr=fast", r"fixmatch\.lr='fast' has the wrong type: .*Float"),
+        ("fixmatch.nesterov=maybe", r"fixmatch\.nesterov='maybe' has the wrong type"),
+        ("fixmatch.steps=null", r"fixmatch\.steps=None has the wrong type: .*not Optional"),
+        ("seed=null", r"seed=None has the wrong type"),
+        ("data.test=all", r"data\.test='all' has the wrong type"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_layer(word: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message + r".*\(command line\)$"):
+        composed(word)
+
+
+def test_mistakes_of_a_preset_name_the_preset() -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'selmix\.stpes'.*\(preset digits\)$"):
+        composed(preset="selmix:\n  stpes: 3\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("fixmatch.steps=0", r"^fixmatch\.steps must be at least 1, not 0$"),
+        ("selmix.steps=-3", r"^selmix\.steps must be at least 1, not -3$"),
+        ("seed=-1", r"^seed must be at least 0, not -1$"),
+        ("threads=-1", r"^threads must be at least 0, not -1$"),
+    ],
+)
+def test_values_out_of_range(word: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        composed(word)
+
+
+@pytest.mark.parametrize("word", ["fixmatch.name=???", "fixmatch.name=${nope}"])
+def test_special_values_of_the_reader_are_mistakes_like_others(word: str) -> None:
+    with pytest.raises(ValueError, match=r"fixmatch\."):
+        composed(word)
+
+
+# Reading.
+
+
+@pytest.mark.parametrize("word", ["seed", "=3", ""])
+def test_words_that_set_nothing(word: str) -> None:
+    with pytest.raises(ValueError, match="is no setting; write key=value, such as seed=1"):
+        parse_overrides([word])
+
+
+@pytest.mark.parametrize("word", ["a=[1", "a=: :", "a={b"])
+def test_values_that_are_no_yaml(word: str) -> None:
+    with pytest.raises(ValueError, match="has a value that YAML cannot read"):
+        parse_overrides([word])
+
+
+def test_overrides_are_flat() -> None:
+    got = parse_overrides(["a.b={c: 1, d: {e: x}}", "f=[1, 2]", "g="])
+    assert got == {"a.b.c": 1, "a.b.d.e": "x", "f": [1, 2], "g": None}
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "\n"])
+def test_an_empty_preset_sets_nothing(text: str) -> None:
+    assert parse_yaml(text, "preset x") == {}
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "3"])
+def test_a_preset_is_a_mapping(text: str) -> None:
+    with pytest.raises(ValueError, match="preset x must be a mapping"):
+        parse_yaml(text, "preset x")
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: 1\na: 2\n", "a: 1\n  b: 2\n"])
+def test_a_preset_that_is_no_yaml(text: str) -> None:
+    with pytest.raises(ValueError, match="preset x is no YAML"):
+        parse_yaml(text, "preset x")
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": {}, "e": None}) == {"a.b.c": 1, "d": {}, "e": None}
+
+
+# Identity.
+
+
+def test_fingerprint_ignores_order_and_nothing_else() -> None:
+    first = config.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
+    assert first == config.fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    others = [{"a": 1, "b": {"c": 2, "d": 4}}, {"a": 1, "b": {"c": 2}}, {"a": "1", "b": {}}]
+    assert len({first, *map(config.fingerprint, others)}) == 4
+
+
+def test_differences_name_what_decides_a_result() -> None:
+    _, old = composed("device=cpu", "fixmatch.lr=0.1")
+    _, new = composed("device=cuda", "threads=2", "fixmatch.lr=0.2", "data.test=null")
+    assert differences(old, new) == ["data.test: 50 -> None", "fixmatch.lr: 0.1 -> 0.2"]
+    assert differences(old, old) == []
+    assert differences({"a": 1}, {"b": 1}) == ["a: 1 -> None", "b: None -> 1"]
+
+
+# The shipped hyper-parameters.
+
+
+def assert_refused(kind: type[Algorithm], name: str, value: Any, *choices: str) -> None:
+    """The message holds the field, what it may be, and what it was."""
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be .*not {re.escape(repr(value))}"
+    ) as info:
+        kind.Config(**{name: value})
+    assert all(choice in str(info.value) for choice in choices)
+
+
+@pytest.mark.parametrize("kind", [Algorithm, Supervised, FixMatch, SelMix])
+def test_ranges_that_hold_for_every_algorithm(kind: type[Algorithm]) -> None:
+    for name in ("steps", "batch", "mu", "evaluate_every"):
+        assert_refused(kind, name, 0)
+    for value in (0.0, -0.1, math.nan):
+        assert_refused(kind, "lr", value)
+    for name in ("momentum", "ema"):
+        assert_refused(kind, name, 1.0)
+        assert_refused(kind, name, -0.1)
+    assert_refused(kind, "weight_decay", -1e-4)
+    assert_refused(kind, "schedule", "linear", "cosine_7_16", "cosine", "constant")
+    assert_refused(kind, "ema_buffers", "drop", "copy", "average")
+    assert_refused(kind, "keep", "first", "best", "last")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values"),
+    [
+        (Supervised, "logit_adjustment", [-0.5]),
+        (FixMatch, "threshold", [1.1, -0.1, math.nan]),
+        (FixMatch, "lambda_u", [-1.0]),
+        (FixMatch, "temperature", [0.0, -1.0]),
+        (FixMatch, "logit_adjustment", [-0.5]),
+        (SelMix, "temperature", [0.0, -1.0]),
+        (SelMix, "body_lr", [-0.1]),
+        (SelMix, "smoothing", [1.0, -0.1]),
+        (SelMix, "beta_min", [1.5, -0.1]),
+        (SelMix, "policy", ["best"]),
+        (SelMix, "mix", ["pixel"]),
+        (SelMix, "batch_norm", ["off"]),
+        (SelMix, "step", ["large"]),
+    ],
+)
+def test_ranges_of_a_method(kind: type[Algorithm], name: str, values: list[Any]) -> None:
+    for value in values:
+        assert_refused(kind, name, value)
+
+
+def test_ends_of_the_ranges_are_allowed() -> None:
+    FixMatch.Config(threshold=0.0, lambda_u=0.0, logit_adjustment=0.0, ema=0.0, momentum=0.0)
+    FixMatch.Config(threshold=1.0, steps=1, batch=1, mu=1, evaluate_every=1, weight_decay=0.0)
+    SelMix.Config(smoothing=0.0, beta_min=0.0, body_lr=0.0)
+    SelMix.Config(beta_min=1.0)
+
+
+@pytest.mark.parametrize("kind", [Algorithm, Supervised, FixMatch, SelMix])
+def test_defaults_pass_their_own_rules(kind: type[Algorithm]) -> None:
+    objects, _ = compose({"method": kind.Config}, [])
+    assert objects["method"] == kind.Config()

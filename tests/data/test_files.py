@@ -1,0 +1,386 @@
+"""Images that stream from files: the same batches whoever makes them, and nothing left behind."""
+
+import dataclasses
+import gc
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ssl_selmix.algorithm import Batch
+from ssl_selmix.common import processes
+from ssl_selmix.data import Data, Diagnostics, assemble
+from ssl_selmix.data.files import Files, FileSet, file_set
+from ssl_selmix.data.workers import (
+    Made,
+    Reader,
+    Request,
+    Workers,
+    _Crew,
+    _Tasks,
+    check_settings,
+    died,
+)
+from ssl_selmix.datasets import image_folder
+from ssl_selmix.images import digests
+from ssl_selmix.images.digests import FileImages
+from ssl_selmix.splits import Counts, LongTailSplit
+
+VIEWS = ("weak", "strong", "weak")
+NUM = 20  # images of each class
+# A worker is started by fork; Python 3.12 warns of that if there are other threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 20 JPEG files, about 60×48 pixels."""
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def write_photographs(root: Path) -> Path:
+    """Those images below this folder."""
+    rng = np.random.default_rng(0)
+    for label, i in itertools.product(range(3), range(NUM)):
+        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) // 2 + 40 * label
+        size = (60 + i % 3, 48)
+        path = root / f"{label}" / f"{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), cv2.resize(pixels.astype(np.uint8), size))
+    return root
+
+
+def source(folder: Path, workers: int = 0, memory: Path | None = None) -> FileSet:
+    paths = sorted(map(str, folder.glob("*/*")))
+    labels = np.array([int(Path(path).parent.name) for path in paths])
+    images = FileImages.below(folder, paths)
+    return file_set((images, labels), ("a", "b", "c"), 32, workers=workers, memory=memory)
+
+
+def assembled(folder: Path, workers: int = 0) -> tuple[Files, Diagnostics]:
+    found = source(folder, workers)
+    rule = LongTailSplit(Counts(6, rho=3), Counts(6, rho=2), validation=3, test=4)
+    split = rule.draw(found.train_labels, 3, seed=0)
+    data, diagnostics = assemble(found, split, seed=0, device=torch.device("cpu"))
+    staged = data.at_stage("1-test")
+    assert isinstance(staged, Files)
+    return staged, diagnostics
+
+
+@pytest.fixture
+def load(folder: Path) -> Iterator[Callable[[int], Files]]:
+    """Data read by so many workers, which must be gone afterwards."""
+    yield lambda workers: assembled(folder, workers)[0]
+    start = time.monotonic()
+    gc.collect()
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 4  # a worker that is not told to end is waited for
+
+
+def same(one: Batch, other: Batch) -> bool:
+    pairs = [(one.x, other.x), (one.y, other.y), (one.index_u, other.index_u)]
+    pairs += [(one.u[view], other.u[view]) for view in range(len(one.u))]
+    return len(one.u) == len(other.u) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def first(data: Data, num: int, start: int = 0) -> list[Batch]:
+    return list(itertools.islice(data.batches(VIEWS, 5, 2, start), num))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_bit(load: Callable[[int], Files], workers: int) -> None:
+    alone, helped = first(load(0), 4), first(load(workers), 4)
+    assert all(map(same, alone, helped))
+    assert not same(alone[0], alone[1])
+
+
+def test_a_batch_is_a_function_of_its_step(load: Callable[[int], Files]) -> None:
+    data = load(2)
+    whole = first(data, 5)
+    assert all(map(same, whole[3:], first(data, 2, start=3)))
+    assert not same(whole[0], first(data.at_stage("2-other"), 1)[0])
+    assert not same(whole[0], first(dataclasses.replace(data, seed=1), 1)[0])
+
+
+def test_shapes_and_values_of_a_batch(load: Callable[[int], Files]) -> None:
+    data = load(0)
+    (batch,) = first(data, 1)
+    assert batch.x.shape == (5, 3, 32, 32) and len(batch.u) == 3
+    assert all(batch.u[view].shape == (10, 3, 32, 32) for view in range(3))
+    assert batch.x.is_contiguous(memory_format=torch.channels_last)
+    assert batch.x.dtype == torch.float32 and 0.1 < float(batch.x.abs().mean()) < 3
+    pixels = batch.x * data.std + data.mean
+    assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+    assert not torch.equal(batch.u[0], batch.u[2])  # a view that is repeated is another one
+    assert data.images.shape == (60, 3, 32, 32) and data.images.device.type == "meta"
+    assert data.device.type == "cpu" and data.task.num_unlabeled == len(data.unlabeled)
+
+
+def test_batches_are_those_that_small_images_would_give(load: Callable[[int], Files]) -> None:
+    """The same images are drawn for a step, in the same order, whatever holds them."""
+    data = load(0)
+    small = Data(
+        **{f.name: getattr(data, f.name) for f in dataclasses.fields(Data) if f.name != "images"},
+        images=torch.zeros(60, 3, 8, 8, dtype=torch.uint8),
+    )
+    for mine, other in zip(first(data, 3), small.batches(VIEWS, 5, 2, 0), strict=False):
+        assert torch.equal(mine.y, other.y) and torch.equal(mine.index_u, other.index_u)
+
+
+def test_rows_of_a_view(load: Callable[[int], Files]) -> None:
+    (batch,) = first(load(0), 1)
+    rows = torch.tensor([7, 0, 7])
+    for view in range(3):
+        assert torch.equal(batch.u.select(view, rows), batch.u[view][rows])
+
+
+def test_asking_without_a_stream_gives_the_same(load: Callable[[int], Files]) -> None:
+    data = load(0)
+    draw = next(iter(data._draws(VIEWS, 5, 2, 4, False)))
+    (batch,) = first(data, 1, start=4)
+    views = data.views(draw.unlabeled, VIEWS, 4)
+    assert all(torch.equal(views[view], batch.u[view]) for view in range(3))
+    assert torch.equal(data.weak_view(draw.labeled, "labeled", 4), batch.x)
+    assert not torch.equal(data.weak_view(draw.labeled, "other", 4), batch.x)
+    with pytest.raises(ValueError, match="weak or strong, not 'plain'"):
+        data.views(draw.unlabeled, ("plain",), 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_images_in_order(load: Callable[[int], Files], workers: int) -> None:
+    data = load(workers)
+    index = torch.tensor([50, 3, 17, 3, 59, 1, 2])
+    expected = data.normalise(data.take(index))
+    assert torch.equal(torch.cat(list(data.plain(index, size=3))), expected)
+    assert torch.equal(torch.cat(list(data.plain(index))), expected)
+    assert [len(part) for part in data.plain(index, size=3)] == [3, 3, 1]
+    assert len(torch.cat(list(data.test_batches()))) == len(data.test_labels) == 12
+
+
+def test_test_images_of_their_own_follow_the_training_images(folder: Path) -> None:
+    whole = source(folder)
+    test = FileImages.below(folder, [str(folder / "2" / "07.jpg"), str(folder / "0" / "01.jpg")])
+    both = dataclasses.replace(
+        whole, test=whole.train[:2], test_labels=np.array([2, 0]), test_files=test
+    )
+    split = LongTailSplit(Counts(5), Counts(5), validation=2).draw(whole.train_labels, 3, seed=0)
+    data, _ = assemble(both, split, seed=0, device=torch.device("cpu"))
+    expected = data.normalise(data.take(torch.tensor([47, 1])))
+    assert torch.equal(torch.cat(list(data.test_batches())), expected)
+    assert data.test_labels.tolist() == [2, 0]
+    assert both.sha256() != whole.sha256()
+
+
+def test_streams_may_run_side_by_side(load: Callable[[int], Files]) -> None:
+    """Validation in the middle of training, or two streams of one algorithm."""
+    data, alone = load(2), first(load(0), 3)
+    one, other = data.batches(VIEWS, 5, 2, 0), data.batches(VIEWS, 5, 2, 0)
+    for expected in alone:
+        assert same(next(one), expected) and same(next(other), expected)
+        assert len(torch.cat(list(data.plain(data.validation)))) == 9
+
+
+def test_a_dropped_stream_leaves_its_workers_to_the_next(load: Callable[[int], Files]) -> None:
+    data, expected = load(2), first(load(0), 1, start=7)[0]
+    seen = set()
+    for _ in range(3):
+        assert same(first(data, 1, start=7)[0], expected)
+        seen |= {child.pid for child in multiprocessing.active_children()}
+    assert len(seen) == 2
+
+
+def test_workers_leave_the_generator_of_training_alone(load: Callable[[int], Files]) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first(load(1), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, workers: int) -> None:
+    data, _ = assembled(folder, workers)
+    content = (folder / "0" / "00.jpg").read_bytes()
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(content[: len(content) // 2])
+    reader = Reader([str(broken)] * 60, 32)
+    data = dataclasses.replace(data, workers=Workers(reader, workers, pin=False))
+    with pytest.raises(ValueError, match=r"broken\.jpg is no readable image \(.*remove") as raised:
+        first(data, 1)
+    assert "\n" not in str(raised.value)
+    del raised  # which holds this frame, and that the workers
+
+
+def test_a_full_shared_memory_is_one_line_and_no_endless_wait(
+    folder: Path, load: Callable[[int], Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory (shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    request = Request([0], (("weak", 0),), 0)
+    task = _Tasks(Reader([str(folder / "0" / "00.jpg")], 32))
+    with pytest.raises(RuntimeError, match="shared memory") as raised:
+        task[0, (request,)]
+    assert died(raised.value)
+
+
+def test_a_mistake_in_a_worker_is_not_taken_for_its_death() -> None:
+    mistake = RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshapes differ")
+    assert not died(mistake)
+    assert died(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+
+
+def test_names_need_not_be_utf8(folder: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "0" / os.fsdecode(b"\xff.jpg")
+    odd.parent.mkdir()
+    odd.write_bytes((folder / "0" / "00.jpg").read_bytes())
+    images = FileImages.below(tmp_path, [str(odd)] * 20)
+    found = file_set((images, np.arange(20) % 2), ("a", "b"), 32, workers=0, memory=None)
+    assert len(found.sha256()) == 64
+
+
+def test_a_damaged_file_does_not_cost_the_digests_of_others(folder: Path, tmp_path: Path) -> None:
+    good = folder / "0" / "00.jpg"
+    broken = tmp_path / "1.jpg"
+    broken.write_bytes(b"no image")
+    (tmp_path / "0.jpg").write_bytes(good.read_bytes())
+    images = FileImages.below(tmp_path, [str(tmp_path / "0.jpg"), str(broken)])
+    with pytest.raises(ValueError, match=r"1\.jpg is no readable image"):
+        digests.hashes(images, tmp_path / "memory")
+    (record,) = (tmp_path / "memory").iterdir()
+    assert list(json.loads(record.read_text())) == ["0.jpg"]
+
+
+def test_a_worker_that_dies_is_one_line(
+    load: Callable[[int], Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In torch's words; killing one here would raise them at any later moment of the tests."""
+
+    def died(self: object, jobs: object) -> Iterator[Made]:
+        yield []
+        raise RuntimeError(f"{words} (pid 5) is killed by signal: Bus error.\nmore")
+
+    monkeypatch.setattr(_Crew, "run", died)
+    for words, kind in (("DataLoader worker", ValueError), ("something else", RuntimeError)):
+        with pytest.raises(kind, match=rf"{words} \(pid 5\)") as raised:
+            list(load(1).workers.run(iter(())))
+        assert (kind is ValueError) == ("lower it" in str(raised.value))
+        assert (kind is ValueError) != ("\n" in str(raised.value))
+
+
+def test_the_reader_can_be_sent_to_another_process(folder: Path) -> None:
+    """Where processes are spawned and not forked, it is."""
+    reader = Reader(source(folder).train_files.paths, 32)
+    job = (Request([3, 4], (("weak", 5),), 0),)
+    ((there,),) = pickle.loads(pickle.dumps(reader)).make(pickle.loads(pickle.dumps(job)))
+    ((here,),) = reader.make(job)
+    assert torch.equal(here, there)
+
+
+# Digests of the files.
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder that a test may change."""
+    for path in folder.glob("*/*"):
+        copy = tmp_path / "own" / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return tmp_path / "own"
+
+
+def test_the_digest_is_of_names_and_bytes_and_not_of_the_place(folder: Path, own: Path) -> None:
+    assert source(own).sha256() == source(folder).sha256()
+    before = source(own).sha256()
+    (own / "1" / "05.jpg").rename(own / "1" / "05b.jpg")
+    renamed = source(own).sha256()
+    (own / "1" / "05b.jpg").write_bytes((own / "2" / "05.jpg").read_bytes())
+    assert len({before, renamed, source(own).sha256()}) == 3
+
+
+def test_files_are_read_once(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = tmp_path / "memory"
+    read: list[str] = []
+    original = digests._digest
+
+    def digest_of(path: str) -> str:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(digests, "_digest", digest_of)
+    digest = source(own, memory=memory).sha256()
+    assert len(read) == 60
+    assert source(own, memory=memory).sha256() == digest
+    assert len(read) == 60
+    changed, stamp = own / "0" / "03.jpg", (own / "0" / "03.jpg").stat()
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1  # of the same size,
+    time.sleep(0.02)
+    changed.write_bytes(content)
+    os.utime(changed, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # and dated back
+    assert source(own, memory=memory).sha256() != digest
+    assert read[60:] == [str(changed)]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"0/00.jpg": 3}', '{"0/00.jpg": [1, 2]}'])
+def test_a_damaged_memory_is_replaced(own: Path, tmp_path: Path, content: str) -> None:
+    memory = tmp_path / "memory"
+    digest = source(own, memory=memory).sha256()
+    (record,) = memory.iterdir()
+    record.write_text(content)
+    assert source(own, memory=memory).sha256() == digest
+    assert len(json.loads(record.read_text())) == 60
+
+
+def test_no_place_to_remember_costs_no_run(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert source(own, memory=tmp_path / "file").sha256() == source(own).sha256()
+
+
+def test_damaged_and_missing_files_are_found_before_training(own: Path) -> None:
+    whole = (own / "0" / "03.jpg").read_bytes()
+    (own / "0" / "03.jpg").write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"0/03\.jpg is no readable image"):
+        source(own).sha256()
+    images = source(own)
+    (own / "0" / "03.jpg").unlink()
+    with pytest.raises(ValueError, match=r"0/03\.jpg is no readable image \(No such file"):
+        images.sha256()
+
+
+def test_settings_without_meaning() -> None:
+    with pytest.raises(ValueError, match="size must be at least 1 pixel, not 0"):
+        check_settings(0, None)
+    with pytest.raises(ValueError, match="workers must be at least 0, not -1"):
+        check_settings(None, -1)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (64, processes.MOST_WORKERS)])
+def test_workers_are_one_for_each_core_up_to_a_number(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert processes.default_workers() == workers
+
+
+def test_image_folder_streams_above_64_pixels(folder: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).symlink_to(folder)
+    found = image_folder.load(
+        image_folder.Config(root=str(tmp_path), size=65, workers=1, cache="none")
+    )
+    assert isinstance(found, FileSet) and found.num_workers == 1
+    assert found.train.shape == (60, 3, 65, 65) and found.train.device.type == "meta"
+    assert found.test_files is not None and found.test_files.names[0] == "test/0/00.jpg"
+    small = image_folder.load(image_folder.Config(root=str(tmp_path), size=64, cache="none"))
+    assert not isinstance(small, FileSet) and small.train.device.type == "cpu"
