@@ -8,7 +8,7 @@ ARGS ?=
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: $(if $(VIRTUAL_ENV),,.venv/bin/python) ## .venv, unless an environment is active, with the package and its tools
+setup: $(filter .venv/bin/python,$(PYTHON)) ## .venv, unless an environment is active, with the package and its tools
 	$(PYTHON) -m pip install -e '.[dev]'
 
 .venv/bin/python:
