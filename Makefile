@@ -1,6 +1,6 @@
 # The active virtual environment, or else .venv here; another one with `make check PYTHON=...`.
 PYTHON ?= $(if $(VIRTUAL_ENV),python,.venv/bin/python)
-NAME ?= step
+NAME ?= sampling
 ARGS ?=
 
 .PHONY: help setup check test test-fast docs bench clean
@@ -28,7 +28,7 @@ test-fast: ## the tests that are not marked slow
 docs: ## links and anchors of the Markdown pages
 	$(PYTHON) .ci/links.py
 
-bench: ## a benchmark of benchmarks/: make bench NAME=gains ARGS='--help'
+bench: ## the quickest of benchmarks/, or another: make bench NAME=step ARGS='--mu 2'
 	$(PYTHON) -m benchmarks.$(NAME) $(ARGS)
 
 clean: ## caches and builds; data, runs and environments stay
