@@ -6,15 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_selmix.decision import posthoc
     from ssl_selmix.finetuning import finetune
     from ssl_selmix.prediction import predict
     from ssl_selmix.weights import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "finetune", "load", "predict"]
+__all__ = ["__version__", "finetune", "load", "posthoc", "predict"]
 
 
-_PLACES = {"finetune": "finetuning", "load": "weights", "predict": "prediction"}
+_PLACES = {
+    "finetune": "finetuning",
+    "load": "weights",
+    "posthoc": "decision",
+    "predict": "prediction",
+}
 
 
 def __getattr__(name: str) -> Any:
