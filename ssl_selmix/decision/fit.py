@@ -31,6 +31,7 @@ Array = NDArray[Any]
 _EFFORT = ((200_000, 8, 12, 60), (2_000_000, 3, 8, 40), (20_000_000, 2, 4, 15), (0, 1, 3, 8))
 # With few classes a grid of starts around the anchor is cheap, and coordinate ascent can be stuck.
 _GRID_CLASSES = 3
+_PENALTIES = (0.5, 2.0, 8.0)
 _GRID = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # in units of the temperature
 
 
@@ -129,11 +130,24 @@ def _fit_offsets(sample: Sample, goal: Goal, anchor: Array, how: Settings) -> Ar
     # A second start costs as much as the first and helps where the ascent has several ends.
     count = 3 if goal.num_classes <= _GRID_CLASSES else 1
     best = (-np.inf, anchor)
-    for index in np.argsort(values)[::-1][:count]:
-        offsets, predicted = polish(scores, labels, goal, starts[index], sweeps)
+    chosen = [starts[i] for i in np.argsort(values)[::-1][:count]]
+    if goal.known is not None and goal.known.mean == "min":
+        smooth = goal.with_harmonic_mean()
+        chosen.append(polish(scores, labels, smooth, chosen[0], min(2, sweeps))[0])
+    for start in chosen:
+        offsets, predicted = _climb(sample, goal, start, sweeps)
         value = goal.utility(sample.of(predicted))
         best = max(best, (value, offsets), key=lambda found: found[0])
     return best[1]
+
+
+def _climb(sample: Sample, goal: Goal, start: Array, sweeps: int) -> tuple[Array, Array]:
+    """Coordinate ascent, under constraints that sharpen; offsets (K,) and predictions (N,)."""
+    if goal.constrained:
+        for penalty in _PENALTIES:
+            soft = goal.with_penalty(penalty)
+            start, _ = polish(sample.scores, sample.labels, soft, start, min(2, sweeps))
+    return polish(sample.scores, sample.labels, goal, start, sweeps)
 
 
 def _diagonal(sample: Sample, offsets: Array) -> Array:

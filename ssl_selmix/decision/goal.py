@@ -31,6 +31,8 @@ TIE = 1e-3
 MEAN_FLOOR = 0.02
 # Share of a uniform row that gradients see: a class at recall 0 keeps a gradient that is no spike.
 SMOOTHING = 1e-3
+# Of the soft minimum that stands for a worst class where it is combined with other constraints.
+SHARPNESS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Known:
     least: float = 0.0  # that bound, a share of all predictions
     floor: float = 1e-7  # recalls below count as this in geometric and harmonic means
     least_mean: float = 0.0  # the mean recall that a rule for the worst class has to keep
+    penalty: float = PENALTY
 
     def transformed(self, recall: Array) -> Array:
         """The function of a recall whose mean over classes ranks rules, for "mean", "g", "h"."""
@@ -72,7 +75,7 @@ class Known:
         if self.covered is not None:
             short = self.least - group_means(coverage, self.covered)
             lacking = lacking + np.maximum(short, 0).sum(-1)
-        return np.asarray(value - PENALTY * lacking)
+        return np.asarray(value - self.penalty * lacking)
 
 
 def group_means(values: Array, groups: Array) -> Array:
@@ -108,9 +111,10 @@ class Goal:
     """
 
     def __init__(self, objective: objectives.Objective, mass: Array, least_recall: float) -> None:
-        self.objective, self.mass = objective, mass
+        self.objective, self.mass, self.penalty = objective, mass, PENALTY
         self.num_classes = objective.num_classes
         self.graded = not isinstance(objective, Ungraded)
+        self._smooth = _sharpened(objective)
         found = recognise(objective)
         self.known = found and replace(found, floor=least_recall)
         self.concave = found is not None
@@ -120,9 +124,21 @@ class Goal:
 
     def with_least_mean(self, least: float) -> Goal:
         """The same goal under a floor on mean recall; only for a worst class."""
+        return self._changed(least_mean=least)
+
+    def with_penalty(self, penalty: float) -> Goal:
+        """The same goal, its constraints softer: coordinate ascent gets stuck at a sharp edge."""
+        goal = self._changed(penalty=penalty)
+        goal.penalty = penalty
+        return goal
+
+    def with_harmonic_mean(self) -> Goal:
+        """The harmonic mean in the place of the worst class: every recall has a slope there."""
+        return self._changed(mean="h", least_mean=0.0)
+
+    def _changed(self, **fields: Any) -> Goal:
         goal = copy.copy(self)
-        assert goal.known is not None
-        goal.known = replace(goal.known, least_mean=least)
+        goal.known = self.known and replace(self.known, **fields)
         return goal
 
     def for_mean_recall(self) -> Goal:
@@ -136,7 +152,7 @@ class Goal:
             return float(self.known.utility(balanced.diagonal(), balanced.mean(0)))
         given = torch.from_numpy(confusion)
         lacking = sum(max(0.0, -slack) for slack in self.objective.constraints(given).values())
-        return self.objective.metric(given) - PENALTY * lacking
+        return self.objective.metric(given) - self.penalty * lacking
 
     def violated(self, confusion: Array) -> bool:
         """Whether a constraint is violated by more than rounding. (K, K)."""
@@ -153,21 +169,19 @@ class Goal:
         floor = self.known is not None and self.known.least_mean > 0
         return floor or bool(self.objective.constraints(even))
 
-    def merit(self, confusion: Array, sharpness: float | None = None) -> float:
+    def merit(self, confusion: Array) -> float:
         """The smooth stand-in that gradient methods raise. (K, K)."""
         with torch.no_grad():
-            return float(self._merit(torch.from_numpy(confusion), sharpness))
+            return float(self._merit(torch.from_numpy(confusion)))
 
-    def gradient(self, confusion: Array, sharpness: float | None = None) -> Array:
+    def gradient(self, confusion: Array) -> Array:
         """Derivative of `merit`: the gain matrix of the best rule at this point. (K, K)."""
-        given = torch.from_numpy(confusion)
-        found = confusion_gradient(lambda c: self._merit(c, sharpness), given)
+        found = confusion_gradient(self._merit, torch.from_numpy(confusion))
         return np.asarray(found.numpy())
 
-    def _merit(self, confusion: torch.Tensor, sharpness: float | None) -> torch.Tensor:
-        objective = self.objective if sharpness is None else _sharpened(self.objective, sharpness)
+    def _merit(self, confusion: torch.Tensor) -> torch.Tensor:
         rows = confusion.detach().sum(1, keepdim=True) / self.num_classes
-        return objective.merit((1 - SMOOTHING) * confusion + SMOOTHING * rows)
+        return self._smooth.merit((1 - SMOOTHING) * confusion + SMOOTHING * rows)
 
     def figures(self, confusion: Array) -> dict[str, Any]:
         """The figures of results.json that follow from labels, the objective, and all slacks."""
@@ -180,12 +194,14 @@ class Goal:
         }
 
 
-def _sharpened(objective: objectives.Objective, sharpness: float) -> objectives.Objective:
-    """A copy whose soft minimum over classes is closer to the minimum."""
+def _sharpened(objective: objectives.Objective) -> objectives.Objective:
+    """A copy whose soft minimum is at most half a point below the minimum, for 150 classes."""
+    if not any(isinstance(part, objectives.WorstRecall) for part in objective.modules()):
+        return objective
     sharp = copy.deepcopy(objective)
     for part in sharp.modules():
         if isinstance(part, objectives.WorstRecall):
-            part.step_size = sharpness
+            part.step_size = max(part.step_size, SHARPNESS)
     return sharp
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_selmix.decision.goal import PENALTY, TIE, Goal, Known
+from ssl_selmix.decision.goal import TIE, Goal, Known
 
 Array = NDArray[Any]
 
@@ -138,7 +138,7 @@ class Ascent:
         lacking = np.maximum(known.least_mean - mean, 0)
         if known.covered is not None:
             lacking = lacking + self._shortfall(j, labels, other, known)
-        return np.asarray(value - PENALTY * lacking)
+        return np.asarray(value - known.penalty * lacking)
 
     def _recalls_without(self, j: int) -> Array:
         """Recalls if no image were given to class j; that of j is 0. Shape: (K,)."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize  # type: ignore[import-untyped]
 from scipy.special import softmax  # type: ignore[import-untyped]
 
-from ssl_selmix.decision.goal import Goal, group_means
+from ssl_selmix.decision.goal import PENALTY, TIE, Goal, group_means
 from ssl_selmix.decision.polish import best_classes, confusion_of
 
 Array = NDArray[Any]
@@ -213,34 +213,65 @@ def _as_offsets(sample: Sample, worth: Array, balanced: Array) -> Array:
     return np.asarray(offsets - offsets.mean())
 
 
-def best_mixture(goal: Goal, confusions: Sequence[Array]) -> tuple[Array, Array, float]:
-    """Shares of given rules that maximise the worst group recall, by a linear program.
+@dataclass(frozen=True)
+class Priced:
+    """Shares (T,) of given rules, and the gain matrix (K, K) of the rule that would help most."""
 
-    Returns:
-        Shares (T,); the price of each class (K,), which is the diagonal of the gains of the rule
-        that would help most, times its mass; and the worst recall.
+    shares: Array
+    gain: Array
+    value: float
+
+
+def best_mixture(goal: Goal, confusions: Sequence[Array]) -> Priced:
+    """Shares that maximise the mean or the worst recall under bounds on coverage: a linear program.
+
+    Its prices are the multipliers of the classes: what a unit of each recall and of each coverage
+    is worth at the optimum. That is a gain matrix, up to the masses of the rows.
     """
     known = goal.known
-    assert known is not None
-    recall = np.stack([c.diagonal() / c.sum(1) for c in confusions])
-    group = group_means(recall, known.groups)
-    count, size = group.shape
-    rows = np.concatenate([-group.T, -recall.mean(1)[None]])
-    a_ub = np.concatenate([rows, np.concatenate([np.ones(size), [0.0]])[:, None]], 1)
-    b_ub = np.concatenate([np.zeros(size), [-known.least_mean]])
-    cost = np.concatenate([-1e-6 * recall.mean(1), [-1.0]])  # the mean decides between equals
-    bounds = [(0, 1)] * count + [(None, None)]
-    equal = np.ones((1, count + 1))
-    equal[0, -1] = 0
-    solved = linprog(cost, A_ub=a_ub, b_ub=b_ub, A_eq=equal, b_eq=[1.0], bounds=bounds)
-    if solved.status != 0:  # the floor on mean recall is out of reach of these rules
-        shares = np.eye(count)[recall.mean(1).argmax()]
-        return shares, np.full(len(goal.mass), 1 / len(goal.mass)), float((shares @ group).min())
-    prices = -np.asarray(solved.ineqlin.marginals)
-    per_class = (prices[:-1] / np.bincount(known.groups))[known.groups]
-    per_class = per_class + (prices[-1] + 1e-6) / len(goal.mass)
-    shares = np.maximum(solved.x[:-1], 0)
-    return shares / shares.sum(), per_class, float(solved.x[-1])
+    assert known is not None and linear(goal)
+    rows = [c / c.sum(1, keepdims=True) for c in confusions]
+    recall = np.stack([r.diagonal() for r in rows])
+    mean, count = recall.mean(1), len(rows)
+    worst = known.mean == "min"
+    group = group_means(recall, known.groups) if worst else mean[:, None]
+    lines = [group]
+    if worst:
+        lines.append(mean[:, None])
+    if known.covered is not None:
+        lines.append(group_means(np.stack([r.mean(0) for r in rows]), known.covered))
+    size = group.shape[1]
+    bounds = np.zeros(sum(line.shape[1] for line in lines))
+    bounds[size : size + worst] = known.least_mean
+    bounds[size + worst :] = known.least
+    # Variables: shares, the figure t, and what each bound is missed by, at the price of PENALTY.
+    short = np.eye(len(bounds))[:, size:]
+    level = np.concatenate([np.ones(size), np.zeros(len(bounds) - size)])[:, None]
+    a_ub = np.concatenate([-np.concatenate(lines, 1).T, level, -short], 1)
+    tie = TIE if worst else 0.0
+    cost = np.concatenate([-tie * mean, [-1.0], np.full(short.shape[1], PENALTY)])
+    total = np.concatenate([np.ones(count), np.zeros(1 + short.shape[1])])[None]
+    box = [(0, None)] * count + [(None, None)] + [(0, None)] * short.shape[1]
+    solved = linprog(cost, a_ub, -bounds, total, [1.0], box)
+    assert solved.status == 0, solved.message
+    price = -np.asarray(solved.ineqlin.marginals)
+    k = len(goal.mass)
+    per_recall = np.full(k, (tie + price[size : size + worst].sum()) / k)
+    if worst:
+        per_recall += (price[:size] / np.bincount(known.groups))[known.groups]
+    else:
+        per_recall += price[0] / k
+    gain = np.diag(per_recall / goal.mass)
+    if known.covered is not None:
+        per_class = (price[size + worst :] / np.bincount(known.covered))[known.covered]
+        gain = gain + per_class / (k * goal.mass[:, None])
+    shares = np.maximum(solved.x[:count], 0)
+    return Priced(shares / shares.sum(), gain, float(solved.x[count]))
+
+
+def linear(goal: Goal) -> bool:
+    """Whether the best mixture of given rules is a linear program."""
+    return goal.known is not None and goal.known.mean in ("mean", "min")
 
 
 def _smooth_mixture(goal: Goal, confusions: Sequence[Array], shares: Array) -> Array:
@@ -253,7 +284,7 @@ def _smooth_mixture(goal: Goal, confusions: Sequence[Array], shares: Array) -> A
         return -goal.merit(point), -flat @ goal.gradient(point).ravel()
 
     total = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like}
-    options = {"maxiter": 60, "ftol": 1e-10}
+    options = {"maxiter": 25, "ftol": 1e-8}
     bounds = [(0.0, 1.0)] * len(stack)
     solved = minimize(
         loss, shares, jac=True, method="SLSQP", bounds=bounds, constraints=[total], options=options
@@ -277,15 +308,14 @@ def mix(sample: Sample, goal: Goal, start: Sequence[Array], rounds: int) -> Mixt
         start: gain matrices (K, K) to begin with.
         rounds: at most so many rules are added.
     """
-    worst = goal.known is not None and goal.known.mean == "min" and goal.known.covered is None
     gains = list(start)
     found = [sample.confusion(gain) for gain in gains]
     shares = np.full(len(gains), 1 / len(gains))
     for _ in range(rounds):
-        if worst:
-            shares, price, _ = best_mixture(goal, found)
+        if linear(goal):
+            priced = best_mixture(goal, found)
+            shares, gain = priced.shares, priced.gain
             point = np.tensordot(shares, np.stack(found), 1)
-            gain = np.diag(price / goal.mass)
         else:
             shares = _smooth_mixture(goal, found, shares)
             point = np.tensordot(shares, np.stack(found), 1)
@@ -296,7 +326,10 @@ def mix(sample: Sample, goal: Goal, start: Sequence[Array], rounds: int) -> Mixt
         gains.append(gain)
         found.append(reached)
         shares = np.append(shares * 0.9, 0.1)
-    shares = best_mixture(goal, found)[0] if worst else _smooth_mixture(goal, found, shares)
+    if linear(goal):
+        shares = best_mixture(goal, found).shares
+    else:
+        shares = _smooth_mixture(goal, found, shares)
     kept = np.flatnonzero(shares > _SMALLEST)
     shares = shares[kept] / shares[kept].sum()
     point = np.tensordot(shares, np.stack([found[i] for i in kept]), 1)
