@@ -90,7 +90,7 @@ def posthoc(
     # Half an image: a class at recall 0 ranks below one with a single hit, without a spike.
     goal = goals.Goal(built, mass, least_recall=0.5 / float(counts.max()))
     protect = isinstance(objective, str) and objective == "min_recall" and not constraints
-    how = settings_of(goal, rule, calibrate == "temperature", protect, probabilities)
+    how = settings_of(goal, rule, calibrate == "temperature", protect)
     found = cross_fit(values, classes, how, folds, seed)
     first = best_classes(values, np.zeros(num_classes))
     before = goal.figures(confusion_of(classes, first, mass))

@@ -31,6 +31,7 @@ Array = NDArray[Any]
 _EFFORT = ((200_000, 8, 12, 60), (2_000_000, 3, 8, 40), (20_000_000, 2, 4, 15), (0, 1, 3, 8))
 # With few classes a grid of starts around the anchor is cheap, and coordinate ascent can be stuck.
 _GRID_CLASSES = 3
+_MORE_STARTS = 4
 _PENALTIES = (0.5, 2.0, 8.0)
 _GRID = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # in units of the temperature
 
@@ -45,7 +46,6 @@ class Settings:
     calibrate: bool
     protect_mean: bool  # a floor on mean recall for a worst class
     ratio: tuple[Array, Array] | None
-    probabilities: bool
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,11 @@ class Fit:
     calibration: Calibration | None
 
 
-def settings_of(
-    goal: Goal, rule: str, calibrate: bool, protect_mean: bool, probabilities: bool
-) -> Settings:
+def settings_of(goal: Goal, rule: str, calibrate: bool, protect_mean: bool) -> Settings:
     """Settings for a goal; figures of recalls are anchored at balanced classes."""
     even = np.full(goal.num_classes, 1 / goal.num_classes)
     target = even if goal.balanced else goal.mass
-    return Settings(goal, rule, target, calibrate, protect_mean, ratio_parts(goal), probabilities)
+    return Settings(goal, rule, target, calibrate, protect_mean, ratio_parts(goal))
 
 
 def _effort(scores: Array) -> tuple[int, int, int]:
@@ -128,16 +126,23 @@ def _fit_offsets(sample: Sample, goal: Goal, anchor: Array, how: Settings) -> Ar
         starts += [anchor + sample.temperature * np.array([0.0, *move]) for move in moves]
     values = [goal.utility(sample.of(best_classes(scores, start))) for start in starts]
     # A second start costs as much as the first and helps where the ascent has several ends.
-    count = 3 if goal.num_classes <= _GRID_CLASSES else 1
-    best = (-np.inf, anchor)
+    more = _MORE_STARTS if scores.size <= _EFFORT[0][0] else 0
+    if goal.known is None:
+        sweeps = min(sweeps, 2 if more == 0 else 4)  # each looks at whole confusion matrices
+    count = 6 if goal.num_classes <= _GRID_CLASSES else 1
+    best, confusion = (-np.inf, anchor), np.eye(goal.num_classes)
     chosen = [starts[i] for i in np.argsort(values)[::-1][:count]]
     if goal.known is not None and goal.known.mean == "min":
         smooth = goal.with_harmonic_mean()
         chosen.append(polish(scores, labels, smooth, chosen[0], min(2, sweeps))[0])
-    for start in chosen:
+    others = [starts[i] for i in np.argsort(values)[::-1][count : count + more]]
+    for number, start in enumerate([*chosen, *others]):
+        if number >= len(chosen) and not goal.violated(confusion):
+            break  # the others are for constraints that the ascent has not met
         offsets, predicted = _climb(sample, goal, start, sweeps)
-        value = goal.utility(sample.of(predicted))
-        best = max(best, (value, offsets), key=lambda found: found[0])
+        reached = sample.of(predicted)
+        if (value := goal.utility(reached)) > best[0]:
+            best, confusion = (value, offsets), reached
     return best[1]
 
 
@@ -146,7 +151,7 @@ def _climb(sample: Sample, goal: Goal, start: Array, sweeps: int) -> tuple[Array
     if goal.constrained:
         for penalty in _PENALTIES:
             soft = goal.with_penalty(penalty)
-            start, _ = polish(sample.scores, sample.labels, soft, start, min(2, sweeps))
+            start, _ = polish(sample.scores, sample.labels, soft, start, 1)
     return polish(sample.scores, sample.labels, goal, start, sweeps)
 
 

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 # Entries of confusion matrices that are compared at once, for a figure that needs whole ones.
 _AT_ONCE = 4_000_000
-_LOOKS = 24  # at break points, where looking at all would be too slow
+_LOOKS = 16  # at break points, where looking at all would be too slow
 _CHUNK = 4_000_000  # entries of scores that are handled at once
 
 
@@ -41,6 +41,7 @@ class Ascent:
         self.goal = goal
         self.counts = np.bincount(labels, minlength=goal.num_classes)
         self.offsets = offsets.astype(scores.dtype)
+        self._hits: Array | None = None  # right predictions of each class, until an offset moves
         # Break points closer than this are not told apart in the precision of the scores.
         self.resolution = 1e-10 if scores.dtype == np.float64 else 1e-5
         size = len(labels)
@@ -142,8 +143,11 @@ class Ascent:
 
     def _recalls_without(self, j: int) -> Array:
         """Recalls if no image were given to class j; that of j is 0. Shape: (K,)."""
-        other = np.where(self.best == j, self.second, self.best)
-        hits = np.bincount(self.labels[self.labels == other], minlength=len(self.counts))
+        if self._hits is None:
+            right = self.labels[self.best == self.labels]
+            self._hits = np.bincount(right, minlength=len(self.counts))
+        left = self.labels[(self.best == j) & (self.second == self.labels)]
+        hits = self._hits + np.bincount(left, minlength=len(self.counts))
         hits[j] = 0
         return np.asarray(hits / self.counts)
 
@@ -221,6 +225,7 @@ class Ascent:
 
     def _move(self, j: int, step: float) -> None:
         """Change one offset; classes that fall out of the best two are looked up anew."""
+        self._hits = None
         self.offsets[j] += np.asarray(step, self.offsets.dtype)
         first, second = self.best == j, self.second == j
         if step < 0:

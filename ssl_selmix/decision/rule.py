@@ -24,6 +24,7 @@ KINDS = ("offsets", "gains", "mixture")
 SMALLEST = 1e-12  # probability that is told from 0
 
 _ARRAYS = ("vector", "gains", "shares")
+_CHUNK = 4_000_000  # entries of scores that are handled at once
 _FORMAT = 1  # of saved files
 
 
@@ -142,7 +143,11 @@ class DecisionRule:
         Raises:
             ValueError: wrong shape or NaN.
         """
-        classes = self.classes(self._scores(logits))
+        rows = max(1, _CHUNK // self.num_classes)
+        parts = [
+            self.classes(self._scores(logits[i : i + rows])) for i in range(0, len(logits), rows)
+        ]
+        classes = np.concatenate(parts or [self.classes(self._scores(logits))])
         if isinstance(logits, Tensor):
             return torch.from_numpy(classes).to(logits.device)
         return classes

@@ -22,8 +22,12 @@ Array = NDArray[Any]
 
 # Scores beyond these temperatures are constant or one-hot, and no data tell them further apart.
 _LEAST_SCALE, _MOST_SCALE = 1e-2, 1e2
-# Rows times classes that a calibration looks at; 1 + K numbers need no more.
-_ENOUGH = 2_000_000
+# Rows times classes that a calibration looks at, and rows for each class at least; 1 + K numbers
+# need no more.
+_ENOUGH, _ROWS_A_CLASS = 2_000_000, 5
+_SINGLE = 1_000_000  # entries above which single precision is enough, and twice as fast
+# Relative gain of the likelihood at which the biases of a rule are settled: they are a start.
+_SETTLED = 1e-7
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def fit_calibration(
     weights: Array | None = None,
     penalty: float = 0.0,
     start: Calibration | None = None,
+    tolerance: float = 1e-12,
 ) -> Calibration:
     """Temperature scaling, or with `biases` its bias-corrected form, by maximum likelihood.
 
@@ -61,18 +66,21 @@ def fit_calibration(
         weights: (N,) how much an image counts; None: all alike.
         penalty: on squares of the biases; separable classes have no finite optimum without.
         start: a solution of similar data.
+        tolerance: relative gain of the likelihood at which to stop.
     """
-    rows = _some_rows(labels, max(1, _ENOUGH // scores.shape[1]))
-    scores = scores[rows].astype(np.float64)
+    num_classes = scores.shape[1]
+    rows = _some_rows(labels, max(_ENOUGH // num_classes, _ROWS_A_CLASS * num_classes))
+    kind = np.float32 if len(rows) * num_classes > _SINGLE else np.float64
+    scores = scores[rows].astype(kind)
     scores -= scores.max(1, keepdims=True)
-    labels, num_classes = labels[rows], scores.shape[1]
+    labels = labels[rows]
     share = np.ones(len(labels)) if weights is None else weights[rows]
-    share = share / share.sum()
+    share = (share / share.sum()).astype(kind)
     own = scores[np.arange(len(labels)), labels]
     truth = np.bincount(labels, share, num_classes)
 
     def loss(point: Array) -> tuple[float, Array]:
-        logits = point[0] * scores + point[1:]
+        logits = kind(point[0]) * scores + point[1:].astype(kind)
         top = logits.max(1)
         logits -= top[:, None]
         np.exp(logits, out=logits)
@@ -91,11 +99,21 @@ def fit_calibration(
     before = loss(first)[0]
     if start is not None:
         first[0], first[1:] = 1 / start.temperature, start.biases
+    # The curvature of a bias is about the share of its class: in these units all are alike.
+    unit = np.concatenate([[1.0], 1 / np.sqrt(np.maximum(truth, 1e-4))])
+
+    def scaled(point: Array) -> tuple[float, Array]:
+        value, slope = loss(point * unit)
+        return value, slope * unit
+
     bounds = [(_LEAST_SCALE, _MOST_SCALE)] + [(None, None) if biases else (0.0, 0.0)] * num_classes
-    tolerance = {"ftol": 1e-12, "gtol": 1e-7, "maxiter": 200}
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options=tolerance)
-    shift = found.x[1:] - found.x[1:].mean()
-    return Calibration(1 / found.x[0], shift, before, float(loss(found.x)[0]))
+    options = {"ftol": tolerance, "gtol": min(1e-4, 1e5 * tolerance), "maxiter": 200}
+    found = minimize(
+        scaled, first / unit, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
+    point = found.x * unit
+    shift = point[1:] - point[1:].mean()
+    return Calibration(float(1 / point[0]), shift, before, float(loss(point)[0]))
 
 
 def _some_rows(labels: Array, most: int) -> Array:
@@ -121,7 +139,9 @@ def anchor_offsets(
     """
     frequency = np.bincount(labels, minlength=scores.shape[1]) / len(labels)
     penalty = CALIBRATION_PRIOR / len(labels)
-    found = fit_calibration(scores, labels, biases=True, penalty=penalty, start=start)
+    found = fit_calibration(
+        scores, labels, biases=True, penalty=penalty, start=start, tolerance=_SETTLED
+    )
     offsets = found.temperature * (found.biases + np.log(target) - np.log(frequency))
     return offsets - offsets.mean(), found
 

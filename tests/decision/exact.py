@@ -92,3 +92,15 @@ class BestMixture:
             if found[-1] - value(point).mean() < 1e-4:
                 break
         return float(back(found[-1]))
+
+
+def gaussian(
+    num_classes: int, images: int, *, spread: float, rho: float = 10.0, seed: int = 0
+) -> tuple[Array, Array]:
+    """Log posteriors of a long-tailed training set for Gaussian classes, and balanced labels."""
+    generator = np.random.default_rng(seed)
+    means = generator.normal(size=(num_classes, max(2, min(num_classes, 32)))) * spread
+    labels = generator.permutation(np.arange(images) % num_classes)
+    points = means[labels] + generator.normal(size=(images, means.shape[1]))
+    prior = rho ** -np.linspace(0, 1, num_classes)
+    return points @ means.T - (means**2).sum(1) / 2 + np.log(prior / prior.sum()), labels
