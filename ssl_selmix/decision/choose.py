@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_selmix import objectives
 from ssl_selmix.decision import goal as goals
 from ssl_selmix.decision.crossfit import CrossFitted, change_interval, cross_fit
 from ssl_selmix.decision.fit import Settings, settings_of
@@ -30,7 +29,7 @@ def posthoc(
     scores: Tensor | Array,
     labels: Tensor | Array | Sequence[int],
     *,
-    objective: str | objectives.Function = "h_mean",
+    objective: str | goals.Figure = "h_mean",
     constraints: Sequence[goals.Constraint] = (),
     rule: str = "offsets",
     folds: int = 5,
@@ -122,7 +121,9 @@ def _notes(
     """What was done and what to be careful about."""
     (before, held_out, optimism), goal = figures, found.fit.goal
     notes = [f"Solver: {_solver(how)}."]
-    if how.rule == "offsets":
+    if how.rule == "offsets" and found.strength is None:
+        notes.append("No offsets did better on images left out than the scores as they are.")
+    elif how.rule == "offsets":
         notes.append(
             f"Offsets go {found.strength:.0%} of the way from logit adjustment to the fitted ones, "
             f"the best of five shares over {folds} folds."

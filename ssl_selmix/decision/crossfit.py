@@ -18,8 +18,9 @@ from ssl_selmix.decision.rule import DecisionRule
 
 Array = NDArray[Any]
 
-# How much of the way from logit adjustment's offsets to the fitted ones a rule goes.
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# How much of the way from logit adjustment's offsets to the fitted ones a rule goes; None leaves
+# the scores as they are, which is the best that can be done with a figure that only chance raises.
+STRENGTHS = (None, 0.0, 0.25, 0.5, 0.75, 1.0)
 _REPLICATES, _CHEAP_REPLICATES = 200, 2000
 _EVERY_FOLD = -1
 
@@ -30,7 +31,7 @@ class CrossFitted:
 
     fit: Fit
     rule: DecisionRule
-    strength: float  # 1: as fitted; 0: logit adjustment
+    strength: float | None  # 1: as fitted; 0: logit adjustment; None: the scores as they are
     confusion: Array  # (K, K), of the final rule on its own images
     held_out: Array  # (K, K), every image judged by a rule that did not see it
     predicted: Array  # (N,) of the same
@@ -111,9 +112,11 @@ def _shrunk(
     return CrossFitted(whole, rule, strength, fitted, held_out, predicted, single)
 
 
-def between(found: Fit, strength: float) -> Array:
-    """Offsets on the line from logit adjustment's (0) to the fitted ones (1). (K,)."""
+def between(found: Fit, strength: float | None) -> Array:
+    """Offsets on the line from logit adjustment's (0) to the fitted ones (1), or none. (K,)."""
     assert found.rule.vector is not None
+    if strength is None:
+        return np.zeros_like(found.anchor)
     return np.asarray(found.anchor + strength * (found.rule.vector - found.anchor))
 
 
@@ -133,7 +136,7 @@ def _allowed(scores: Array, labels: Array, whole: Fit) -> list[int]:
 def _best_strength(
     goal: Goal, judged: Array, labels: Array, allowed: list[int], rows: Array
 ) -> int:
-    """The strength with the best figure on these images; of equals the one nearest to 0."""
+    """The strength with the best figure on these images; of equals the one that does least."""
     values = [goal.utility(confusion_of(labels[rows], judged[i, rows], goal.mass)) for i in allowed]
     return allowed[int(np.argmax(np.array(values) > max(values) - 1e-12))]
 

@@ -28,7 +28,7 @@ from ssl_selmix.decision.solvers import (
 Array = NDArray[Any]
 
 # Entries of the scores up to which a fit does this many sweeps, rules of a gradient, and rounds.
-_EFFORT = ((200_000, 8, 12, 60), (2_000_000, 3, 8, 40), (20_000_000, 2, 4, 15), (0, 1, 3, 8))
+_EFFORT = ((100_000, 8, 12, 60), (2_000_000, 3, 8, 40), (20_000_000, 2, 4, 15), (0, 1, 3, 8))
 # With few classes a grid of starts around the anchor is cheap, and coordinate ascent can be stuck.
 _GRID_CLASSES = 3
 _MORE_STARTS = 4

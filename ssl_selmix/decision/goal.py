@@ -7,7 +7,7 @@ the classes at deployment. Shape legend: K classes, B candidates, G groups of cl
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from ssl_selmix.gains import confusion_gradient
 from ssl_selmix.metrics import from_confusion, tail_size
 
 Array = NDArray[Any]
-Constraint = objectives.Function | tuple[str, objectives.Function]
+Figure = Callable[[torch.Tensor], Any]  # of a joint confusion matrix (K, K): one number
+Constraint = Figure | tuple[str, Figure]
 
 # A violated constraint costs this much of the figure per unit. It is the largest multiplier of
 # `objectives`, far above what a unit of coverage is worth, so that the penalty is exact.
@@ -169,15 +170,20 @@ class Goal:
         floor = self.known is not None and self.known.least_mean > 0
         return floor or bool(self.objective.constraints(even))
 
-    def merit(self, confusion: Array) -> float:
-        """The smooth stand-in that gradient methods raise. (K, K)."""
-        with torch.no_grad():
-            return float(self._merit(torch.from_numpy(confusion)))
-
     def gradient(self, confusion: Array) -> Array:
         """Derivative of `merit`: the gain matrix of the best rule at this point. (K, K)."""
-        found = confusion_gradient(self._merit, torch.from_numpy(confusion))
-        return np.asarray(found.numpy())
+        return self.merit_and_gradient(confusion)[1]
+
+    def merit_and_gradient(self, confusion: Array) -> tuple[float, Array]:
+        """The smooth stand-in that gradient methods raise, and its derivative. (K, K)."""
+        values: list[torch.Tensor] = []
+
+        def merit(given: torch.Tensor) -> torch.Tensor:
+            values.append(self._merit(given))
+            return values[-1]
+
+        found = confusion_gradient(merit, torch.from_numpy(confusion))
+        return float(values[-1].detach()), np.asarray(found.numpy())
 
     def _merit(self, confusion: torch.Tensor) -> torch.Tensor:
         rows = confusion.detach().sum(1, keepdim=True) / self.num_classes
@@ -206,7 +212,7 @@ def _sharpened(objective: objectives.Objective) -> objectives.Objective:
 
 
 def build(
-    objective: str | objectives.Function, num_classes: int, constraints: Sequence[Constraint]
+    objective: str | Figure, num_classes: int, constraints: Sequence[Constraint]
 ) -> objectives.Objective:
     """The objective as `objectives.get` builds it, or a wrapped function without a gradient."""
     if callable(objective) and not isinstance(objective, objectives.Objective):
