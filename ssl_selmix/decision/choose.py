@@ -91,22 +91,32 @@ def posthoc(
     protect = isinstance(objective, str) and objective == "min_recall" and not constraints
     how = settings_of(goal, rule, calibrate == "temperature", protect)
     found = cross_fit(values, classes, how, folds, seed)
-    first = best_classes(values, np.zeros(num_classes))
-    before = goal.figures(confusion_of(classes, first, mass))
+    reported = _reported(found, values, classes, how, folds, seed)
+    return replace(reported, probabilities=probabilities)
+
+
+def _reported(
+    found: CrossFitted, scores: Array, labels: Array, how: Settings, folds: int, seed: int
+) -> DecisionRule:
+    """The rule with its figures, before and after, seen and unseen."""
+    goal = how.goal
+    first = best_classes(scores, np.zeros(goal.num_classes))
+    before = goal.figures(confusion_of(labels, first, goal.mass))
     after, held_out = goal.figures(found.confusion), goal.figures(found.held_out)
-    interval = change_interval(goal, classes, first, found.predicted, seed)
+    interval = change_interval(goal, labels, first, found.predicted, seed)
     optimism = {
         name: value - held_out[name] for name, value in after.items() if isinstance(value, float)
     }
+    counts = np.bincount(labels)
+    notes = _notes(how, found, counts, folds, (before, held_out, optimism), interval)
     return replace(
         found.rule,
-        probabilities=probabilities,
         before=before,
         after=after,
         cross_fitted=held_out,
         optimism=optimism,
         interval=interval,
-        notes=tuple(_notes(how, found, counts, folds, (before, held_out, optimism), interval)),
+        notes=tuple(notes),
     )
 
 
