@@ -45,7 +45,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, size: int | None = None) -> ImageSet:
-    return image_folder.load(image_folder.Config(root=str(root), size=size))
+    found = image_folder.load(image_folder.Config(root=str(root), size=size))
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def words(root: Path, *more: str) -> list[str]:
