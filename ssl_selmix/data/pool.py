@@ -236,26 +236,6 @@ class Data:
         """The images at these positions (n,) as they are kept, n×C×H×W, usually uint8."""
         return self.pool.take(index)
 
-    def weak_view(self, index: Tensor, purpose: str, step: int) -> Tensor:
-        """Weakly augmented network inputs n×C×H×W of the images at `index` (n,)."""
-        return self.pool.views(index, (self._weak(purpose, step),))[0]
-
-    def views(self, index: Tensor, names: Sequence[str], step: int) -> Views:
-        """Augmented views n×C×H×W of the images at `index` (n,), by name.
-
-        Raises:
-            ValueError: a name is neither weak nor strong.
-        """
-        _check_names(names)
-        return self.pool.views(index, self._named(names, step))
-
-    def _weak(self, purpose: str, step: int) -> SeededView:
-        return SeededView("weak", self._seed_of(purpose, step))
-
-    def _named(self, names: Sequence[str], step: int) -> tuple[SeededView, ...]:
-        seeds = (self._seed_of("view", view, step) for view in range(len(names)))
-        return tuple(map(SeededView, names, seeds))
-
     def batches(
         self, views: Sequence[str], batch: int, mu: int, start: int, *, balanced: bool = False
     ) -> Iterator[Batch]:
@@ -294,12 +274,15 @@ class Data:
         Raises:
             ValueError: a view is neither weak nor strong.
         """
-        _check_names(views)
-        seeded = (
-            SeededDraw(draw, self._weak("labeled", draw.step), self._named(views, draw.step))
-            for draw in draws
-        )
-        return self.pool.stream(seeded, self.world)
+        for name in views:
+            if name not in ("weak", "strong"):
+                raise ValueError(f"a view is weak or strong, not {name!r}; correct Algorithm.views")
+        return self.pool.stream((self._seeded(draw, views) for draw in draws), self.world)
+
+    def _seeded(self, draw: Draw, names: Sequence[str]) -> SeededDraw:
+        seeds = (self._seed_of("view", view, draw.step) for view in range(len(names)))
+        labeled = SeededView("weak", self._seed_of("labeled", draw.step))
+        return SeededDraw(draw, labeled, tuple(map(SeededView, names, seeds)))
 
     def plain(self, index: Tensor, size: int = 512) -> Iterator[Tensor]:
         """Un-augmented network inputs of the images at `index`, in order, `size`×C×H×W each."""
@@ -311,12 +294,6 @@ class Data:
         Shape: rows (m,) which of the T test images; None: all.
         """
         return self.test_pool.plain(self.test if rows is None else self.test[rows], size)
-
-
-def _check_names(views: Sequence[str]) -> None:
-    for name in views:
-        if name not in ("weak", "strong"):
-            raise ValueError(f"a view is weak or strong, not {name!r}; correct Algorithm.views")
 
 
 def any_order(num: int, device: torch.device) -> Tensor:

@@ -22,7 +22,9 @@ import torch
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common import processes
+from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data, Diagnostics, ImageSet, assemble
+from ssl_selmix.data.batch import SeededView
 from ssl_selmix.data.files import MEAN, STD, FilePool, FileSet
 from ssl_selmix.data.pool import MemoryPool
 from ssl_selmix.data.workers import (
@@ -156,12 +158,14 @@ def test_asking_without_a_stream_gives_the_same(load: Callable[[int], Data]) -> 
     data = load(0)
     draw = next(iter(data._draws(VIEWS, 5, 2, 4, False)))
     (batch,) = first(data, 1, start=4)
-    views = data.views(draw.unlabeled, VIEWS, 4)
+    seeded = data._seeded(draw, VIEWS)
+    views = data.pool.views(draw.unlabeled, seeded.unlabeled)
     assert all(torch.equal(views[view], batch.u[view]) for view in range(3))
-    assert torch.equal(data.weak_view(draw.labeled, "labeled", 4), batch.x)
-    assert not torch.equal(data.weak_view(draw.labeled, "other", 4), batch.x)
+    assert torch.equal(data.pool.views(draw.labeled, (seeded.labeled,))[0], batch.x)
+    other = SeededView("weak", seed_of(data.seed, data.stage, "other", 4))
+    assert not torch.equal(data.pool.views(draw.labeled, (other,))[0], batch.x)
     with pytest.raises(ValueError, match="weak or strong, not 'plain'"):
-        data.views(draw.unlabeled, ("plain",), 0)
+        data.batches(("plain",), 5, 2, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
