@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from benchmarks.arms import table
 from numpy.typing import NDArray
 
 from benchmarks.timing import about, apart, as_time, parser_of, spread
+from studies.arms import table
 
 OBJECTIVES = ("h_mean", "mean_recall", "min_recall", "mean_recall_min_coverage")
 RHO = 100.0  # of the training set that the scores follow

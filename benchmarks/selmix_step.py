@@ -51,10 +51,10 @@ class Reference:
 
     def __init__(self, data: Data, args: argparse.Namespace, how: How) -> None:
         self.data, self.batch, self.workers = data, args.batch, args.workers
-        views = pil_views(data.images.shape[2])
+        views = pil_views(data.image_shape[1])
         self.labeled = labeled_pictures(data, (views["weak"],))
         self.pool = pool_pictures(data, (views["weak"],))
-        validation = data.images[data.validation].cpu()
+        validation = data.take(data.validation).cpu()
         self.validation = Pictures(validation, data.validation_labels.cpu(), (views["plain"],))
         self.net = network(args.network, data).train()
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

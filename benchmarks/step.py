@@ -84,7 +84,7 @@ class Network:
 
     def __init__(self, data: Data, args: argparse.Namespace, how: How) -> None:
         images = args.batch * (1 + 2 * args.mu)
-        size, num_classes = data.images.shape[2], data.task.num_classes
+        size, num_classes = data.image_shape[1], data.task.num_classes
         self.net = network(args.network, data)
         self.net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         set_up(self.net, how)

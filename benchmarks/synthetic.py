@@ -154,7 +154,7 @@ class Steps:
 def network(name: str, data: Data) -> models.Classifier:
     """A new network for the data, the same every time."""
     torch.manual_seed(0)
-    return models.build(models.Config(name), data.task.num_classes, data.images.shape[1])
+    return models.build(models.Config(name), data.task.num_classes, data.image_shape[0])
 
 
 def set_up(net: models.Classifier, how: How) -> None:

@@ -145,10 +145,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _is_users(error: Exception) -> bool:
-    from ssl_selmix.data.workers import died
     from ssl_selmix.training.engine import NonFiniteLoss
 
-    return isinstance(error, ValueError | OSError | NonFiniteLoss) or died(error)
+    return isinstance(error, ValueError | OSError | NonFiniteLoss)
 
 
 def _ended_elsewhere(error: Exception) -> bool:

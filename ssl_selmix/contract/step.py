@@ -114,7 +114,8 @@ def check_views(subject: Subject, folder: Path) -> None:
     algorithm, ctx = subject.started(data)
     names = tuple(algorithm.views)
     demand(set(names) <= {"weak", "strong"}, f"a view is weak or strong, but views is {names}")
-    images = data.images.clone()
+    everything = torch.cat([data.labeled, data.unlabeled, data.validation])
+    images = data.take(everything)
     batch = next(algorithm.batches(data, 0))
     demand(
         len(batch.u) == len(names),
@@ -133,7 +134,7 @@ def check_views(subject: Subject, folder: Path) -> None:
     after = [batch.x, batch.y, batch.index_u, *(batch.u[view] for view in range(len(batch.u)))]
     kept = [torch.equal(a, b) for a, b in zip([*before, *made], after, strict=True)]
     demand(
-        all(kept) and torch.equal(data.images, images),
+        all(kept) and torch.equal(data.take(everything), images),
         "forward changes its batch; work on copies, not in place",
     )
 

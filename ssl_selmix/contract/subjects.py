@@ -86,11 +86,11 @@ class Recorder(Views):
         return self.views.select(view, rows)
 
 
-def make_source(num_classes: int = 3) -> ImageSet:
-    """Twenty noisy copies of one 8×8 pattern per class."""
+def make_source(num_classes: int = 3, per_class: int = 20) -> ImageSet:
+    """Noisy copies of one 8×8 pattern per class."""
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randint(2, (num_classes, 1, 8, 8), generator=generator) * 180
-    labels = np.arange(num_classes).repeat(20)
+    labels = np.arange(num_classes).repeat(per_class)
     noise = torch.randint(76, (len(labels), 1, 8, 8), generator=generator)
     return ImageSet(
         train=(patterns[torch.from_numpy(labels)] + noise).to(torch.uint8),

@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_selmix.data import files
-from ssl_selmix.data.workers import Reader, Request, died, start_worker
+from ssl_selmix.data.workers import (
+    Reader,
+    Request,
+    name_deaths_anywhere,
+    naming_deaths,
+    start_worker,
+)
 from ssl_selmix.images.decode import CORRECTIONS, contents, rgb
 from ssl_selmix.images.find import shown
 
@@ -145,22 +151,16 @@ def chunks(decoder: Decoder, names: Sequence[str], size: int, workers: int) -> I
     """The files in pieces of `size`, in order, decoded by so many processes (0: by this one).
 
     Raises:
-        ValueError: a worker died.
+        WorkerDied: a worker was killed or had no shared memory left.
     """
     dataset = _Chunks(decoder, names, size)
     if decoder.crops:
-        # Here once, instead of in every worker that is forked: it takes seconds.
+        # Imported here once, instead of in every worker that is forked: it takes seconds.
         import ssl_selmix.augment.image  # noqa: F401
     with warnings.catch_warnings():
         # More workers than cores are the user's choice.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         stream = iter(_loader(dataset, min(workers, len(dataset))))
-    try:
+    name_deaths_anywhere(workers)
+    with naming_deaths(workers):
         yield from stream
-    except RuntimeError as error:
-        if not died(error):
-            raise
-        raise ValueError(
-            f"a worker that reads images died ({str(error).splitlines()[0]}); memory, or the "
-            f"shared memory in /dev/shm, is too small for data.workers={workers}; lower it"
-        ) from error

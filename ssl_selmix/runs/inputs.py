@@ -53,7 +53,7 @@ class Inputs:
 def load_data(plan: Plan) -> Inputs:
     """Decode the images, draw the split, put the pool on the device."""
     settings, seed = plan.config["data"], plan.run.seed
-    source: data.ImageSet = plan.dataset.load(settings)
+    source: data.Source = plan.dataset.load(settings)
     names = list(source.class_names)
     if source.test is None and not settings.test:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
@@ -70,7 +70,7 @@ def load_data(plan: Plan) -> Inputs:
     extra: dict[str, Any] = {
         "dataset": plan.request.dataset,
         "class_names": names,
-        "image_shape": list(source.train.shape[1:]),
+        "image_shape": list(source.image_shape),
         "mean": list(source.mean),
         "std": list(source.std),
     }
@@ -81,7 +81,7 @@ def load_data(plan: Plan) -> Inputs:
     return Inputs(loaded, diagnostics, split, sha256, extra)
 
 
-def _split(plan: Plan, source: data.ImageSet, sha256: str) -> Split:
+def _split(plan: Plan, source: data.Source, sha256: str) -> Split:
     """The split that `data.manifest` names, on these images, or else a new one."""
     settings, names = plan.config["data"], list(source.class_names)
     if not plan.manifest_sha256:

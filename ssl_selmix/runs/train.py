@@ -65,7 +65,7 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
         out.print(f"  --init: {note}", highlight=False, markup=False)
     # A mistake in the last stage must not cost the stages before it.
     parts = range(len(plan.stages))
-    planned = [build(plan, i, loaded.task, loaded.images.shape[1], None) for i in parts]
+    planned = [build(plan, i, loaded.task, loaded.image_shape[0], None) for i in parts]
     _check_batches(planned)
     _set_threads(plan, planned, loaded, out)
     if previous is not None:
@@ -75,7 +75,7 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     results = processes.from_first(lambda: results_so_far(plan, inputs), world)
     net = _start(plan, inputs, results, out) if plan.request.init else None
     for index, stage in enumerate(plan.stages):
-        algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
+        algorithm = build(plan, index, loaded.task, loaded.image_shape[0], net)
         algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage_data = loaded.at_stage(stage)
         images = algorithm.images_per_step
@@ -127,7 +127,7 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     world = processes.world()
     images = max(algorithm.images_per_step for algorithm in algorithms)
     images //= world.size if world else 1
-    shape = tuple(loaded.images.shape[1:])
+    shape = loaded.image_shape
     try:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)
     except Exception as error:  # whatever the network says of images that it was not made for
@@ -195,7 +195,7 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
 
 def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) -> models.Classifier:
     """The network with the weights of --init, which the results begin with."""
-    task, channels = inputs.data.task, inputs.data.images.shape[1]
+    task, channels = inputs.data.task, inputs.data.image_shape[0]
     torch.manual_seed(seed_of(plan.run.seed, "init"))
     net = models.build(plan.config["model"], task.num_classes, channels)
     for note in weights.load_into(net, plan.init):

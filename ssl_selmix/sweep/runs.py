@@ -201,7 +201,7 @@ class Sweep:
             for run, plan in kind.values():
                 try:
                     inputs = inputs or load_data(plan)
-                    train.build(plan, 0, inputs.data.task, inputs.data.images.shape[1], None)
+                    train.build(plan, 0, inputs.data.task, inputs.data.image_shape[0], None)
                 except ValueError as error:
                     raise ValueError(f"{self._where(run)}: {error}") from error
 

@@ -29,7 +29,6 @@ from ssl_selmix.contract.step import (
     check_views,
 )
 from ssl_selmix.data import Data
-from ssl_selmix.data.pool import LazyViews
 from ssl_selmix.methods.views import Look, joint_logits
 from ssl_selmix.models import Classifier
 from ssl_selmix.models.batch_norm import batch_norms
@@ -149,16 +148,15 @@ class InPlace(Good):
         return super().forward(batch, ctx)
 
 
-class OtherRows(LazyViews):
+class OtherRows(subjects.Recorder):
     def select(self, view: int, rows: Tensor) -> Tensor:
         return super().select(view, rows if len(rows) > 2 else rows.flip(0))
 
 
 class MixedUp(Good):
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
-        for step, batch in enumerate(super().batches(data, start), start):
-            index = data.unlabeled[batch.index_u]
-            yield replace(batch, u=OtherRows(data, index, self.views, step))
+        for batch in super().batches(data, start):
+            yield replace(batch, u=OtherRows(batch.u))
 
 
 class GlobalDraw(Good):

@@ -83,7 +83,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, size: int | None = None) -> ImageSet:
-    return image_folder.load(image_folder.Config(root=str(root), size=size))
+    found = image_folder.load(image_folder.Config(root=str(root), size=size))
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def test_folder_is_read_in_sorted_order(root: Path) -> None:
@@ -233,6 +235,7 @@ def test_a_folder_without_labels_is_the_pool(
     assert "left out 1 file without a known image suffix" in capsys.readouterr().out
     assert images.extra_unlabeled is not None and len(images.extra_unlabeled) == 3
     expected = torch.from_numpy(pixels(5, 6, 3, seed=1001)).permute(2, 0, 1)  # deep/y.png is first
+    assert isinstance(images.extra_unlabeled, torch.Tensor)
     assert torch.equal(images.extra_unlabeled[0], expected)
     split = config.draw(images.train_labels, 2, seed=0)
     assert split.counts["labeled"] == [4, 2] and split.counts["unlabeled"] == [0, 0]
@@ -268,13 +271,14 @@ def test_a_pool_that_is_not_there_is_told(found: Path) -> None:
 def test_files_without_labels_are_streamed_too(found: Path) -> None:
     write(found / "unlabeled" / "deep" / "y.png", np.full((5, 6, 3), 200, dtype=np.uint8))
     images = image_folder.load(as_found(found, size=80, workers=0))
-    assert images.extra_unlabeled is not None and images.extra_unlabeled.shape == (3, 3, 80, 80)
+    assert images.extra_unlabeled is not None and len(images.extra_unlabeled) == 3
+    assert images.image_shape == (3, 80, 80)
     split = as_found(found).draw(images.train_labels, 2, seed=0)
     data, _ = assemble(images, split, seed=0, device=torch.device("cpu"))
     assert data.unlabeled.tolist() == [8, 9, 10] and len(data.test_labels) == 4
     assert bool((data.take(torch.tensor([8])) == 200).all())
     tests = torch.cat(list(data.test_batches()))
-    assert torch.equal(tests, data.normalise(data.take(torch.arange(11, 15))))
+    assert torch.equal(tests, torch.cat(list(data.plain(torch.arange(11, 15)))))
     before = images.sha256()
     write(found / "unlabeled" / "z.png", pixels(5, 6, 3, seed=7))
     assert image_folder.load(as_found(found, size=80, workers=0)).sha256() != before

@@ -78,9 +78,9 @@ def test_the_wheel_has_the_list() -> None:
 def test_a_list_chooses_and_sorted_order_numbers(root: Path) -> None:
     found = imagenet100.load(small(root))
     assert found.class_names == SYNSETS
-    assert found.train.shape == (78, 3, 16, 16) and found.train.device.type == "meta"
+    assert len(found.train) == 78 and found.image_shape == (3, 16, 16)
     assert found.apart == 18
-    names = found.train_files.names
+    names = found.train.names
     assert names[:2] == tuple(f"train/{SYNSETS[0]}/{SYNSETS[0]}_{i}.JPEG" for i in (0, 1))
     assert all(name.startswith("val/") for name in names[60:])
     assert [SYNSETS[label] for label in found.train_labels] == [n.split("/")[1] for n in names]

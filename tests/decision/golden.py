@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tests.recorded import Recording, Vectors
 
 from tests import recorded
+from tests.helpers.recorded import Recording, Vectors
 
 Array = NDArray[Any]
 

@@ -131,7 +131,7 @@ def test_images_are_found_in_sorted_order_and_the_rest_is_told(tree: Path) -> No
     assert told == {
         "with a hidden name": [".dir", ".hidden.png"],
         "that link to a folder": ["loop"],
-        "without the suffix of an image format": ["notes.txt"],
+        "without a known image suffix": ["notes.txt"],
     }
 
 

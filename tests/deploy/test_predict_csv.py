@@ -139,7 +139,7 @@ def test_unreadable_files_are_skipped_and_told(images: str, predict: Predict) ->
     assert names == ["a.png", "sub/c.png", "sub/d.png", "z.png"]
     skipped = [line for line in err if line.startswith("skipped: ")]
     assert [line.split()[1] for line in skipped] == ["images/b.png", "images/sub/cut.jpg"]
-    assert "left out 1 file without the suffix" in err[1] and "notes.txt" in err[1]
+    assert "left out 1 file without a known image suffix" in err[1] and "notes.txt" in err[1]
     assert err[-1].startswith("4 images, 2 unreadable in ")
 
 

@@ -20,6 +20,8 @@ from ssl_selmix.data import ImageSet
 from ssl_selmix.datasets import image_folder
 from ssl_selmix.images import decode
 from ssl_selmix.images import folder as folder_module
+from ssl_selmix.images.find import find
+from ssl_selmix.images.folder import listing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,7 +47,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, size: int | None = None) -> ImageSet:
-    return image_folder.load(image_folder.Config(root=str(root), size=size))
+    found = image_folder.load(image_folder.Config(root=str(root), size=size))
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def words(root: Path, *more: str) -> list[str]:
@@ -339,6 +343,14 @@ def test_a_folder_below_a_class_belongs_to_the_class(root: Path) -> None:
     assert found.train_labels.tolist() == [0] * 5 + [1] * 4
     assert torch.equal(found.train[1].permute(1, 2, 0), torch.from_numpy(inside))
     assert found.test is not None and torch.equal(found.train[4], found.test[1])
+
+
+def test_training_reads_the_kinds_of_file_that_predict_reads(root: Path) -> None:
+    for name in ("0.JFIF", "1.tga", "2.pnm"):
+        path = root / "train" / "cat" / name
+        Image.fromarray(pixels(8, 8, 3)).save(path, {"JFIF": "JPEG", "pnm": "PPM"}.get(name[2:]))
+    assert load(root).train_labels.tolist() == [0] * 7 + [1] * 4
+    assert find([root / "train" / "cat"]) == (listing(root / "train", ("cat",))[0], {})
 
 
 def test_a_class_without_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

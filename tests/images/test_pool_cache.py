@@ -52,7 +52,9 @@ def cache(tmp_path: Path) -> Path:
 
 def load(root: Path, cache: Path | str, size: int | None = None) -> ImageSet:
     config = image_folder.Config(root=str(root), cache=str(cache), size=size)
-    return image_folder.load(config)
+    found = image_folder.load(config)
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def same(one: ImageSet, two: ImageSet) -> bool:

@@ -186,7 +186,7 @@ def test_a_share_of_the_files_is_decoded(two: Path) -> None:
     data = test_files.assembled(two / "photographs")[0]
     whole = next(data.batches(("weak", "strong"), 4, 2, 0))
     share = next(data.shared(World(1, 2)).batches(("weak", "strong"), 4, 2, 0))
-    black = data.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    black = test_files.pool_of(data).normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     for one, other in ((whole.x, share.x), *((whole.u[v], share.u[v]) for v in (0, 1))):
         assert torch.equal(one[1::2], other[1::2])
         assert torch.equal(other[::2], black.expand(len(one) // 2, -1, -1, -1))
