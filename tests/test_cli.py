@@ -14,6 +14,7 @@ import pytest
 from ssl_selmix import __version__, cli
 from ssl_selmix.common import plugins
 from ssl_selmix.training import log
+from tests.helpers.images import noise_tree
 
 TINY = [
     *("fixmatch.steps=2", "fixmatch.batch=8", "selmix.steps=2", "selmix.batch=8"),
@@ -191,15 +192,7 @@ def test_an_output_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Six grey training images and one test image of each of two classes."""
-    from PIL import Image
-
-    root = tmp_path / "images"
-    for part, count in (("train", 6), ("test", 1)):
-        for name in ("cat", "dog"):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                Image.new("L", (8, 8), 40 * i).save(root / part / name / f"{i}.png")
-    return root
+    return noise_tree(tmp_path / "images", {"train": 6, "test": 1}, (8, 8))
 
 
 def folder_words(root: Path) -> list[str]:

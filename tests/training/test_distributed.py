@@ -22,6 +22,7 @@ from ssl_selmix.models import batch_norm
 from ssl_selmix.models.batch_norm import SharedBatchNorm2d
 from ssl_selmix.training import engine
 from tests.data import test_files
+from tests.helpers.images import photo_tree
 
 NAMES = list(plugins.available("algorithm"))
 STEPS = 3
@@ -150,7 +151,7 @@ def _norm_inputs() -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    test_files.write_photographs(folder / "photographs")
+    photo_tree(folder / "photographs", {"": test_files.NUM}, "012")
     mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
     return folder
 
