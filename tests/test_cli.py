@@ -175,6 +175,7 @@ def test_divergence_is_one_line_and_the_last_good_weights_stay(
     assert net and all(value.isfinite().all() for value in net.values())
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*BOTH, "--out", "run"]) == 0
     message = mistake([*BOTH, "--out", "run"], capsys)
@@ -201,6 +202,7 @@ def folder_words(root: Path) -> list[str]:
     return [*BOTH[:8], "model.name=cnn-4", "--dataset", "image_folder", f"data.root={root}", *small]
 
 
+@pytest.mark.slow
 def test_mistakes_in_an_image_folder(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
@@ -229,6 +231,7 @@ def test_mistakes_in_an_image_folder(images: Path, capsys: pytest.CaptureFixture
     assert run([*words, "--out", "run", "data.size=8"]) == 0
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback() -> None:
     words = [sys.executable, "train.py", "--algo", "fixmach", "--debug"]
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -304,6 +307,7 @@ print("HEAVY", sorted(heavy & sys.modules.keys()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["check", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = IMPORTS.replace("{words}", repr(words))

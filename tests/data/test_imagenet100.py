@@ -187,6 +187,7 @@ def test_fixmatch_then_selmix(undisturbed: Path) -> None:
     assert manifest["counts"]["validation"] == [3, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first_workers", "killed_at"), [(0, 7), (2, 3)])
 def test_killed_and_resumed_with_other_workers(
     root: Path,

@@ -277,6 +277,7 @@ def test_resuming_what_never_started_starts_it(finished: Path, tmp_path: Path) -
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"), [("1-fixmatch", 2), ("1-fixmatch", 6), ("2-selmix", 11)]
 )
@@ -622,6 +623,7 @@ def undisturbed(forks: Forks) -> tuple[Path, int]:
     return forks.folder / "undisturbed", events
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_leaves_no_trace(
     forks: Forks, undisturbed: tuple[Path, int]
 ) -> None:
@@ -650,6 +652,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert_same_run(forks.folder / "full", undisturbed[0])
 
 
+@pytest.mark.slow
 def test_resuming_with_an_edited_file_of_ones_own_is_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def f(c):\n    return c.diagonal().sum()\n")
