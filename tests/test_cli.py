@@ -14,6 +14,7 @@ import pytest
 from ssl_selmix import __version__, cli
 from ssl_selmix.common import plugins
 from ssl_selmix.training import log
+from tests.helpers.images import noise_tree
 
 TINY = [
     *("fixmatch.steps=2", "fixmatch.batch=8", "selmix.steps=2", "selmix.batch=8"),
@@ -174,6 +175,7 @@ def test_divergence_is_one_line_and_the_last_good_weights_stay(
     assert net and all(value.isfinite().all() for value in net.values())
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*BOTH, "--out", "run"]) == 0
     message = mistake([*BOTH, "--out", "run"], capsys)
@@ -191,15 +193,7 @@ def test_an_output_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Six grey training images and one test image of each of two classes."""
-    from PIL import Image
-
-    root = tmp_path / "images"
-    for part, count in (("train", 6), ("test", 1)):
-        for name in ("cat", "dog"):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                Image.new("L", (8, 8), 40 * i).save(root / part / name / f"{i}.png")
-    return root
+    return noise_tree(tmp_path / "images", {"train": 6, "test": 1}, (8, 8))
 
 
 def folder_words(root: Path) -> list[str]:
@@ -208,6 +202,7 @@ def folder_words(root: Path) -> list[str]:
     return [*BOTH[:8], "model.name=cnn-4", "--dataset", "image_folder", f"data.root={root}", *small]
 
 
+@pytest.mark.slow
 def test_mistakes_in_an_image_folder(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
@@ -236,6 +231,7 @@ def test_mistakes_in_an_image_folder(images: Path, capsys: pytest.CaptureFixture
     assert run([*words, "--out", "run", "data.size=8"]) == 0
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback() -> None:
     words = [sys.executable, "train.py", "--algo", "fixmach", "--debug"]
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -311,6 +307,7 @@ print("HEAVY", sorted(heavy & sys.modules.keys()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["check", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = IMPORTS.replace("{words}", repr(words))

@@ -34,6 +34,7 @@ def short(words: list[str]) -> list[str]:
     return [*words, *tiny, "model.name=cnn-4"]
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_page_does_what_it_says(
     assert len(set(re.findall(r"\) on (\w{8}),", out))) == 1
 
 
+@pytest.mark.slow
 def test_selmix_starts_from_the_head_that_acr_predicts_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_solvers_find_the_prior_in_every_shape(name: str) -> None:
         assert max(mean[method] for method in SOLVED) < 0.6 * mean["count"]
 
 
+@pytest.mark.slow
 def test_regularisation_helps_with_few_validation_images() -> None:
     source = long_tail()
     errors = np.array(
@@ -304,6 +305,7 @@ def test_linear_system_is_the_recorded_one_of_darp() -> None:
 # The interval.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SOLVED)
 def test_interval_covers_the_truth_in_most_seeds(method: str) -> None:
     truth, source = shape("head_tail"), long_tail()
@@ -319,6 +321,7 @@ def test_interval_covers_the_truth_in_most_seeds(method: str) -> None:
     assert float(np.mean(width)) < 0.08
 
 
+@pytest.mark.slow
 def test_one_step_interval_of_em_is_that_of_fitting_again() -> None:
     """Spread over independent problems, as the interval claims, and narrower with more images."""
     truth, source = shape("uniform"), long_tail()
@@ -336,6 +339,7 @@ def test_one_step_interval_of_em_is_that_of_fitting_again() -> None:
     assert float(torch.stack(widths).mean() / spread) == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_seed_decides_the_interval_only() -> None:
     given = problem(0, shape("middle"), long_tail(), pool=500)
     for method in label_shift.METHODS:

@@ -126,6 +126,7 @@ rules = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -152,6 +153,7 @@ def test_a_published_split_comes_back_whole(
     }
 
 
+@pytest.mark.slow
 def test_the_manifest_of_a_run_serves_another_and_belongs_to_its_identity(
     dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

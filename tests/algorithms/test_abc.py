@@ -343,6 +343,7 @@ def test_the_labeled_loss_is_plain_by_default() -> None:
     assert ABC.Config().logit_adjustment == 0
 
 
+@pytest.mark.slow
 def test_abc_recalls_more_of_the_rare_classes() -> None:
     plain, abc = recalls("supervised", seed=1, logit_adjustment=0.0), recalls("abc", seed=1)
     assert float(abc[-1] - plain[-1]) > 0.1

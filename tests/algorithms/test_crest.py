@@ -463,6 +463,7 @@ def test_alignment_starts_anew_with_the_network() -> None:
 # What it is for.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["crest", "crest_plus"])
 def test_the_rarest_class_is_found_more_often_than_by_fixmatch_and_supervised(name: str) -> None:
     found = mixture.recalls(name, steps=600, generations=2, seed=1)[-1]

@@ -378,6 +378,7 @@ def test_there_must_be_a_target() -> None:
         DARP.Config(prior="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [7, 12, 20])
 def test_refinement_resumes_bit_for_bit(moment: int, tmp_path: Path) -> None:
     """The contract's runs are too short for an estimate, so that nothing is refined in them."""
@@ -415,6 +416,7 @@ def test_an_absent_class_may_be_a_target_of_zero(tmp_path: Path) -> None:
     assert float(algorithm.refinery.refined[:, 1].sum()) < 0.1
 
 
+@pytest.mark.slow
 def test_refined_labels_are_better_than_the_predictions_for_the_tail() -> None:
     plain = mixture.recalls("supervised", seed=1, logit_adjustment=0.0)
     fixmatch = mixture.recalls("fixmatch", seed=1, logit_adjustment=0.0)

@@ -378,6 +378,7 @@ class WithBalancedHead(subjects.Subject):
         return super().make(data, net, **(settings | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
     [
@@ -470,6 +471,7 @@ def test_presets_have_the_published_constants(preset: str) -> None:
     assert all("  # " in line for line in text if ": " in line and not line.startswith("#"))
 
 
+@pytest.mark.slow
 def test_daso_survives_a_pool_with_the_tail_turned_around() -> None:
     """The mismatch that the paper is about, in which plain FixMatch loses the rarest class."""
     of = {"seed": 1, "pool_reversed": True}

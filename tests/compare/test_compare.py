@@ -382,6 +382,7 @@ def test_file_names_of_tables_are_short_and_their_own() -> None:
     assert all(len(slug) <= 60 and slug.isascii() for slug in slugs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_names_of_any_kind_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_results(tmp_path / "r", results([stage("_a$\\frac$", START), stage("b_$", END)]))
@@ -459,6 +460,7 @@ def test_a_dash_is_the_standard_output_alone(
     assert "worst class" in out and "# Comparison" not in out
 
 
+@pytest.mark.slow
 def test_nothing_that_exists_is_written_over_and_that_is_found_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -536,6 +538,7 @@ def logged_run(folder: Path, seed: int) -> None:
     write_results(folder, content, logs=[first_rows, second_rows])
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn_and_every_output_has_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -594,6 +597,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_without_network_for_small_screens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -614,6 +618,7 @@ def test_the_report_is_one_file_without_network_for_small_screens(
     )
 
 
+@pytest.mark.slow
 def test_figures_without_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_results(tmp_path / "r", results([stage("fixmatch", START)]))
     _, out, _ = run([tmp_path / "r", "--html", tmp_path / "o.html"], capsys)
@@ -720,6 +725,7 @@ def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:
     assert protocol.keys(found)["steps"] == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "most"), [("cifar10-jpeg", 60), ("cifar10-jpeg-long", 6), ("digits", 70)]
 )

@@ -465,6 +465,7 @@ def test_every_check_is_shown_to_find_something() -> None:
     assert all(titles) and len(set(titles)) == len(titles)
 
 
+@pytest.mark.slow
 def test_the_checks_pass_a_good_method_with_rounds(tmp_path: Path) -> None:
     class GoodRounds(Good):
         def clock(self, step: int) -> tuple[int, int]:

@@ -101,6 +101,7 @@ def test_every_objective_survives_two_reestimations(
     assert is_finite(algorithm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -202,6 +203,7 @@ def test_constraints_from_a_file_are_kept_in_the_checkpoint(tmp_path: Path) -> N
     assert lam.shape == (1,) and 0 < float(lam) <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [3, 10, 14, 23])
 def test_killed_and_resumed_is_exact_when_everything_is_taken_back(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +232,7 @@ def test_killed_and_resumed_is_exact_when_everything_is_taken_back(
         assert checkpoint.digest(states[0]) == checkpoint.digest(states[1])
 
 
+@pytest.mark.slow
 def test_a_diverging_trusted_step_recovers(tmp_path: Path) -> None:
     data = make_data(3)
     algorithm, _ = train(data, tmp_path, steps=40, lr=1e30)

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -42,6 +42,7 @@ from ssl_selmix.datasets import image_folder
 from ssl_selmix.images import digests
 from ssl_selmix.images.digests import FileImages
 from ssl_selmix.splits import Counts, LongTailSplit
+from tests.helpers.images import photo_tree
 
 VIEWS = ("weak", "strong", "weak")
 NUM = 20  # images of each class
@@ -52,19 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of 20 JPEG files, about 60×48 pixels."""
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
-
-
-def write_photographs(root: Path) -> Path:
-    """Those images below this folder."""
-    rng = np.random.default_rng(0)
-    for label, i in itertools.product(range(3), range(NUM)):
-        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) // 2 + 40 * label
-        size = (60 + i % 3, 48)
-        path = root / f"{label}" / f"{i:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), cv2.resize(pixels.astype(np.uint8), size))
-    return root
+    return photo_tree(tmp_path_factory.mktemp("photographs"), {"": NUM}, "012")
 
 
 def source(folder: Path, workers: int = 0, memory: Path | None = None) -> FileSet:
@@ -88,13 +77,25 @@ def pool_of(data: Data) -> FilePool:
 
 
 @pytest.fixture
-def load(folder: Path) -> Iterator[Callable[[int], Data]]:
-    """Data read by so many workers, which must be gone afterwards."""
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Data]]:
+    """Data read by so many workers, which must be gone afterwards, each because it was told to."""
+    killed: list[BaseProcess] = []
+    terminate = BaseProcess.terminate
+
+    def kill(process: BaseProcess) -> None:
+        killed.append(process)
+        terminate(process)
+
+    monkeypatch.setattr(BaseProcess, "terminate", kill)
+    # A worker that nobody tells to end looks for itself after five seconds, and torch kills it if
+    # it has not ended after as many. No machine is so busy that one that was told takes a minute.
+    monkeypatch.setattr(torch.utils.data._utils.worker, "MP_STATUS_CHECK_INTERVAL", 600.0)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60.0)
+    gc.freeze()  # what was there before needs no search
     yield lambda workers: assembled(folder, workers)[0]
-    start = time.monotonic()
     gc.collect()
-    assert not multiprocessing.active_children()
-    assert time.monotonic() - start < 4  # a worker that is not told to end is waited for
+    gc.unfreeze()
+    assert not killed and not multiprocessing.active_children()
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests import recorded
+from tests.helpers import recorded
 from tests.helpers.recorded import Recording, Vectors
 
 Array = NDArray[Any]

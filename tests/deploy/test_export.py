@@ -76,6 +76,7 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_state_dict_loads_as_its_json_says(
     network: str,
@@ -95,6 +96,7 @@ def test_a_state_dict_loads_as_its_json_says(
     assert_same(fresh["net"], run)
 
 
+@pytest.mark.slow
 def test_the_code_beside_a_state_dict_is_a_program_of_its_own(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "it's mine.pt"
     export.export(digits, {"state_dict": path})
@@ -107,6 +109,7 @@ def test_the_code_beside_a_state_dict_is_a_program_of_its_own(digits: Path, tmp_
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_torchscript(network: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
     run, normalise = run_of(network), network != "cnn-4"
@@ -114,12 +117,14 @@ def test_torchscript(network: str, run_of: Callable[[str], Path], tmp_path: Path
     assert_same(torch.jit.load(tmp_path / "m.pt"), run, normalise)
 
 
+@pytest.mark.slow
 def test_torch_export(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     run = run_of("wrn-10-1")
     export.export(run, {"pt2": tmp_path / "m.pt2"}, normalise=True)
     assert_same(torch.export.load(tmp_path / "m.pt2").module(), run, normalise=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_onnx(network: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="pip install 'ssl_selmix[onnx]'")

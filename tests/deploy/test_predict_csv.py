@@ -240,6 +240,7 @@ def test_no_run_is_told(tmp_path: Path, images: str, capsys: pytest.CaptureFixtu
     assert "is no run of ssl_selmix" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGPIPE")
 def test_a_reader_that_has_seen_enough(digits: Path, images: str) -> None:
     for i in range(500):  # more than a pipe holds

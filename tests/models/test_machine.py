@@ -144,6 +144,7 @@ def test_a_trial_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     assert int(after) == int(before["1.num_batches_tracked"]) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["joint", "lazy"])
 def test_a_compiled_network_trains_what_the_network_trains(how: str, tmp_path: Path) -> None:
     """With the backend that only traces: the compiler itself takes a minute."""
@@ -191,6 +192,7 @@ def test_half_precision_scales_its_losses_and_resumes(tmp_path: Path) -> None:
     assert other.scaler.state_dict() == state["scaler"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fixmatch", "selmix"])
 def test_half_precision_resumes_bit_for_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

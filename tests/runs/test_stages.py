@@ -23,6 +23,7 @@ from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
 from ssl_selmix.splits import read_manifest
 from ssl_selmix.training import checkpoint, log
+from tests.helpers.images import noise_tree
 
 SETTINGS = [
     *("fixmatch.steps=6", "fixmatch.evaluate_every=3", "fixmatch.batch=8"),
@@ -276,6 +277,7 @@ def test_resuming_what_never_started_starts_it(finished: Path, tmp_path: Path) -
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"), [("1-fixmatch", 2), ("1-fixmatch", 6), ("2-selmix", 11)]
 )
@@ -414,17 +416,9 @@ FOLDER_SETTINGS = [
 ]
 
 
-def make_images(root: Path, size: int = 8) -> list[str]:
+def make_images(root: Path) -> list[str]:
     """Twelve training and two test images per class; the words of a run on them."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 2)):
-        for k, name in enumerate(CLASSES):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(80 * k, 80 * k + 80, (size, size, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{i:02}.png")
+    noise_tree(root, {"train": 12, "test": 2}, classes=CLASSES)
     base = ["--algo", "fixmatch", "--then", "selmix", "--dataset", "image_folder"]
     return [*base, f"data.root={root}", *FOLDER_SETTINGS]
 
@@ -445,7 +439,7 @@ def test_resuming_on_changed_images_is_refused(tmp_path: Path) -> None:
     base = make_images(tmp_path / "images")
     with killed_at("1-fixmatch", 1):
         train(tmp_path / "run", base=base)
-    (tmp_path / "images" / "train" / "plain" / "00.png").unlink()
+    (tmp_path / "images" / "train" / "plain" / "0.png").unlink()
     before = contents(tmp_path / "run")
     assert "other images" in refusal(tmp_path / "run", "--resume", base=base)
     assert contents(tmp_path / "run") == before
@@ -629,6 +623,7 @@ def undisturbed(forks: Forks) -> tuple[Path, int]:
     return forks.folder / "undisturbed", events
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_leaves_no_trace(
     forks: Forks, undisturbed: tuple[Path, int]
 ) -> None:
@@ -657,6 +652,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert_same_run(forks.folder / "full", undisturbed[0])
 
 
+@pytest.mark.slow
 def test_resuming_with_an_edited_file_of_ones_own_is_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def f(c):\n    return c.diagonal().sum()\n")

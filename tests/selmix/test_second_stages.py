@@ -278,6 +278,7 @@ def recalls(net: Classifier) -> Tensor:
     return torch.tensor(engine.measure_test(algorithm, data)["per_class_recall"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FROZEN)
 def test_the_rarest_class_is_found_more_often_than_before(kind: type[FrozenBody]) -> None:
     _, after = trained(kind, steps=200, batch=64, keep="last")

@@ -97,6 +97,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
             assert tau == (0.0 if run.arms[0].endswith("plain") else 1.0)
 
 
+@pytest.mark.slow
 def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
     firsts = {"fixmatch", "fixmatch plain", "supervised", "abc", "csst", "daso", "crest_plus"}
     study, long = Sweep(read("cifar10-jpeg")), Sweep(read("cifar10-jpeg-long"))
@@ -309,6 +310,7 @@ VALUES = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(VALUES | st.lists(VALUES, max_size=3))
 @example("1e3")
@@ -381,6 +383,7 @@ def states(*words: str) -> dict[str, str]:
     return {str(folder): state for folder, (state, _) in found.items()}
 
 
+@pytest.mark.slow
 def test_every_run_is_started_once_after_its_base(swept: tuple[Path, list[str], str]) -> None:
     folder, asked, said = swept
     runs = tiny().runs
@@ -425,6 +428,7 @@ def test_what_is_finished_is_not_run_again(
     assert capsys.readouterr().out == "out: 0 of 10 runs are left\n"
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_run(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(AFTER)
     Path("tiny.yaml").write_text(TINY.replace("[0, 1]", "[0, 2]"))  # another seed: other runs
@@ -439,6 +443,7 @@ def test_only_what_is_missing_is_run(again: list[str], capsys: pytest.CaptureFix
     assert again == [str(AFTER)]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_is_resumed(again: list[str]) -> None:
     """Its stage ended, and it was killed before its results were written."""
     expected = json.loads((AFTER / "results.json").read_text())
@@ -467,6 +472,7 @@ def test_runs_of_other_settings_are_named_and_not_mixed(
     assert set(states("threads=2").values()) == {FINISHED, MISSING}  # decides no result
 
 
+@pytest.mark.slow
 def test_a_second_stage_of_other_weights_is_named(again: list[str]) -> None:
     shutil.rmtree(FIRST)
     assert [states()[str(f)] for f in (FIRST, AFTER)] == [MISSING, FINISHED]
@@ -568,6 +574,7 @@ def test_a_failure_costs_only_what_starts_from_it(
     assert failed in lines[-3:] and lines[-1] == "the same command runs what is left"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_children_and_theirs(
     stub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -615,6 +622,7 @@ processes.by_processes([processes.Job(run.folder, (run,))], [{}], print)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_a_lock_as_long_as_its_children_live(stub: Path) -> None:
     stub.write_text(json.dumps({str(FIRST): "hang"}))
     words = [sys.executable, "-c", ORPHAN, json.dumps(processes.TRAIN)]
@@ -663,6 +671,7 @@ def test_places_share_gpus_and_cores(stub: Path) -> None:
 # --- Clusters ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("again")
 def test_a_job_array_has_a_task_per_chain_with_runs_left(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -697,6 +706,7 @@ def test_a_job_array_has_a_task_per_chain_with_runs_left(
     assert subprocess.run(["bash", "-n", "array.sh"]).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_task_of_the_array_runs_its_chain(tmp_path: Path) -> None:
     """The script itself, as a node would execute it: real processes, real training."""
     Path("one.yaml").write_text(TINY.partition("then:\n  selmix")[0].replace("\n  then: ", "\n #"))
@@ -717,6 +727,7 @@ def ray() -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_ray_runs_the_same_chains(tmp_path: Path) -> None:
     """On this machine, which is Ray's local cluster; in a process, for Ray changes its own."""
