@@ -29,6 +29,7 @@ from ssl_selmix.contract.subjects import (
 from ssl_selmix.data import Data
 from ssl_selmix.metrics import NAMES
 from ssl_selmix.models import Classifier, batch_norm
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import checkpoint, engine
 
 
@@ -118,10 +119,10 @@ def check_export(subject: Subject, folder: Path) -> None:
         [module.momentum for module in batch_norm.batch_norms(exported)] == expected_momenta,
         "batch norms come back with another momentum; restore it in `export`",
     )
-    fitted.net.autocast = torch.bfloat16
+    fitted.net.prepared(Execution("bf16"))
     demand(
-        exported.rebuild is not None and fitted.export().autocast is torch.bfloat16,
-        "the exported network lacks `rebuild` or `autocast`; begin with super().export(), which "
+        exported.rebuild is not None and fitted.export().execution.precision == "bf16",
+        "the exported network lacks `rebuild` or `execution`; begin with super().export(), which "
         "keeps both",
     )
 

@@ -16,6 +16,7 @@ from ssl_selmix.common.processes import World
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.models import batch_norm, classifier, execution, weights
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.runs import load, summary
 from ssl_selmix.runs.folder import (
     check_resumed,
@@ -76,7 +77,7 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     net = _start(plan, inputs, results, out) if plan.request.init else None
     for index, stage in enumerate(plan.stages):
         algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
-        algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        execution.placed(algorithm, plan.device)
         stage_data = loaded.at_stage(stage)
         images = algorithm.images_per_step
         logs = StageLog if writes else SilentLog
@@ -88,8 +89,6 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
             plan.fingerprint(index, inputs.sha256),
             resume=request.resume,
             diagnostics=inputs.diagnostics,
-            compiled=plan.run.compile,
-            world=world,
             measure_last=index >= len(results["stages"]),
         )
         net = fitted.algorithm.export().requires_grad_(True)
@@ -165,8 +164,8 @@ def build(
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
         net = models.build(plan.config["model"], task.num_classes, channels)
-    net.autocast = execution.DTYPES[plan.run.precision]
-    net.step = plan.config["step"].name
+    how, run = plan.config["step"].name, plan.run
+    net.prepared(Execution(run.precision, how, processes.world(), run.compile))
     if plan.run.sync_batch_norm and processes.world():
         batch_norm.share_batch_norms(net, plan.device)
     return kind(net, task, plan.config[name])
@@ -201,9 +200,8 @@ def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) ->
     for note in weights.load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
     # As the stages compute: in another number format or layout the same weights have other figures.
-    net.autocast = execution.DTYPES[plan.run.precision]
+    net.prepared(Execution(plan.run.precision), inputs.data.device)
     given = Algorithm(net, task, Algorithm.Config())
-    given.to(device=inputs.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     results["start"] = _measure("start", engine.Fitted(given, 0, 0, 0.0), inputs.data)
     return net
 

@@ -42,7 +42,8 @@ def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -
     device = next(net.parameters()).device
     training = net.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(torch.zeros(1, *image_shape, device=device))
+        # No exchange with other processes: the work of one image is counted, on any device.
+        net.eval().classifier(net.share_features(torch.zeros(1, *image_shape, device=device)))
     net.train(training)
     return 3.0 * images * float(counter.get_total_flops())
 

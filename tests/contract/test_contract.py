@@ -415,7 +415,7 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (life.check_export, Hidden, r"predicts something else; .* super\(\)\.export\(\)"),
     (life.check_export, Shared, "shares tensors"),
     (life.check_export, OtherMomentum, "another momentum"),
-    (life.check_export, Bare, "lacks `rebuild` or `autocast`"),
+    (life.check_export, Bare, "lacks `rebuild` or `execution`"),
     (life.check_state, Attribute, r"other losses; .* register_buffer"),
     (life.check_resume, Attribute, "killed after step 1[12] of .* keep all state in buffers"),
     (life.check_resume, OtherRandom, "killed after step 1 of 12 .* torch's global generator"),

@@ -5,7 +5,6 @@ view adds noise, which tells a learner that single pixels do not matter. Few lab
 unlabeled images with the same tail; a balanced test set.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -79,10 +78,7 @@ def make_net() -> Classifier:
     hidden = nn.Sequential(
         nn.Flatten(), nn.Linear(SIDE * SIDE, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU()
     )
-    net = Classifier(hidden, nn.Linear(32, NUM_CLASSES))
-    rebuild: Callable[[], Classifier] = make_net
-    net.rebuild = rebuild
-    return net
+    return Classifier(hidden, nn.Linear(32, NUM_CLASSES), rebuild=make_net)
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_selmix import contract, models
 from ssl_selmix.contract import life, subjects
 from ssl_selmix.models import execution
-from ssl_selmix.models.execution import Compiled
+from ssl_selmix.models.execution import Compiled, Execution
 from ssl_selmix.runs import train
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.training import engine, machine
@@ -151,17 +151,14 @@ def test_a_compiled_network_trains_what_the_network_trains(how: str, tmp_path: P
     original = torch.compile
     for compiled in (False, True):
         data, _ = subjects.make_data()
-        net = subjects.make_net(data)
-        net.step = how
+        net = subjects.make_net(data).prepared(Execution(views=how, compiled=compiled))
         algorithm = contract.subject("fixmatch").make(data, net, keep="last", threshold=0.4)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 torch, "compile", lambda m, mode: original(m, backend="eager", dynamic=False)
             )
-            fitted = engine.fit(
-                algorithm, data, tmp_path / str(compiled), subjects.Quiet(), "f", compiled=compiled
-            )
-        assert algorithm.net.runner is None
+            fitted = engine.fit(algorithm, data, tmp_path / str(compiled), subjects.Quiet(), "f")
+        assert algorithm.net.execution.runner is None
         found[compiled] = fitted.algorithm.state_dict()
     if how == "joint":
         for name, value in found[False].items():
@@ -173,8 +170,7 @@ def test_a_compiled_network_trains_what_the_network_trains(how: str, tmp_path: P
 def test_half_precision_scales_its_losses_and_resumes(tmp_path: Path) -> None:
     def algorithm() -> Any:
         data, _ = subjects.make_data()
-        net = subjects.make_net(data)
-        net.autocast = torch.float16
+        net = subjects.make_net(data).prepared(Execution("fp16"))
         return contract.subject("fixmatch").make(data, net, keep="last"), data
 
     one, data = algorithm()
@@ -198,9 +194,7 @@ def test_half_precision_resumes_bit_for_bit(
     original = subjects.make_net
 
     def half(data: Any, seed: int = 1) -> models.Classifier:
-        net = original(data, seed)
-        net.autocast, net.step = torch.float16, "lazy"
-        return net
+        return original(data, seed).prepared(Execution("fp16", "lazy"))
 
     monkeypatch.setattr(subjects, "make_net", half)
     life.check_resume(contract.subject(name), tmp_path)
@@ -208,13 +202,12 @@ def test_half_precision_resumes_bit_for_bit(
 
 def test_a_step_that_overflows_is_left_out_and_the_scale_falls(tmp_path: Path) -> None:
     data, _ = subjects.make_data()
-    net = subjects.make_net(data)
-    net.autocast = torch.float16
+    net = subjects.make_net(data).prepared(Execution("fp16"))
     algorithm = contract.subject("supervised").make(data, net, keep="last", ema=0.0)
     trainer = engine.Trainer(algorithm, data, tmp_path, subjects.Quiet(), "f")
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     before = copy.deepcopy(dict(algorithm.named_parameters()))
-    trainer._train_step(next(algorithm.batches(data, 0)))
+    trainer.step_once(algorithm.batches(data, 0))
     assert trainer.scaler.get_scale() == 2.0**119
     for key, value in algorithm.named_parameters():
         assert torch.equal(value, before[key])
@@ -238,6 +231,6 @@ def test_a_run_records_what_auto_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(request)
     assert plan.identity()["precision"] == "bf16"
     net = train.build(plan, 0, subjects.make_data()[0].task, 1, None).net
-    assert net.autocast is torch.bfloat16
+    assert net.execution.dtype is torch.bfloat16
     digits = Plan(Request(["fixmatch"]))
     assert digits.identity()["precision"] == "fp32"  # as its preset says

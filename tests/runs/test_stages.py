@@ -73,15 +73,15 @@ def killed_at(stage: str, step: int) -> Iterator[None]:
     """End the run after this step of this stage, before anything is saved."""
     from ssl_selmix.training.engine import Trainer
 
-    train_step = Trainer._train_step
+    step_once = Trainer.step_once
 
-    def step_and_die(self: Trainer, batch: Any) -> None:
-        train_step(self, batch)
+    def step_and_die(self: Trainer, batches: Any) -> None:
+        step_once(self, batches)
         if (self.data.stage, self.step) == (stage, step):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_train_step", step_and_die)
+        patch.setattr(Trainer, "step_once", step_and_die)
         yield
 
 
@@ -528,13 +528,13 @@ from ssl_selmix.training import engine, log
 for name in plugins.available("algorithm"):
     algorithm.load(name)
 log.picture = lambda *_: numpy.zeros((1, 1, 3), numpy.uint8)
-train_step = engine.Trainer._train_step
+step_once = engine.Trainer.step_once
 
-def announced(self, batch):
-    train_step(self, batch)
+def announced(self, batches):
+    step_once(self, batches)
     sys.audit("test.step", self.step)
 
-engine.Trainer._train_step = announced
+engine.Trainer.step_once = announced
 
 def attempt(argv, folder, kill_at, full_at_step):
     events = 0
