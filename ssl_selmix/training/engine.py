@@ -400,7 +400,7 @@ def fit(
     world = algorithm.net.execution.world
     if world is None or world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    if _keeps_rows(algorithm):
+    if reads_shares(algorithm):
         data = data.shared(world)
     trainer = Trainer(algorithm, data, folder, log, fingerprint)
     state, refused = None, list[str]()
@@ -432,11 +432,13 @@ def fit(
     return Fitted(trainer.teacher, kept, trainer.step, seconds, last)
 
 
-def _keeps_rows(algorithm: Algorithm) -> bool:
-    """Whether the class that wrote the step says so; a class derived from it may do otherwise."""
-    own = next(kind for kind in type(algorithm).__mro__ if "forward" in vars(kind))
-    # A lazy step shares out the images that count, whoever decoded them.
-    return vars(own).get("mixes_images") is False and algorithm.net.execution.views != "lazy"
+def reads_shares(algorithm: Algorithm) -> bool:
+    """Whether each of several processes decodes its rows of a batch of files only.
+
+    In a lazy step every process needs all files: which images count is known too late.
+    """
+    kept = getattr(type(algorithm).forward, "keeps_rows", False)
+    return bool(kept) and algorithm.net.execution.views != "lazy"
 
 
 def runner_of(net: Classifier, warn: Callable[[str], None]) -> Callable[[Tensor], Tensor] | None:

@@ -217,16 +217,37 @@ def test_layers_that_do_more_than_normalise_are_not_shared() -> None:
 
 def test_a_class_that_rewrites_the_step_reads_all_files_unless_it_says_otherwise() -> None:
     fixmatch = contract.subject("fixmatch").make(subjects.make_data()[0])
-    assert engine._keeps_rows(fixmatch)
+    assert engine.reads_shares(fixmatch)
     fixmatch.net.prepared(Execution(views="lazy"))
-    assert not engine._keeps_rows(fixmatch)  # which images count is known too late
+    assert not engine.reads_shares(fixmatch)  # which images count is known too late
 
     class Mine(type(fixmatch)):  # type: ignore[misc]
         def forward(self, batch: Any, ctx: Any) -> Any:
             return super().forward(batch, ctx)
 
     mine = subjects.Subject("mine", Mine).make(subjects.make_data()[0])
-    assert not engine._keeps_rows(mine)
+    assert not engine.reads_shares(mine)
+
+    with pytest.warns(DeprecationWarning, match="is @keeps_rows on forward now"):
+
+        class OfVersion01(type(fixmatch)):  # type: ignore[misc]
+            mixes_images = False
+
+            def forward(self, batch: Any, ctx: Any) -> Any:
+                return super().forward(batch, ctx)
+
+    class Derived(OfVersion01):
+        def forward(self, batch: Any, ctx: Any) -> Any:
+            return super().forward(batch, ctx)
+
+    class Inherits(OfVersion01):
+        pass
+
+    kept = [
+        engine.reads_shares(subjects.Subject("mine", kind).make(subjects.make_data()[0]))
+        for kind in (OfVersion01, Derived, Inherits)
+    ]
+    assert kept == [True, False, True]
 
 
 @pytest.mark.parametrize(("num", "size"), [(6, 2), (7, 2), (1, 3), (8, 3)])
