@@ -45,7 +45,7 @@ def main() -> None:
     """Print the table as Markdown."""
     parser = parser_of(__doc__, rounds=7)
     args = parser.parse_args()
-    every = machine.MACHINE_THREADS
+    every = machine.machine_threads()
     rows = []
     for name, size, batch in SIZES:
         data = make_data(Sizes(size=size))

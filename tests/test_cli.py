@@ -8,17 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ssl_selmix import __version__, cli
 from ssl_selmix.common import plugins
-from ssl_selmix.training import log
 
 TINY = [
     *("fixmatch.steps=2", "fixmatch.batch=8", "selmix.steps=2", "selmix.batch=8"),
     *("model.name=cnn-4", "data.labeled.largest=15", "data.unlabeled.largest=20"),
-    *("data.validation=3", "data.test=3"),
+    *("data.validation=3", "data.test=3", "pictures=false"),
 ]
 BOTH = ["--algo", "fixmatch", "--then", "selmix", *TINY]
 ROOT = Path(cli.__file__).resolve().parents[1]
@@ -27,7 +25,6 @@ ROOT = Path(cli.__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
 
 
 def run(words: Sequence[str]) -> int:

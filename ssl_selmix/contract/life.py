@@ -15,7 +15,6 @@ from torch import Tensor
 from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.contract.settings import _shown
 from ssl_selmix.contract.subjects import (
-    Quiet,
     Subject,
     backward,
     demand,
@@ -31,6 +30,7 @@ from ssl_selmix.metrics import NAMES
 from ssl_selmix.models import Classifier, batch_norm
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import checkpoint, engine
+from ssl_selmix.training.log import SilentLog
 
 
 def check_on_validation(subject: Subject, folder: Path) -> None:
@@ -38,7 +38,7 @@ def check_on_validation(subject: Subject, folder: Path) -> None:
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
     evaluation = engine.evaluate(algorithm, data, pool=algorithm.needs_pool(0))
-    log = Quiet()
+    log = SilentLog(keep=True)
     fit(subject.make(data), data, folder, log=log)
     for extra in (algorithm.on_validation(evaluation, ctx), *log.extras):
         taken = extra.keys() & set(NAMES)

@@ -53,7 +53,7 @@ class Network:
         chosen, self._reading = _machine(opened, settings)
         self._device = machine.set_up_device(chosen.device)
         if chosen.threads:
-            torch.set_num_threads(chosen.threads)
+            machine.use_threads(chosen.threads)
         self._model = opened.model.to(self._device)
         precision = precision_of(chosen.precision, self._device)
         self._model.net.prepared(Execution(precision), self._device)

@@ -27,7 +27,10 @@ from ssl_selmix.training import checkpoint, machine
 NO_PRESET = "none"
 PLACES = ("init.path", "data.manifest.path")
 # What another machine may have otherwise than that of the run.
-MAY_CHANGE = (*config.MACHINE_KEYS, "precision", "data.root", "data.download")
+MAY_CHANGE = (
+    *(key for key in config.MACHINE_KEYS if key != "pictures"),  # commands that draw none
+    *("precision", "data.root", "data.download"),
+)
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
 

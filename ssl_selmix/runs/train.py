@@ -80,12 +80,13 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
         execution.placed(algorithm, plan.device)
         stage_data = loaded.at_stage(stage)
         images = algorithm.images_per_step
-        logs = StageLog if writes else SilentLog
+        folder, names, drawn = plan.out / stage, loaded.class_names, plan.run.pictures
+        log = StageLog(folder, stage, names, out, images, pictures=drawn) if writes else SilentLog()
         fitted = engine.fit(
             algorithm,
             stage_data,
             plan.out / stage,
-            logs(plan.out / stage, stage, loaded.class_names, out, images),
+            log,
             plan.fingerprint(index, inputs.sha256),
             resume=request.resume,
             diagnostics=inputs.diagnostics,
@@ -136,8 +137,7 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
             f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
             "the data set has it"
         ) from error
-    threads = plan.run.threads or machine.threads_for(flops)
-    torch.set_num_threads(threads)
+    threads = machine.use_threads(plan.run.threads or machine.threads_for(flops))
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
     plural = "s" if threads > 1 else ""
     text = f"  machine: {plan.device}, {threads} thread{plural} ({why}), {plan.run.precision}"

@@ -22,14 +22,14 @@ from ssl_selmix import cli
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
 from ssl_selmix.splits import read_manifest
-from ssl_selmix.training import checkpoint, log
+from ssl_selmix.training import checkpoint
 
 SETTINGS = [
     *("fixmatch.steps=6", "fixmatch.evaluate_every=3", "fixmatch.batch=8"),
     *("selmix.steps=12", "selmix.evaluate_every=10", "selmix.batch=8", "selmix.lr=0.01"),
     *("selmix.keep=last", "model.name=cnn-4"),
     *("data.labeled.largest=15", "data.unlabeled.largest=20"),
-    *("data.validation=3", "data.test=3"),
+    *("data.validation=3", "data.test=3", "pictures=false"),
 ]
 TWO_STAGES = ["--algo", "fixmatch", "--then", "selmix", *SETTINGS]
 STAGE_FILES = {"last.pt", "previous.pt", "best.pt", "model.pt", "metrics.jsonl"}
@@ -42,25 +42,11 @@ TIMES = {"steps_per_second", "images_per_second"}
 ROOT = Path(cli.__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes nine tenths of a tiny run."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
-
-
-@pytest.fixture
-def pictures() -> None:
-    """For tests that want them drawn."""
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of both stages that nothing disturbed; tests only read it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
-        assert cli.main([*TWO_STAGES, "--out", str(folder)]) == 0
+    assert cli.main([*TWO_STAGES, "--out", str(folder)]) == 0
     return folder
 
 
@@ -217,13 +203,12 @@ def test_the_second_stage_starts_from_what_the_first_one_kept(finished: Path) ->
     assert all(torch.equal(kept[k], start["teacher"][k]) for k in same)
 
 
-@pytest.mark.usefixtures("pictures")
 def test_pictures_of_matrices_are_logged(tmp_path: Path) -> None:
     tensorboard: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     base = ["--algo", "selmix", *SETTINGS[3:]]
     base = [word for word in base if not word.startswith(("selmix.steps", "selmix.evaluate"))]
-    train(tmp_path / "run", "selmix.steps=1", base=base)
+    train(tmp_path / "run", "selmix.steps=1", "pictures=true", base=base)
     events = tensorboard.EventAccumulator(str(tmp_path / "run" / "1-selmix"))
     events.Reload()
     assert set(events.Tags()["images"]) == {"confusion", "gain_matrix", "pair_distribution"}
@@ -311,7 +296,7 @@ def test_the_manifest_says_which_command_drew_the_split(finished: Path) -> None:
     assert words[:2] == ["ssl-selmix", "train"]
     args = cli._parser().parse_intermixed_args(words[2:])
     assert [args.algo, *args.then, args.dataset] == ["fixmatch", "selmix", "digits"]
-    assert args.settings == SETTINGS
+    assert args.settings == [word for word in SETTINGS if word != "pictures=false"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
@@ -429,7 +414,6 @@ def make_images(root: Path, size: int = 8) -> list[str]:
     return [*base, f"data.root={root}", *FOLDER_SETTINGS]
 
 
-@pytest.mark.usefixtures("pictures")
 def test_image_folder_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_images(tmp_path / "images")
     results = train(tmp_path / "run", base=base)
@@ -523,11 +507,10 @@ import matplotlib.figure, numpy, sklearn.datasets, torch._dynamo, torch.utils.te
 from ssl_selmix import algorithm, cli
 from ssl_selmix.common import plugins
 from ssl_selmix.runs import train
-from ssl_selmix.training import engine, log
+from ssl_selmix.training import engine
 
 for name in plugins.available("algorithm"):
     algorithm.load(name)
-log.picture = lambda *_: numpy.zeros((1, 1, 3), numpy.uint8)
 step_once = engine.Trainer.step_once
 
 def announced(self, batches):

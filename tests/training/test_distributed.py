@@ -22,6 +22,7 @@ from ssl_selmix.models import batch_norm
 from ssl_selmix.models.batch_norm import SharedBatchNorm2d
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import engine
+from ssl_selmix.training.log import SilentLog
 from tests.data import test_files
 
 NAMES = list(plugins.available("algorithm"))
@@ -56,7 +57,7 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
         algorithm,
         data,
         folder / f"{name}-{how}",
-        subjects.Quiet(),
+        SilentLog(),
         "test",
         diagnostics=diagnostics,
     )
@@ -97,7 +98,7 @@ def from_files(name: str, folder: Path, how: str) -> dict[str, Any]:
         batch_norm.share_batch_norms(net, torch.device("cpu"))
     algorithm = contract.subject(name).make(data, net, steps=STEPS, keep="last", lr=0.01)
     place = folder / f"{name}-{how}-files"
-    engine.fit(algorithm, data, place, subjects.Quiet(), "test")
+    engine.fit(algorithm, data, place, SilentLog(), "test")
     return tensors(algorithm.state_dict())
 
 
