@@ -186,7 +186,7 @@ def _same_steps(subject: Subject, settings: dict[str, Any], scale: float) -> Non
         remedy = "use joint_features, or Look and declare it in `forwards`"
         if how in algorithm.forwards:
             remedy = f'ask Look.rest for every image that counts, or take "{how}" out of `forwards`'
-        demand(same, f"step.{how}=true changes losses or gradients; {remedy}")
+        demand(same, f"views.{how}=true changes losses or gradients; {remedy}")
 
 
 def check_batches(subject: Subject, folder: Path) -> None:

@@ -143,13 +143,13 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     text = f"  machine: {plan.device}, {threads} thread{plural} ({why}), {plan.run.precision}"
     out.print(text, highlight=False, markup=False)
     for (name, _), algorithm in zip(plan.algorithms, algorithms, strict=True):
-        how = plan.config["step"].name
+        how = plan.config["views"].name
         if how not in algorithm.forwards:
             split = "split" in algorithm.forwards
             then = (
-                "needs all strong views: step.lazy means step.split"
+                "needs all strong views: views.lazy means views.split"
                 if split
-                else (f"has no views to treat otherwise: step.{how} changes nothing in it")
+                else (f"has no views to treat otherwise: views.{how} changes nothing in it")
             )
             out.print(f"  {name} {then}", highlight=False, markup=False)
     if plan.run.sync_batch_norm and world is None:
@@ -164,7 +164,7 @@ def build(
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
         net = models.build(plan.config["model"], task.num_classes, channels)
-    how, run = plan.config["step"].name, plan.run
+    how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))
     if plan.run.sync_batch_norm and processes.world():
         batch_norm.share_batch_norms(net, plan.device)
@@ -219,7 +219,7 @@ def _protocol(plan: Plan, inputs: Inputs, net: models.Classifier) -> dict[str, A
         "validation": f"held out of {held}, labeled",
         "steps": [plan.config[name].steps for name, _ in plan.algorithms],
         "precision": plan.run.precision,
-        "step": plan.config["step"].name,
+        "step": plan.config["views"].name,
         **_shared(plan),
     }
 

@@ -291,6 +291,21 @@ def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None
         reopen(tmp_path)
 
 
+@pytest.mark.parametrize("how", ["split", "lazy"])
+def test_views_are_step_in_settings_and_records_of_older_runs(finished: Path, how: str) -> None:
+    plans = [Plan(Request(["fixmatch"], settings=[f"{n}.{how}=true"])) for n in ("views", "step")]
+    assert [plan.config["views"].name for plan in plans] == [how, how]
+    first, second = plans
+    assert first.identity() == second.identity()
+    assert first.fingerprint(0, "images") == second.fingerprint(0, "images")
+    assert first.identity()["step"] == {"split": False, "lazy": False, how: True}
+    assert "step:\n  split: false\n  lazy: false\n" in (finished / "config.yaml").read_text()
+    assert reopen(finished).config["views"].name == "joint"
+    for name in ("views", "step"):
+        with pytest.raises(ValueError, match=r"unknown key 'views\.lzay'; did you mean views.lazy"):
+            Plan(Request(["fixmatch"], settings=[f"{name}.lzay=true"]))
+
+
 def test_the_manifest_says_which_command_drew_the_split(finished: Path) -> None:
     words = shlex.split(json.loads((finished / "manifest.json").read_text())["command"])
     assert words[:2] == ["ssl-selmix", "train"]
