@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from ssl_selmix import cli
+from ssl_selmix.runs.command import COMMANDS
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
 from ssl_selmix.splits import read_manifest
@@ -309,7 +310,7 @@ def test_views_are_step_in_settings_and_records_of_older_runs(finished: Path, ho
 def test_the_manifest_says_which_command_drew_the_split(finished: Path) -> None:
     words = shlex.split(json.loads((finished / "manifest.json").read_text())["command"])
     assert words[:2] == ["ssl-selmix", "train"]
-    args = cli._parser().parse_intermixed_args(words[2:])
+    args = COMMANDS["train"].parser().parse_intermixed_args(words[2:])
     assert [args.algo, *args.then, args.dataset] == ["fixmatch", "selmix", "digits"]
     assert args.settings == [word for word in SETTINGS if word != "pictures=false"]
 
