@@ -6,9 +6,10 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from warnings import warn
 
 from torch import Tensor, nn
 
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from ssl_selmix.models import Classifier
 
 
-__all__ = ["Algorithm", "Batch", "Context", "Evaluation", "Rules", "Task", "Views", "load"]
+__all__ = [
+    "Algorithm",
+    "Batch",
+    "Context",
+    "Evaluation",
+    "Rules",
+    "Task",
+    "Views",
+    "keeps_rows",
+    "load",
+]
 
 
 # No scalar, or less is better.
@@ -65,6 +76,19 @@ class Evaluation:
         return confusion_matrix(self.labels, self.logits.argmax(1), self.logits.shape[1])
 
 
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def keeps_rows(forward: Forward) -> Forward:
+    """Promise that row i of every output of this `forward` depends on row i of the input only.
+
+    Then each of several processes need decode only its rows of a batch from files. The promise is
+    that of the decorated function: a subclass with a `forward` of its own makes it anew, or not.
+    """
+    forward.keeps_rows = True  # type: ignore[attr-defined]
+    return forward
+
+
 class Algorithm(nn.Module):
     """A network with what a method adds to it: heads as modules, state as buffers.
 
@@ -74,9 +98,6 @@ class Algorithm(nn.Module):
 
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
-    # False: `forward` leaves every image in its row of the batch and mixes no pixels, so that of
-    # several processes each decodes its share of the files. Counts beside `forward` alone.
-    mixes_images = True
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
 
@@ -119,6 +140,15 @@ class Algorithm(nn.Module):
             check_types(self)
             for kind in reversed(type(self).__mro__):
                 check(self, vars(kind).get("RULES", {}))
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Accept `mixes_images = False` beside `forward`, as version 0.1 had it."""
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if own.get("mixes_images") is False and "forward" in own:
+            text = "mixes_images = False is @keeps_rows on forward now (ssl_selmix.algorithm)"
+            warn(text, DeprecationWarning, stacklevel=2)
+            keeps_rows(own["forward"])
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__()

@@ -8,18 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from ssl_selmix import __version__, cli
-from ssl_selmix.common import plugins
-from ssl_selmix.training import log
+from ssl_selmix.common import plugins, processes
 from tests.helpers.images import noise_tree
 
 TINY = [
     *("fixmatch.steps=2", "fixmatch.batch=8", "selmix.steps=2", "selmix.batch=8"),
     *("model.name=cnn-4", "data.labeled.largest=15", "data.unlabeled.largest=20"),
-    *("data.validation=3", "data.test=3"),
+    *("data.validation=3", "data.test=3", "pictures=false"),
 ]
 BOTH = ["--algo", "fixmatch", "--then", "selmix", *TINY]
 ROOT = Path(cli.__file__).resolve().parents[1]
@@ -28,7 +27,6 @@ ROOT = Path(cli.__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
 
 
 def run(words: Sequence[str]) -> int:
@@ -250,6 +248,28 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(BOTH)
 
 
+def test_what_another_process_tells_is_not_told_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ssl_selmix.runs import plan, train
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    told = "[pair.cc:534] Connection closed by peer [127.0.0.1]:3048"
+
+    def alone(request: plan.Request) -> None:
+        with processes.joined(torch.device("cpu")):
+            raise RuntimeError(told)
+
+    monkeypatch.setattr(train, "run", alone)
+    assert cli.main(BOTH) == 1
+    err = capsys.readouterr().err
+    assert err == "error: another process of this run ended; see its message\n"
+    told = "a defect, no mistake of the user"
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(BOTH)
+
+
 def test_an_interrupt_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,12 +323,15 @@ try:
 except SystemExit as exit:
     assert not exit.code, exit.code
 heavy = {"torch", "torchvision", "numpy", "matplotlib", "sklearn", "omegaconf", "rich", "PIL"}
+heavy |= {"albumentations", "scipy"}
 print("HEAVY", sorted(heavy & sys.modules.keys()))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["--version"], *([name, "--help"] for name in cli.ROOMS)]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = IMPORTS.replace("{words}", repr(words))
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context
+from ssl_selmix.algorithm import Context, keeps_rows
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common.rules import Rules
 from ssl_selmix.data.batch import Batch, Task
@@ -25,7 +25,6 @@ class ABC(FixMatch):
     """
 
     head_name = "balanced"
-    mixes_images = False
 
     @dataclass
     class Config(FixMatch.Config):
@@ -49,6 +48,7 @@ class ABC(FixMatch):
             soft_targets=config.soft_targets,
         )
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch on the network's own classifier, and the balanced losses on the second head."""
         a, look = self.net.classifier, Look(self.net, batch)

@@ -46,7 +46,7 @@ class CReST(FixMatch):
         if self.generations > 1 and net.rebuild is None:
             raise ValueError(
                 "every generation starts from a new network, and this one was put together by "
-                "hand: set its `rebuild` to a function that returns an untrained one"
+                "hand: give Classifier(..., rebuild=) a function that returns an untrained one"
             )
         self.register_buffer("rates", class_rates(task.labeled_counts, config.alpha))
         self.register_buffer("selected", torch.zeros(task.num_unlabeled, dtype=torch.bool))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix import objectives
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
 from ssl_selmix.common.rules import Rules
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import cost_sensitive
@@ -22,7 +22,6 @@ class CSST(Algorithm):
     """Rangwani et al., NeurIPS 2022; FixMatch with cost-sensitive losses and a KL threshold."""
 
     forwards = ("joint", "split", "lazy")
-    mixes_images = False
     figures = ("objective",)
 
     @dataclass
@@ -71,6 +70,7 @@ class CSST(Algorithm):
         self.register_buffer("prior", counts / counts.sum())
         self.register_buffer("gain", torch.diag(1 / self.prior))
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_x = mean l(z_x, y), L_u = mean 1[KL(Gn_yhat || p_w) < kappa] l(z_s, yhat)."""
         look = Look(self.net, batch)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
 from ssl_selmix.common.rules import Rules
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
@@ -23,7 +23,6 @@ class FixMatch(FollowsPool):
 
     views: Sequence[str] = ("weak", "strong")
     forwards: Sequence[str] = ("joint", "split", "lazy")
-    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config, pseudo_labels.Config, PoolPrior.Config):
@@ -47,6 +46,7 @@ class FixMatch(FollowsPool):
         self.pool_prior = PoolPrior(task, config)
         self.confidence = pseudo_labels.build(task, config)
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
         look = Look(self.net, batch)

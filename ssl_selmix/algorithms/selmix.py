@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix import losses, objectives
-from ssl_selmix.algorithm import Context, Evaluation
+from ssl_selmix.algorithm import Context, Evaluation, keeps_rows
 from ssl_selmix.common.rules import Rules
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
@@ -26,7 +26,6 @@ class SelMix(FineTuning):
     """Ramasubramanian et al., ICLR 2024; gains by the theorem, partners by pseudo-labels."""
 
     views = ("weak",)
-    mixes_images = False
     figures = ("objective",)
 
     @dataclass
@@ -75,6 +74,7 @@ class SelMix(FineTuning):
         self.stopping = Stopping(config.stop, config.patience)
         net.classifier.bias.requires_grad_(config.train_bias)
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the mixed features against the labeled image's class."""
         features = self.net.features(batch.x)

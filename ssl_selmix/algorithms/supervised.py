@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
 from ssl_selmix.common.rules import Rules
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
@@ -21,7 +21,6 @@ class Supervised(Algorithm):
     """The baselines that see no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
 
     views = ()
-    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config, labeled.Config):
@@ -52,6 +51,7 @@ class Supervised(Algorithm):
         if self.cosine and net.classifier.bias is not None:
             net.classifier.bias.requires_grad_(False)  # a cosine has none
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The configured loss of the weak view."""
         features = self.net.features(batch.x)

@@ -16,7 +16,7 @@ from ssl_selmix.common.names import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # May differ between a run and its resumption.
-MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache")
+MACHINE_KEYS = ("device", "threads", "pictures", "data.workers", "data.cache")
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Run:
     threads: int = 0  # of the CPU; 0: chosen from the machine and the work of a step
     precision: str = "auto"  # of the body: fp32, bf16, fp16; auto: bf16 where hardware has it
     compile: bool = False  # torch.compile for the network's body
+    pictures: bool = True  # draw confusion and gain matrices for TensorBoard at every validation
     sync_batch_norm: bool = False  # batch statistics over the images of all processes
 
     def __post_init__(self) -> None:

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+
+class ProcessesApart(RuntimeError):
+    """Another process of this run ended, whose message says why."""
+
+
 PATIENCE = timedelta(hours=2)  # for a process that reads its images later than the others
+PEER_ENDED = ("by peer", "Connection refused")  # gloo has no exception class of its own for it
 
 
 @dataclass(frozen=True)
@@ -85,17 +92,27 @@ def local_rank() -> int | None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World | None]:
-    """Meet the other processes that torchrun started, if it did."""
+    """Meet the other processes that torchrun started, if it did.
+
+    Raises:
+        ProcessesApart: one of them ended.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield world()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         yield world()
+    except RuntimeError as error:
+        if any(words in str(error) for words in PEER_ENDED):
+            text = "another process of this run ended; see its message"
+            raise ProcessesApart(text) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def from_first(make: Callable[[], T], among: World | None) -> T:

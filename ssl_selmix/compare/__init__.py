@@ -2,5 +2,6 @@
 
 reading (with checks and logged) finds results and checks them; starts joins runs that started from
 others; protocol refuses what does not compare; methods makes rows; intervals holds the statistics;
-tables, figures, curves (with style) and write make what is printed; command says where.
+tables, figures, curves (with style) and write make what is printed; outputs says where,
+and command is what the command line calls.
 """

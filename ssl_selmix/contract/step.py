@@ -24,6 +24,7 @@ from ssl_selmix.contract.subjects import (
 from ssl_selmix.data import Data
 from ssl_selmix.methods.views import Look
 from ssl_selmix.models import batch_norm
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import checkpoint
 
 
@@ -169,7 +170,7 @@ def _same_steps(subject: Subject, settings: dict[str, Any], scale: float) -> Non
     found = {}
     for how in ("joint", "split", "lazy"):
         algorithm, ctx = subject.started(data, **settings)
-        algorithm.net.step = how
+        algorithm.net.prepared(Execution(views=how))
         with torch.no_grad():
             algorithm.net.classifier.weight.mul_(scale)  # surer, and not of all images alike
         for module in batch_norm.batch_norms(algorithm.net):
@@ -186,7 +187,7 @@ def _same_steps(subject: Subject, settings: dict[str, Any], scale: float) -> Non
         remedy = "use joint_features, or Look and declare it in `forwards`"
         if how in algorithm.forwards:
             remedy = f'ask Look.rest for every image that counts, or take "{how}" out of `forwards`'
-        demand(same, f"step.{how}=true changes losses or gradients; {remedy}")
+        demand(same, f"views.{how}=true changes losses or gradients; {remedy}")
 
 
 def check_batches(subject: Subject, folder: Path) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_selmix import models
@@ -22,7 +19,7 @@ from ssl_selmix.data import Data, Diagnostics, ImageSet, assemble
 from ssl_selmix.models import Classifier
 from ssl_selmix.splits import Counts, LongTailSplit
 from ssl_selmix.training import checkpoint, engine
-from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.log import SilentLog, StageLog
 
 TINY = {"steps": 4, "batch": 4, "evaluate_every": 2}
 
@@ -39,31 +36,6 @@ def demand(condition: object, message: str) -> None:
     """Raise Broken with this message unless the condition holds."""
     if not condition:
         raise Broken(message)
-
-
-class Quiet(StageLog):
-    """A log that keeps rows in memory and draws no picture."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), "test", (), Console(file=io.StringIO()), 1)
-        self.rows: list[dict[str, Any]] = []
-        self.extras: list[dict[str, Tensor]] = []  # what `on_validation` returned
-
-    @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:
-        """Open nothing."""
-        yield
-
-    def training(self, step: int, values: dict[str, float]) -> None:
-        """Keep the row."""
-        self.rows.append({"kind": "train", "step": step, **values})
-
-    def validation(
-        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
-    ) -> None:
-        """Keep the row."""
-        self.rows.append({"kind": "validation", "step": step, **figures, **extra})
-        self.extras.append(extra)
 
 
 class Recorder(Views):
@@ -192,7 +164,7 @@ def fit(
     log: StageLog | None = None,
 ) -> engine.Fitted:
     """A whole stage."""
-    log = log or Quiet()
+    log = log or SilentLog()
     return engine.fit(algorithm, data, folder, log, "f", resume=resume, diagnostics=diagnostics)
 
 

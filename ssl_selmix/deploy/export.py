@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import say, tell
+from ssl_selmix.common.names import unknown
 from ssl_selmix.data import assemble
 from ssl_selmix.deploy.decoder import Decoder
 from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
@@ -105,6 +106,9 @@ def _check_request(
         raise ValueError("no format; name a file for one, such as --onnx model.onnx")
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be > 0, not {tolerance}; 1e-5 is the default")
+    for kind in files:
+        if kind not in FORMATS:
+            raise ValueError(unknown("format", kind, FORMATS))
     if normalise and "state_dict" in files:
         raise ValueError(
             "a state dict has no place for the normalisation; leave out --normalise, for the "

@@ -131,13 +131,6 @@ def _onnx_runtime(path: Path) -> tuple[Model, str]:
     return run, name
 
 
-def _torchscript(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
-    # torch 2.15 calls it deprecated, names torch.export instead, and writes it all the same.
-    with _explained(model, "torchscript"), torch.no_grad():
-        torch.jit.save(torch.jit.trace(model, (inputs[-1],), check_trace=False), path)
-        return torch.jit.load(path), {}
-
-
 def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "pt2"):
         dynamic = ({0: torch.export.Dim("batch")},)
@@ -211,6 +204,5 @@ Writer = Callable[[Deployed, Path, Sequence[Tensor]], Found]
 WRITERS: dict[str, Writer] = {
     "onnx": _onnx,
     "state_dict": _state_dict,
-    "torchscript": _torchscript,
     "pt2": _pt2,
 }

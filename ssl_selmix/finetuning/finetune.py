@@ -123,7 +123,14 @@ def finetune(
         with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
             selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
             before = _logits(selmix, data)
-            log = StageLog(folder, "selmix", data.class_names, _out(progress), 2 * config.batch)
+            log = StageLog(
+                folder,
+                "selmix",
+                data.class_names,
+                _out(progress),
+                2 * config.batch,
+                pictures=out is not None,
+            )
             fitted = engine.fit(selmix, data, folder, log, "finetune")
         rows = (folder / "metrics.jsonl").read_text().splitlines()
         history = [json.loads(row) for row in rows]

@@ -150,6 +150,4 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
         module.momentum = config.bn_momentum
     classifier = nn.Linear(num_features, num_classes)
     nn.init.zeros_(classifier.bias)
-    net = Classifier(backbone, classifier)
-    net.rebuild = partial(build, config, num_classes, channels)
-    return net
+    return Classifier(backbone, classifier, rebuild=partial(build, config, num_classes, channels))

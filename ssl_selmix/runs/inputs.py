@@ -21,7 +21,7 @@ def reload(plan: Plan) -> Inputs:
     Raises:
         ValueError: they are not those that the run saw.
     """
-    torch.set_num_threads(plan.run.threads or machine.MACHINE_THREADS)
+    machine.use_threads(plan.run.threads)
     inputs = load_data(plan)
     check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs

@@ -25,9 +25,15 @@ from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import checkpoint, machine
 
 NO_PRESET = "none"
+# Sections by the name that version 0.1 gave them. Settings may use it, and what a run records (its
+# config.yaml, and the fingerprints in its checkpoints) does, so that older runs can be resumed.
+RECORDED = {"views": "step"}
 PLACES = ("init.path", "data.manifest.path")
 # What another machine may have otherwise than that of the run.
-MAY_CHANGE = (*config.MACHINE_KEYS, "precision", "data.root", "data.download")
+MAY_CHANGE = (
+    *(key for key in config.MACHINE_KEYS if key != "pictures"),  # commands that draw none
+    *("precision", "data.root", "data.download"),
+)
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
 
@@ -67,7 +73,7 @@ class Plan:
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
-        sections |= {"step": execution.ViewsConfig}
+        sections |= {"views": execution.ViewsConfig}
         sections |= {name: kind.Config for name, kind in self.algorithms}
         self.layers = self._layers(set(sections))
         self.manifest_sha256 = self._take_manifest()
@@ -96,7 +102,7 @@ class Plan:
             kept = {k: v for k, v in settings.items() if k.partition(".")[0] not in others}
             layers.append((origin, kept))
         layers.append(("command line", config.parse_overrides(self.request.settings)))
-        return layers
+        return [(origin, _by_own_names(settings)) for origin, settings in layers]
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
@@ -135,7 +141,7 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the results: resuming with another identity is refused."""
-        plain = config.deciding(self.plain)
+        plain = self._recorded()
         if self.init_sha256:
             plain["init"] = {"path": str(self.request.init), "sha256": self.init_sha256}
         if self.manifest_sha256:
@@ -148,6 +154,10 @@ class Plan:
             **({"code": code} if (code := self._code()) else {}),
             **self._processes(),
         }
+
+    def _recorded(self) -> dict[str, Any]:
+        """All settings that decide the results, in the sections that runs record."""
+        return {RECORDED.get(key, key): v for key, v in config.deciding(self.plain).items()}
 
     def _processes(self) -> dict[str, int]:
         """How many, if several: sums over them are rounded in another order."""
@@ -170,13 +180,20 @@ class Plan:
     def fingerprint(self, stage: int, images: str) -> str:
         """Identity of a stage: the configuration up to it and the images it sees."""
         used = [name for name, _ in self.algorithms[: stage + 1]]
-        plain = config.deciding(self.plain)
+        plain = self._recorded()
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in (*common, *used)}
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = (images, self.init_sha256, self._code(), self._processes())
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
+
+
+def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the sections' names of today."""
+    names = {old: new for new, old in RECORDED.items()}
+    parted = ((*key.partition("."), value) for key, value in settings.items())
+    return {f"{names.get(section, section)}{dot}{rest}": v for section, dot, rest, v in parted}
 
 
 def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
@@ -211,7 +228,9 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
 
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
     """Each name is a section of the configuration and may mean one thing only."""
-    taken: dict[str, Any] = dict.fromkeys(("data", "model", "step", "dataset", "algorithms"))
+    taken: dict[str, Any] = dict.fromkeys(
+        ("data", "model", *RECORDED, *RECORDED.values(), "dataset", "algorithms")
+    )
     taken |= dict.fromkeys(config.Run.__annotations__)
     for name, kind in algorithms:
         if taken.setdefault(name, kind) is not kind:

@@ -16,6 +16,7 @@ from ssl_selmix.common.processes import World
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.models import batch_norm, classifier, execution, weights
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.runs import load, summary
 from ssl_selmix.runs.folder import (
     check_resumed,
@@ -76,20 +77,19 @@ def _run(plan: Plan, world: World | None) -> dict[str, Any]:
     net = _start(plan, inputs, results, out) if plan.request.init else None
     for index, stage in enumerate(plan.stages):
         algorithm = build(plan, index, loaded.task, loaded.image_shape[0], net)
-        algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        execution.placed(algorithm, plan.device)
         stage_data = loaded.at_stage(stage)
         images = algorithm.images_per_step
-        logs = StageLog if writes else SilentLog
+        folder, names, drawn = plan.out / stage, loaded.class_names, plan.run.pictures
+        log = StageLog(folder, stage, names, out, images, pictures=drawn) if writes else SilentLog()
         fitted = engine.fit(
             algorithm,
             stage_data,
             plan.out / stage,
-            logs(plan.out / stage, stage, loaded.class_names, out, images),
+            log,
             plan.fingerprint(index, inputs.sha256),
             resume=request.resume,
             diagnostics=inputs.diagnostics,
-            compiled=plan.run.compile,
-            world=world,
             measure_last=index >= len(results["stages"]),
         )
         net = fitted.algorithm.export().requires_grad_(True)
@@ -137,20 +137,19 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
             f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
             "the data set has it"
         ) from error
-    threads = plan.run.threads or machine.threads_for(flops)
-    torch.set_num_threads(threads)
+    threads = machine.use_threads(plan.run.threads or machine.threads_for(flops))
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
     plural = "s" if threads > 1 else ""
     text = f"  machine: {plan.device}, {threads} thread{plural} ({why}), {plan.run.precision}"
     out.print(text, highlight=False, markup=False)
     for (name, _), algorithm in zip(plan.algorithms, algorithms, strict=True):
-        how = plan.config["step"].name
+        how = plan.config["views"].name
         if how not in algorithm.forwards:
             split = "split" in algorithm.forwards
             then = (
-                "needs all strong views: step.lazy means step.split"
+                "needs all strong views: views.lazy means views.split"
                 if split
-                else (f"has no views to treat otherwise: step.{how} changes nothing in it")
+                else (f"has no views to treat otherwise: views.{how} changes nothing in it")
             )
             out.print(f"  {name} {then}", highlight=False, markup=False)
     if plan.run.sync_batch_norm and world is None:
@@ -165,8 +164,8 @@ def build(
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
         net = models.build(plan.config["model"], task.num_classes, channels)
-    net.autocast = execution.DTYPES[plan.run.precision]
-    net.step = plan.config["step"].name
+    how, run = plan.config["views"].name, plan.run
+    net.prepared(Execution(run.precision, how, processes.world(), run.compile))
     if plan.run.sync_batch_norm and processes.world():
         batch_norm.share_batch_norms(net, plan.device)
     return kind(net, task, plan.config[name])
@@ -201,9 +200,8 @@ def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) ->
     for note in weights.load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
     # As the stages compute: in another number format or layout the same weights have other figures.
-    net.autocast = execution.DTYPES[plan.run.precision]
+    net.prepared(Execution(plan.run.precision), inputs.data.device)
     given = Algorithm(net, task, Algorithm.Config())
-    given.to(device=inputs.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     results["start"] = _measure("start", engine.Fitted(given, 0, 0, 0.0), inputs.data)
     return net
 
@@ -221,7 +219,7 @@ def _protocol(plan: Plan, inputs: Inputs, net: models.Classifier) -> dict[str, A
         "validation": f"held out of {held}, labeled",
         "steps": [plan.config[name].steps for name, _ in plan.algorithms],
         "precision": plan.run.precision,
-        "step": plan.config["step"].name,
+        "step": plan.config["views"].name,
         **_shared(plan),
     }
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task, keeps_rows
 from ssl_selmix.data import Data
 from ssl_selmix.models import Classifier
 from ssl_selmix.models.batch_norm import batch_norms
@@ -106,7 +106,6 @@ class FrozenBody(Algorithm):
     """
 
     views: Sequence[str] = ()
-    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config):
@@ -136,6 +135,7 @@ class FrozenBody(Algorithm):
         self.net.backbone.eval()
         return self
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the weak view; the body needs no gradient."""
         with torch.no_grad():

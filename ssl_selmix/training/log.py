@@ -25,9 +25,18 @@ class StageLog:
     """The log of one stage in its folder."""
 
     def __init__(
-        self, folder: Path, name: str, class_names: Sequence[str], out: Console, images: int
+        self,
+        folder: Path,
+        name: str,
+        class_names: Sequence[str],
+        out: Console,
+        images: int,
+        *,
+        pictures: bool = True,
     ) -> None:
+        """With `pictures`, TensorBoard gets a drawing of every matrix of a validation."""
         self.folder, self.name, self.class_names, self.out = folder, name, class_names, out
+        self._pictures = pictures
         self._images = images  # through the network per step, for the throughput
         self._last: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -94,7 +103,7 @@ class StageLog:
                 for name, item in zip(self.class_names, value, strict=True):
                     self._scalar(f"{key}/{name}", item, step)
         for key, value in {"confusion": confusion, **extra}.items():
-            if value.ndim == 2 and self._writer is not None:
+            if value.ndim == 2 and self._pictures and self._writer is not None:
                 self._writer.add_image(key, picture(value), step, dataformats="HWC")
         self._show(step)
         if self._progress is None:
@@ -152,20 +161,42 @@ class StageLog:
 
 
 class SilentLog(StageLog):
-    """The log of a process that is not the first of several: nothing."""
+    """Writes nothing: for the processes that are not the first of several, and for checks.
+
+    With `keep` it remembers what it is told: `trained` and `validated`, by step, `extras`, which
+    `on_validation` returned, and `warnings`.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        super().__init__(Path(), "", (), Console(quiet=True), 1, pictures=False)
+        self._keep = keep
+        self.trained: list[tuple[int, dict[str, float]]] = []
+        self.validated: list[tuple[int, dict[str, Any]]] = []
+        self.extras: list[dict[str, Tensor]] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Remember it at most."""
+        if self._keep:
+            self.warnings.append(text)
 
     @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool) -> Iterator[None]:
+    def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:
         """Open nothing."""
         yield
 
     def training(self, step: int, values: dict[str, float]) -> None:
-        """Record nothing."""
+        """Remember it at most."""
+        if self._keep:
+            self.trained.append((step, values))
 
     def validation(
         self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
     ) -> None:
-        """Record nothing."""
+        """Remember it at most."""
+        if self._keep:
+            self.validated.append((step, figures | extra))
+            self.extras.append(extra)
 
 
 def picture(matrix: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import torch
@@ -9,9 +10,22 @@ import torch
 from ssl_selmix.common import processes
 from ssl_selmix.models import Classifier
 
-# Below this much work a step, a second thread costs more than it helps (docs/performance.md).
+# FLOP a step: below this much work a second thread costs more than it helps (docs/performance.md).
 FLOPS_PER_THREAD = 0.8e9
-MACHINE_THREADS = torch.get_num_threads()  # as torch or OMP_NUM_THREADS chose
+
+
+@functools.cache
+def machine_threads() -> int:
+    """Threads that torch or OMP_NUM_THREADS chose, before `use_threads` chose others."""
+    return torch.get_num_threads()
+
+
+def use_threads(num: int) -> int:
+    """Let torch use so many threads, 0: those of the machine; returns how many they are."""
+    num = num or machine_threads()
+    machine_threads()  # Remember them before they change.
+    torch.set_num_threads(num)
+    return num
 
 
 def set_up_device(name: str) -> torch.device:
@@ -42,14 +56,15 @@ def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -
     device = next(net.parameters()).device
     training = net.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(torch.zeros(1, *image_shape, device=device))
+        # No exchange with other processes: the work of one image is counted, on any device.
+        net.eval().classifier(net.share_features(torch.zeros(1, *image_shape, device=device)))
     net.train(training)
     return 3.0 * images * float(counter.get_total_flops())
 
 
 def threads_for(flops: float) -> int:
     """Threads that a step with this much work can use, at most those of the machine."""
-    return max(1, min(MACHINE_THREADS, int(flops / FLOPS_PER_THREAD)))
+    return max(1, min(machine_threads(), int(flops / FLOPS_PER_THREAD)))
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -12,6 +12,7 @@ from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.abc import ABC
 from ssl_selmix.contract import subjects
 from ssl_selmix.methods.balanced_head import BalancedHead
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.splits import long_tail_counts
 from ssl_selmix.training import engine
 from tests.helpers.mixture import recalls
@@ -324,10 +325,9 @@ def test_both_heads_teach_the_features_and_the_second_one_predicts(tmp_path: Pat
 
 def test_an_exported_network_keeps_what_comes_with_it() -> None:
     data, _ = subjects.make_data()
-    net = subjects.make_net(data)
-    net.autocast = torch.bfloat16
+    net = subjects.make_net(data).prepared(Execution("bf16"))
     exported = SUBJECT.make(data, net).export()
-    assert exported.autocast is torch.bfloat16
+    assert exported.execution == net.execution
     before = exported.classifier.weight.clone()
     exported.begin_anew()  # its head has the shape of the one that it was built with
     assert not torch.equal(exported.classifier.weight, before)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Context
@@ -23,29 +18,9 @@ from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.selmix import trust
 from ssl_selmix.splits import Counts, LongTailSplit
 from ssl_selmix.training import checkpoint, engine
-from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.log import SilentLog
 
 OBJECTIVES = sorted(plugins.objectives())
-
-
-class Rows(StageLog):
-    """A log that keeps what the algorithm reports at each validation."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), "test", (), Console(file=io.StringIO()), 1)
-        self.extras: list[dict[str, Tensor]] = []
-
-    @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:
-        yield
-
-    def training(self, step: int, values: dict[str, float]) -> None:
-        assert all(torch.tensor(v).isfinite() for v in values.values())
-
-    def validation(
-        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
-    ) -> None:
-        self.extras.append(extra)
 
 
 def make_data(num_classes: int) -> Data:
@@ -69,15 +44,18 @@ def make_data(num_classes: int) -> Data:
     return data.at_stage("1-test")
 
 
-def train(data: Data, folder: Path, resume: bool = False, **options: Any) -> tuple[SelMix, Rows]:
+def train(
+    data: Data, folder: Path, resume: bool = False, **options: Any
+) -> tuple[SelMix, SilentLog]:
     torch.manual_seed(1)
     num_classes = len(data.class_names)
     net = models.build(models.Config("cnn-4"), num_classes, 1)
     settings: dict[str, Any] = {"steps": 20, "batch": 4, "evaluate_every": 10, "lr": 0.05}
-    rows = Rows()
+    rows = SilentLog(keep=True)
     algorithm = SelMix(net, data.task, SelMix.Config(**settings | options))
     fitted = engine.fit(algorithm, data, folder, rows, "f", resume=resume)
     assert isinstance(fitted.algorithm, SelMix)
+    assert all(torch.tensor(v).isfinite() for _, row in rows.trained for v in row.values())
     return fitted.algorithm, rows
 
 

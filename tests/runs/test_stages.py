@@ -14,15 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from ssl_selmix import cli
+from ssl_selmix.runs.command import COMMANDS
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
 from ssl_selmix.splits import read_manifest
-from ssl_selmix.training import checkpoint, log
+from ssl_selmix.training import checkpoint
 from tests.helpers.images import noise_tree
 
 SETTINGS = [
@@ -30,7 +30,7 @@ SETTINGS = [
     *("selmix.steps=12", "selmix.evaluate_every=10", "selmix.batch=8", "selmix.lr=0.01"),
     *("selmix.keep=last", "model.name=cnn-4"),
     *("data.labeled.largest=15", "data.unlabeled.largest=20"),
-    *("data.validation=3", "data.test=3"),
+    *("data.validation=3", "data.test=3", "pictures=false"),
 ]
 TWO_STAGES = ["--algo", "fixmatch", "--then", "selmix", *SETTINGS]
 STAGE_FILES = {"last.pt", "previous.pt", "best.pt", "model.pt", "metrics.jsonl"}
@@ -43,25 +43,11 @@ TIMES = {"steps_per_second", "images_per_second"}
 ROOT = Path(cli.__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes nine tenths of a tiny run."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
-
-
-@pytest.fixture
-def pictures() -> None:
-    """For tests that want them drawn."""
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of both stages that nothing disturbed; tests only read it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
-        assert cli.main([*TWO_STAGES, "--out", str(folder)]) == 0
+    assert cli.main([*TWO_STAGES, "--out", str(folder)]) == 0
     return folder
 
 
@@ -74,15 +60,15 @@ def killed_at(stage: str, step: int) -> Iterator[None]:
     """End the run after this step of this stage, before anything is saved."""
     from ssl_selmix.training.engine import Trainer
 
-    train_step = Trainer._train_step
+    step_once = Trainer.step_once
 
-    def step_and_die(self: Trainer, batch: Any) -> None:
-        train_step(self, batch)
+    def step_and_die(self: Trainer, batches: Any) -> None:
+        step_once(self, batches)
         if (self.data.stage, self.step) == (stage, step):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_train_step", step_and_die)
+        patch.setattr(Trainer, "step_once", step_and_die)
         yield
 
 
@@ -218,13 +204,12 @@ def test_the_second_stage_starts_from_what_the_first_one_kept(finished: Path) ->
     assert all(torch.equal(kept[k], start["teacher"][k]) for k in same)
 
 
-@pytest.mark.usefixtures("pictures")
 def test_pictures_of_matrices_are_logged(tmp_path: Path) -> None:
     tensorboard: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     base = ["--algo", "selmix", *SETTINGS[3:]]
     base = [word for word in base if not word.startswith(("selmix.steps", "selmix.evaluate"))]
-    train(tmp_path / "run", "selmix.steps=1", base=base)
+    train(tmp_path / "run", "selmix.steps=1", "pictures=true", base=base)
     events = tensorboard.EventAccumulator(str(tmp_path / "run" / "1-selmix"))
     events.Reload()
     assert set(events.Tags()["images"]) == {"confusion", "gain_matrix", "pair_distribution"}
@@ -308,12 +293,27 @@ def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None
         reopen(tmp_path)
 
 
+@pytest.mark.parametrize("how", ["split", "lazy"])
+def test_views_are_step_in_settings_and_records_of_older_runs(finished: Path, how: str) -> None:
+    plans = [Plan(Request(["fixmatch"], settings=[f"{n}.{how}=true"])) for n in ("views", "step")]
+    assert [plan.config["views"].name for plan in plans] == [how, how]
+    first, second = plans
+    assert first.identity() == second.identity()
+    assert first.fingerprint(0, "images") == second.fingerprint(0, "images")
+    assert first.identity()["step"] == {"split": False, "lazy": False, how: True}
+    assert "step:\n  split: false\n  lazy: false\n" in (finished / "config.yaml").read_text()
+    assert reopen(finished).config["views"].name == "joint"
+    for name in ("views", "step"):
+        with pytest.raises(ValueError, match=r"unknown key 'views\.lzay'; did you mean views.lazy"):
+            Plan(Request(["fixmatch"], settings=[f"{name}.lzay=true"]))
+
+
 def test_the_manifest_says_which_command_drew_the_split(finished: Path) -> None:
     words = shlex.split(json.loads((finished / "manifest.json").read_text())["command"])
     assert words[:2] == ["ssl-selmix", "train"]
-    args = cli._parser().parse_intermixed_args(words[2:])
+    args = COMMANDS["train"].parser().parse_intermixed_args(words[2:])
     assert [args.algo, *args.then, args.dataset] == ["fixmatch", "selmix", "digits"]
-    assert args.settings == SETTINGS
+    assert args.settings == [word for word in SETTINGS if word != "pictures=false"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
@@ -423,7 +423,6 @@ def make_images(root: Path) -> list[str]:
     return [*base, f"data.root={root}", *FOLDER_SETTINGS]
 
 
-@pytest.mark.usefixtures("pictures")
 def test_image_folder_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_images(tmp_path / "images")
     results = train(tmp_path / "run", base=base)
@@ -517,18 +516,17 @@ import matplotlib.figure, numpy, sklearn.datasets, torch._dynamo, torch.utils.te
 from ssl_selmix import algorithm, cli
 from ssl_selmix.common import plugins
 from ssl_selmix.runs import train
-from ssl_selmix.training import engine, log
+from ssl_selmix.training import engine
 
 for name in plugins.available("algorithm"):
     algorithm.load(name)
-log.picture = lambda *_: numpy.zeros((1, 1, 3), numpy.uint8)
-train_step = engine.Trainer._train_step
+step_once = engine.Trainer.step_once
 
-def announced(self, batch):
-    train_step(self, batch)
+def announced(self, batches):
+    step_once(self, batches)
     sys.audit("test.step", self.step)
 
-engine.Trainer._train_step = announced
+engine.Trainer.step_once = announced
 
 def attempt(argv, folder, kill_at, full_at_step):
     events = 0

@@ -25,7 +25,8 @@ from benchmarks import (
     step,
     timing,
 )
-from benchmarks.synthetic import How, Sizes, make_data, network, steps_of
+from benchmarks.synthetic import Sizes, make_data, network, steps_of
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
 from studies import claims, promises
 
@@ -78,11 +79,11 @@ def test_step_against_the_mask_rate(cells: Shown) -> None:
 def test_a_fixed_share_counts() -> None:
     data = make_data(Sizes(size=8))
     args = SimpleNamespace(batch=4, mu=5, network="cnn-4")
-    ours = step.Ours(data, args, How("lazy"))  # type: ignore[arg-type]
+    ours = step.Ours(data, args, Execution(views="lazy"))  # type: ignore[arg-type]
     ours.at(0.3)()
     classes, weight = ours.rule(torch.rand(20, 10), torch.arange(20))
     assert weight.sum() == 6 and classes.shape == (20,)
-    assert ours.algorithm.net.step == "lazy"
+    assert ours.algorithm.net.execution.views == "lazy"
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,7 +28,6 @@ from ssl_selmix.sweep import cluster, processes
 from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
-from ssl_selmix.training import log
 
 TINY = """
 out: out
@@ -38,6 +36,7 @@ settings:
   model.name: cnn-4
   data: {labeled.largest: 15, unlabeled.largest: 20, validation: 3, test: 3}
   threads: 1
+  pictures: false
   algo: {steps: 2, batch: 4}
   then: {steps: 2, batch: 4}
 splits:
@@ -57,7 +56,6 @@ AFTER = Path("out/same/supervised+selmix/seed-0")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
     Path("tiny.yaml").write_text(TINY)
 
 
@@ -141,7 +139,7 @@ def test_a_run_is_one_command_line() -> None:
     first, after, _, *_ = tiny("device=cpu").runs
     common = [
         *("model.name=cnn-4", "data.labeled.largest=15", "data.unlabeled.largest=20"),
-        *("data.validation=3", "data.test=3", "threads=1"),
+        *("data.validation=3", "data.test=3", "threads=1", "pictures=False"),
     ]
     pool = "data.unlabeled.shape=long_tail"
     own = ["supervised.steps=2", "supervised.batch=4"]
@@ -362,7 +360,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], st
     folder = tmp_path_factory.mktemp("swept")
     with pytest.MonkeyPatch.context() as patch, (folder / "said").open("w") as file:
         patch.chdir(folder)
-        patch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
         patch.setattr(processes, "Children", Here)
         Here.asked = []
         Path("tiny.yaml").write_text(TINY)

@@ -20,7 +20,9 @@ from ssl_selmix.common.processes import World, world
 from ssl_selmix.contract import subjects
 from ssl_selmix.models import batch_norm
 from ssl_selmix.models.batch_norm import SharedBatchNorm2d
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import engine
+from ssl_selmix.training.log import SilentLog
 from tests.data import test_files
 from tests.helpers.images import photo_tree
 
@@ -47,8 +49,7 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
     """State of the student and of the teacher after a few steps; figures on validation."""
     data, diagnostics = subjects.make_data()
     subject = contract.subject(name, **AWAKE.get(name, {}))
-    net = subjects.make_net(data)
-    net.step = how
+    net = subjects.make_net(data).prepared(Execution(views=how, world=world()))
     if world():
         batch_norm.share_batch_norms(net, torch.device("cpu"))
     options = {"steps": STEPS, "keep": "last", "lr": 0.01}
@@ -57,10 +58,9 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
         algorithm,
         data,
         folder / f"{name}-{how}",
-        subjects.Quiet(),
+        SilentLog(),
         "test",
         diagnostics=diagnostics,
-        world=world(),
     )
     state = {"student": algorithm.state_dict(), "teacher": fitted.algorithm.state_dict()}
     logits = engine.evaluate(fitted.algorithm, data, pool=True).pool_logits
@@ -94,12 +94,12 @@ def from_files(name: str, folder: Path, how: str) -> dict[str, Any]:
     data = test_files.assembled(folder / "photographs")[0]
     torch.manual_seed(1)
     net = models.build(models.Config("cnn-4"), 3, 3)
-    net.step = how
+    net.prepared(Execution(views=how, world=world()))
     if world():
         batch_norm.share_batch_norms(net, torch.device("cpu"))
     algorithm = contract.subject(name).make(data, net, steps=STEPS, keep="last", lr=0.01)
     place = folder / f"{name}-{how}-files"
-    engine.fit(algorithm, data, place, subjects.Quiet(), "test", world=world())
+    engine.fit(algorithm, data, place, SilentLog(), "test")
     return tensors(algorithm.state_dict())
 
 
@@ -223,16 +223,37 @@ def test_layers_that_do_more_than_normalise_are_not_shared() -> None:
 
 def test_a_class_that_rewrites_the_step_reads_all_files_unless_it_says_otherwise() -> None:
     fixmatch = contract.subject("fixmatch").make(subjects.make_data()[0])
-    assert engine._keeps_rows(fixmatch)
-    fixmatch.net.step = "lazy"
-    assert not engine._keeps_rows(fixmatch)  # which images count is known too late
+    assert engine.reads_shares(fixmatch)
+    fixmatch.net.prepared(Execution(views="lazy"))
+    assert not engine.reads_shares(fixmatch)  # which images count is known too late
 
     class Mine(type(fixmatch)):  # type: ignore[misc]
         def forward(self, batch: Any, ctx: Any) -> Any:
             return super().forward(batch, ctx)
 
     mine = subjects.Subject("mine", Mine).make(subjects.make_data()[0])
-    assert not engine._keeps_rows(mine)
+    assert not engine.reads_shares(mine)
+
+    with pytest.warns(DeprecationWarning, match="is @keeps_rows on forward now"):
+
+        class OfVersion01(type(fixmatch)):  # type: ignore[misc]
+            mixes_images = False
+
+            def forward(self, batch: Any, ctx: Any) -> Any:
+                return super().forward(batch, ctx)
+
+    class Derived(OfVersion01):
+        def forward(self, batch: Any, ctx: Any) -> Any:
+            return super().forward(batch, ctx)
+
+    class Inherits(OfVersion01):
+        pass
+
+    kept = [
+        engine.reads_shares(subjects.Subject("mine", kind).make(subjects.make_data()[0]))
+        for kind in (OfVersion01, Derived, Inherits)
+    ]
+    assert kept == [True, False, True]
 
 
 @pytest.mark.parametrize(("num", "size"), [(6, 2), (7, 2), (1, 3), (8, 3)])
