@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import one_of
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import refinement
 from ssl_selmix.methods.pool_prior import SOURCES
@@ -27,10 +26,8 @@ class DARP(FixMatch):
     class Config(FixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
-        prior: str = "estimated"  # of the target counts c: uniform, labeled, estimated, given
+        prior: str = one_of(*SOURCES[1:], default="estimated")  # of the target counts c
         logit_adjustment: float = 0.0  # plain in the paper
-
-        RULES: ClassVar[Rules] = {"prior": tuple(s for s in SOURCES if s != "none")}
 
     config: Config
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import one_of
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import refinement, remixmatch
+from ssl_selmix.methods.pool_prior import SOURCES
 from ssl_selmix.models import Classifier
 
 
@@ -26,9 +26,7 @@ class ReMixMatchDARP(ReMixMatch):
     class Config(ReMixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
-        prior: str = "estimated"  # of q and the target counts c = N q
-
-        RULES: ClassVar[Rules] = {"prior": ("uniform", "labeled", "estimated", "given")}
+        prior: str = one_of(*SOURCES[1:], default="estimated")  # of q and of c = N q
 
     config: Config
 

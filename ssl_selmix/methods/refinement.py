@@ -6,12 +6,12 @@ Shapes: N images of the pool, M of them in a batch, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Context, Rules, Task
+from ssl_selmix.algorithm import Context, Task
+from ssl_selmix.common.rules import Checked, at_least, positive, within
 from ssl_selmix.data.pool import any_order
 
 SMALL = 1e-6  # added to entries of tables and counts, and inside the logarithm of entropies
@@ -87,20 +87,13 @@ def _roots(log_b: Tensor, h: Tensor, log_c: Tensor, start: Tensor) -> Tensor:
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """When and how much pseudo-labels are refined."""
 
-    refine_warmup: float = 0.4  # share of the steps before the first refinement; 200 of 500 epochs
-    refine_every: int = 10  # steps between refinements
-    refine_alpha: float = 2.0  # alpha, a class keeps its alpha c_k largest entries
-    refine_rounds: int = 10  # alternations of the solver
-
-    RULES: ClassVar[Rules] = {
-        "refine_warmup": "[0, 1]",
-        "refine_every": ">= 1",
-        "refine_alpha": "> 0",
-        "refine_rounds": ">= 1",
-    }
+    refine_warmup: float = within("[0, 1]", 0.4)  # share of the steps before the first refinement
+    refine_every: int = at_least(1, 10)  # steps between refinements
+    refine_alpha: float = positive(2.0)  # alpha, a class keeps its alpha c_k largest entries
+    refine_rounds: int = at_least(1, 10)  # alternations of the solver
 
 
 class Refinery(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.common import plugins
+from ssl_selmix.common.rules import Checked
 from ssl_selmix.metrics import tail_size
 from ssl_selmix.objectives.confusion import RECALL_FLOOR, Function, _tried, name_of
 from ssl_selmix.objectives.kinds import (
@@ -258,7 +259,7 @@ def import_function(where: str) -> Function:
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """Which objective an algorithm trains for; an option that is None is the objective's own."""
 
     objective: str = "min_recall"

@@ -288,8 +288,6 @@ def test_the_rarest_class_is_found_more_often_than_before(kind: type[FrozenBody]
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("selmix", {"mu": 7}, "mu=7 has no meaning"),
-        ("crt", {"mu": 7}, "mu=7 has no meaning"),
         ("selmix", {"partners": "labeled", "pseudo_weight": "confidence"}, "partners of the pool"),
         ("selmix", {"partners": "labeled", "pseudo_prior": "estimated"}, "partners of the pool"),
         ("selmix", {"policy": "natural", "uniform_share": 0.1}, "no part of policy=natural"),
