@@ -37,6 +37,7 @@ class ACR(Algorithm):
 
     views = ("weak", "strong")
     head_name = "balanced"
+    contract_cases = ({"threshold": 0.0},)
 
     @dataclass
     class Config(Algorithm.PoolConfig):

@@ -6,7 +6,7 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,9 @@ class Algorithm(nn.Module):
     mixes_images = True
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
+    # Settings that the contract is checked with, for a method of which little happens by default
+    # within a few steps: those of the first mapping in all checks, of each in that of `forwards`.
+    contract_cases: Sequence[Mapping[str, Any]] = ({},)
 
     @dataclass
     class Config(Checked):

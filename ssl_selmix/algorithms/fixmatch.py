@@ -23,6 +23,7 @@ class FixMatch(FollowsPool):
     views: Sequence[str] = ("weak", "strong")
     forwards: Sequence[str] = ("joint", "split", "lazy")
     mixes_images = False
+    contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
     class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):

@@ -10,6 +10,7 @@ from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
 from ssl_selmix.common.rules import within
 from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.balanced_head import BalancedHead
 from ssl_selmix.models import Classifier
 
@@ -18,6 +19,7 @@ class ReMixMatchABC(ReMixMatch):
     """Lee, Shin & Kim, NeurIPS 2021: ReMixMatch shapes the features, the second head predicts."""
 
     head_name = "balanced"
+    contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
     class Config(ReMixMatch.Config):

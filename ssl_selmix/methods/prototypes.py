@@ -57,7 +57,7 @@ def similarities(features: Tensor, prototypes: Tensor) -> Tensor:
     return unit[0] @ unit[1].T
 
 
-class Semantic(nn.Module):
+class PrototypeClassifier(nn.Module):
     """A balanced memory of labeled features, its prototypes, and the counts of pseudo-labels."""
 
     queue: Tensor  # Q, K×L×D, a ring per class

@@ -18,6 +18,8 @@ from ssl_selmix import losses
 from ssl_selmix.algorithm import Task
 from ssl_selmix.common.rules import Checked, at_least, one_of, within
 
+# Of methods with a `threshold`, for the contract: from all to few pseudo-labels that count.
+CONTRACT_CASES = tuple({"threshold": threshold} for threshold in (0.0, 0.38, 0.6, 0.9))
 TINY = 1e-12  # against division by zero, where what is divided is zero as well
 
 

@@ -83,7 +83,7 @@ class Pairing(nn.Module):
         self.register_buffer("pairs", torch.full((k, k), 1 / k**2, dtype=torch.float64))
         self.register_buffer("pseudo_labels", torch.zeros(m, dtype=torch.int64))
         self.register_buffer("weights", torch.ones(m, dtype=torch.float64))
-        self._stale = True
+        self._num_estimates = 0
 
     def estimate(
         self,
@@ -116,7 +116,7 @@ class Pairing(nn.Module):
         gain = gains_at((1 + cfg.beta_min) / 2)
         logs = self._pseudo_label(evaluation)
         self.pairs.copy_(self._distribution(gain))
-        self._stale = True
+        self._num_estimates += 1
         return gradient, logs | {
             "gain_max": gain.max(),
             "gain_expected": (self.pairs * (gain if mixed else gains_at(1.0))).sum(),
@@ -138,7 +138,8 @@ class Pairing(nn.Module):
                 bootstrap=1,
             )
             logs = {"estimated_prior": found.prior}
-            if found.calibration is not None:  # else it fell back to counting what is biased
+            # None: em fell back to counting, whose prior is biased; do not shift by it.
+            if found.calibration is not None:
                 seen = torch.bincount(evaluation.labels, minlength=logits.shape[1]).double()
                 shift = found.prior.clamp_min(1e-6).log() - (seen / seen.sum()).log()
                 logits = label_shift.calibrated(logits.softmax(1), found.calibration).log() + shift
@@ -154,23 +155,22 @@ class Pairing(nn.Module):
             pool = torch.bincount(self.pseudo_labels, minlength=len(gain)).double()
             prior = self.task.labeled_prior.to(gain.device)
             return torch.outer(prior, (pool + prior) / (pool + prior).sum())
-        warmth = cfg.temperature
-        if isinstance(warmth, str):
-            warmth = cfg.spread * gains.auto_temperature(gain.double())
-        pairs = gains.pair_distribution(gain, warmth, policy=cfg.policy)
+        temperature = cfg.temperature
+        if isinstance(temperature, str):
+            temperature = cfg.spread * gains.auto_temperature(gain.double())
+        pairs = gains.pair_distribution(gain, temperature, policy=cfg.policy)
         return (1 - cfg.uniform_share) * pairs + cfg.uniform_share / gain.numel()
 
     def batches(self, data: Data, views: Sequence[str], size: int, start: int) -> Iterator[Batch]:
         """Endless batches of image pairs by the current P, from step `start` on."""
         step = start
         while True:
-            self._stale = False
-            # What was drawn ahead by the old P is dropped when there is a new one.
+            drawn_by = self._num_estimates
             for batch in data.stream(self._draws(data, size, step), views):
                 yield batch
                 step += 1
-                if self._stale:
-                    break
+                if self._num_estimates > drawn_by:
+                    break  # and drop what the stream has drawn ahead by the old P
 
     def _draws(self, data: Data, size: int, start: int) -> Iterator[Draw]:
         """Endless pairs by P and the pseudo-labels as they are now."""

@@ -9,7 +9,7 @@ import pytest
 
 from ssl_selmix import contract
 from ssl_selmix.common import plugins
-from ssl_selmix.contract import reporting, subjects
+from ssl_selmix.contract import life, reporting, step, subjects
 
 NAMES = sorted(plugins.available("algorithm"))
 
@@ -30,7 +30,7 @@ AWAKE: dict[str, dict[str, Any]] = {
     "daso": {"count_every": 2, "warmup": 0.0, "balanced_head": True},
     "remixmatch_darp": {"prior": "labeled", "refine_warmup": 0.2, "refine_every": 2},
 }
-LONG = [check for check in contract.CHECKS if check.__name__ in ("gradients", "resume", "export")]
+LONG = (step.check_gradients, life.check_resume, life.check_export)
 
 
 @pytest.mark.parametrize("check", LONG, ids=lambda check: check.__name__)
