@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses, objectives
@@ -68,13 +69,16 @@ class SelMix(FineTuning):
         net.classifier.bias.requires_grad_(config.train_bias)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-entropy of the mixed features against the labeled image's class."""
+        """Cross-entropy of the mixed features against the labeled image's class.
+
+        The partner lends features and no label (section 4 of the paper).
+        """
         features = self.net.features(batch.x)
         if self.config.mix == "feature":
             low = self.config.beta_min
             beta = low + (1 - low) * torch.rand(len(features), device=features.device)
             features = losses.mix_features(features, self.net.features(batch.u[0]), beta)
-        return {"mixed": losses.mixed_cross_entropy(self.net.classifier(features), batch.y)}, {}
+        return {"mixed": F.cross_entropy(self.net.classifier(features), batch.y)}, {}
 
     def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
         """Compare the last promise with what happened; re-estimate gains, P and pseudo-labels."""
