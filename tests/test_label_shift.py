@@ -191,7 +191,7 @@ def test_calibration_recovers_scale_and_bias() -> None:
     bias = torch.linspace(-2, 2, NUM_CLASSES, dtype=torch.float64)
     logs = (3 * exact + bias).log_softmax(1)
     truth = torch.eye(NUM_CLASSES, dtype=torch.float64)[labels]
-    params = label_shift._calibrate(logs, truth, None, True)[0]
+    params = label_shift._calibrate(logs, truth, None, True).parameters
     assert float(params[0]) == pytest.approx(1 / 3, rel=0.05)
     torch.testing.assert_close(params[1:] - params[1:].mean(), -bias / 3, atol=0.5, rtol=0)
     point = params.clone().requires_grad_()
@@ -298,7 +298,7 @@ def test_linear_system_is_the_recorded_one_of_darp() -> None:
     assert float(torch.linalg.cond(class_means(val, truth))) == pytest.approx(
         float(case["cond"]), rel=1e-5
     )
-    found = label_shift._matching(val, truth, pool, False, (1, torch.Generator()))[0]
+    found = label_shift._Inversion(val, pool, truth).solve((1, torch.Generator()))[0]
     torch.testing.assert_close(found * len(pool), case["q_hat"], atol=0, rtol=1e-5)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_selmix.algorithm import Context, keeps_rows
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.balanced_head import BalancedHead
 from ssl_selmix.methods.views import Look
@@ -31,10 +30,8 @@ class ABC(FixMatch):
         """Hyper-parameters; `threshold` is that of both heads."""
 
         logit_adjustment: float = 0.0  # of the first head, which is plain FixMatch in the paper
-        strong_views: int = 2  # of every unlabeled image; 1 in the DASO and USB codes
+        strong_views: int = at_least(1, 2)  # of every unlabeled image; 1 in the DASO and USB codes
         soft_targets: bool = True  # the second head learns its prediction q; False: the arg-max
-
-        RULES: ClassVar[Rules] = {"strong_views": ">= 1"}
 
     config: Config
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_selmix.algorithms.mixup import Mixup
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import within
 
 
 class CutMix(Mixup):
@@ -19,9 +18,7 @@ class CutMix(Mixup):
     class Config(Mixup.Config):
         """Hyper-parameters."""
 
-        probability: float = 1.0  # of mixing a batch at all; the authors' CIFAR code has 0.5
-
-        RULES: ClassVar[Rules] = {"probability": "[0, 1]"}
+        probability: float = within("[0, 1]", 1.0)  # of mixing a batch; 0.5 in the CIFAR code
 
     config: Config
 

@@ -32,7 +32,7 @@ class DASO(FixMatch):
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         num_features = net.classifier.in_features
-        self.semantic = prototypes.Semantic(task.num_classes, num_features, config)
+        self.semantic = prototypes.PrototypeClassifier(task.num_classes, num_features, config)
         self.balanced = None
         if config.balanced_head:
             self.balanced = BalancedHead(num_features, task.labeled_counts, config.threshold)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix import losses
 from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
@@ -23,20 +22,15 @@ class FixMatch(FollowsPool):
 
     views: Sequence[str] = ("weak", "strong")
     forwards: Sequence[str] = ("joint", "split", "lazy")
+    contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.Config, pseudo_labels.Config, PoolPrior.Config):
+    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        lambda_u: float = 1.0  # weight of the unlabeled loss
-        temperature: float = 1.0  # T, divides the weak logits before the threshold
-        logit_adjustment: float = 1.0  # tau of the adjusted labeled loss; 0: plain FixMatch
-
-        RULES: ClassVar[Rules] = {
-            "lambda_u": ">= 0",
-            "temperature": "> 0",
-            "logit_adjustment": ">= 0",
-        }
+        lambda_u: float = at_least(0, 1.0)  # weight of the unlabeled loss
+        temperature: float = positive(1.0)  # T, divides the weak logits before the threshold
+        logit_adjustment: float = at_least(0, 1.0)  # tau of the labeled loss; 0: plain FixMatch
 
     config: Config
 

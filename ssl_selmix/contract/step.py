@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -149,12 +150,8 @@ def check_forwards(subject: Subject, folder: Path) -> None:
         needed.extend([] if rows is None else [rows])
         return original(look, rows)
 
-    has_threshold = hasattr(subject.kind.Config, "threshold")
-    cases: list[dict[str, Any]] = [{}]
-    if has_threshold:  # from most to few pseudo-labels that count
-        cases = [{"threshold": threshold} for threshold in (0.38, 0.6, 0.9)]
     with mock.patch.object(Look, "rest", rest):
-        for case, scale in itertools.product(cases, (10.0, 100.0)):
+        for case, scale in itertools.product(subject.kind.contract_cases, (10.0, 100.0)):
             _same_steps(subject, case, scale)
     lazy = "lazy" in subject.kind.forwards
     some = [0 < int(rows.sum()) < len(rows) for rows in needed]
@@ -165,7 +162,7 @@ def check_forwards(subject: Subject, folder: Path) -> None:
     )
 
 
-def _same_steps(subject: Subject, settings: dict[str, Any], scale: float) -> None:
+def _same_steps(subject: Subject, settings: Mapping[str, Any], scale: float) -> None:
     data, _ = make_data()
     found = {}
     for how in ("joint", "split", "lazy"):

@@ -96,19 +96,21 @@ def make_net(data: Data, seed: int = 1) -> Classifier:
 
 @dataclass(frozen=True)
 class Subject:
-    """The algorithm under test, by its short name and its class."""
+    """The algorithm under test: its short name, its class, and settings beside `contract_cases`."""
 
     name: str
     kind: type[Algorithm]
-    settings: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # that wake a part of it up
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def make(self, data: Data, net: Classifier | None = None, **options: Any) -> Algorithm:
-        """The algorithm with few steps, on a network that is the same at each call."""
-        if hasattr(self.kind.Config, "threshold"):  # at 0 every pseudo-label takes part
-            options.setdefault("threshold", 0.0)
-        settings = self.kind.Config(**TINY | dict(self.settings) | options)
+        """The algorithm with few steps, on a network that is the same at each call.
+
+        Raises:
+            ValueError: the Config refuses a setting.
+            TypeError: the Config has no such setting.
+        """
+        cases = dict(self.kind.contract_cases[0])
+        settings = self.kind.Config(**TINY | cases | dict(self.settings) | options)
         net = net or make_net(data)
         torch.manual_seed(2)
         return self.kind(net, data.task, settings)

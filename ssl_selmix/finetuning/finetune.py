@@ -153,13 +153,8 @@ def _config(
     settings: dict[str, Any], steps: int, objective: str | Function | Objective
 ) -> SelMix.Config:
     # The two stay at their values: the rest of this module depends on it.
-    known = {f.name for f in fields(SelMix.Config)} - {
-        "objective",
-        "steps",
-        "ema",
-        "constraints",
-        "mu",
-    }
+    own = {"objective", "steps", "ema", "constraints"}
+    known = {f.name for f in fields(SelMix.Config)} - own
     for name in settings:
         if name not in known:
             raise ValueError(unknown("setting", name, known))

@@ -259,9 +259,33 @@ def _stacked_terms(confusion: Tensor, functions: Sequence[Function]) -> Tensor:
     return torch.stack([_result(function, confusion) for function in functions])
 
 
-def _geometric_mean(recall: Tensor) -> Tensor:
-    return recall.log().mean().exp()
+def confusion_gradient(objective: Objective | Function, confusion: Tensor) -> Tensor:
+    """dψ/dC, every entry of C by itself: nothing keeps the mass of a row.
 
+    Shape: (K, K) -> (K, K).
 
-def _harmonic_mean(recall: Tensor) -> Tensor:
-    return recall.reciprocal().mean().reciprocal()
+    Raises:
+        ValueError: there is no scalar to differentiate, or its derivative is not finite.
+
+    Examples:
+        >>> confusion_gradient(lambda c: c.trace(), torch.full((2, 2), 0.25)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    # Validation code often runs under no_grad or inference_mode, and calls this from there.
+    with torch.inference_mode(False), torch.enable_grad():
+        point = confusion.clone().requires_grad_()
+        value = objective.value(point) if isinstance(objective, Objective) else objective(point)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise ValueError(
+                "an objective must return a scalar tensor that depends on the confusion matrix, "
+                f"got {value!r}; compute it in torch, without .item(), .detach() or arg-max"
+            )
+        gradient = torch.autograd.grad(value.sum(), point, allow_unused=True)[0]
+    if gradient is None or not bool(gradient.isfinite().all()):
+        reason = "missing" if gradient is None else "inf or nan"
+        raise ValueError(
+            f"the derivative of the objective must exist and be finite, it is {reason} at this "
+            "confusion matrix; use the confusion matrix in the objective, and pass smoothing=0.01 "
+            "if it is singular at recall 0"
+        )
+    return gradient

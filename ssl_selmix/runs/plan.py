@@ -75,7 +75,7 @@ class Plan:
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
         sections |= {"views": execution.ViewsConfig}
         sections |= {name: kind.Config for name, kind in self.algorithms}
-        self.layers = self._layers(set(sections))
+        self.layers = self._layers(sections)
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
@@ -86,13 +86,13 @@ class Plan:
         self.init = read_weights(request.init) if request.init else {}
         self.init_sha256 = checkpoint.digest(self.init) if request.init else ""
 
-    def _layers(self, sections: set[str]) -> list[tuple[str, dict[str, Any]]]:
+    def _layers(self, sections: Mapping[str, type[Any]]) -> list[tuple[str, dict[str, Any]]]:
         name = self.request.preset
         if name is None:
             name = self.request.dataset if self.request.dataset in plugins.presets() else NO_PRESET
         layers = []
         if self.request.recorded:
-            layers.append(("the run", dict(self.request.recorded)))
+            layers.append(("the run", config.without_retired(self.request.recorded, sections)))
         elif name != NO_PRESET:
             origin = f"preset {name}"
             settings = config.parse_yaml(plugins.preset_text(name), origin)
@@ -182,7 +182,8 @@ class Plan:
         used = [name for name, _ in self.algorithms[: stage + 1]]
         plain = self._recorded()
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
-        parts = {k: plain[k] for k in (*common, *used)}
+        parts = {k: plain[k] for k in common}
+        parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = (images, self.init_sha256, self._code(), self._processes())

@@ -18,7 +18,7 @@ from ssl_selmix.contract import life, limits, reporting, subjects
 from ssl_selmix.contract.step import check_gradients
 from ssl_selmix.data import Data
 from ssl_selmix.methods import prototypes
-from ssl_selmix.methods.prototypes import Semantic, similarities, teacher_features
+from ssl_selmix.methods.prototypes import PrototypeClassifier, similarities, teacher_features
 from ssl_selmix.models import Classifier
 from ssl_selmix.training import engine
 from tests.helpers.mixture import recalls
@@ -172,8 +172,8 @@ def test_weak_views_get_no_gradient_through_features_or_head(
 # The memory.
 
 
-def memory(num_classes: int = 3, num_features: int = 2, **settings: Any) -> Semantic:
-    return Semantic(num_classes, num_features, prototypes.Config(**settings))
+def memory(num_classes: int = 3, num_features: int = 2, **settings: Any) -> PrototypeClassifier:
+    return PrototypeClassifier(num_classes, num_features, prototypes.Config(**settings))
 
 
 def test_queue_reproduces_published_prototypes() -> None:

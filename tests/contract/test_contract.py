@@ -134,7 +134,7 @@ class Undeclared(Good):
 
 class FewerViews(Good):
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
-        return data.batches(("weak",), self.config.batch, self.config.mu, start)
+        return data.batches(("weak",), self.config.batch, 2, start)
 
 
 class Backwards(Good):
@@ -428,7 +428,7 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     ),
     (limits.check_no_pseudo_labels, Shares, "accuracy is not finite if every image is taken"),
     (settings.check_config_refuses, Lenient, r"Config\(steps=0\) must be refused"),
-    (settings.check_config_nan, Unruled, "strength may be NaN; add a line to RULES"),
+    (settings.check_config_nan, Unruled, "strength may be NaN; write a rule at the field"),
     (settings.check_config_yaml, Sets, "cannot be written to config.yaml .* numbers, words, lists"),
 ]
 

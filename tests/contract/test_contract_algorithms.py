@@ -34,7 +34,7 @@ AWAKE: dict[str, dict[str, Any]] = {
     "daso": {"count_every": 2, "warmup": 0.0, "balanced_head": True},
     "remixmatch_darp": {"prior": "labeled", "refine_warmup": 0.2, "refine_every": 2},
 }
-LONG = [step.check_gradients, life.check_resume, life.check_export]
+LONG = (step.check_gradients, life.check_resume, life.check_export)
 
 
 @pytest.mark.slow

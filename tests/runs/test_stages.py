@@ -279,6 +279,27 @@ def test_interrupted_and_resumed_ends_bit_identical(
         assert contents(folder / "1-fixmatch") == before  # finished: not even opened
 
 
+def test_a_run_of_the_version_whose_stages_all_had_a_mu_goes_on(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with killed_at("2-selmix", 11):
+        train(folder)
+    plan, file = reopen(folder), folder / "config.yaml"
+    assert "mu" in plan.plain["fixmatch"] and "mu" not in plan.plain["selmix"]
+    # Checkpoints of that version were told apart by all keys of that version.
+    plan.plain["selmix"]["mu"] = 2
+    assert plan.fingerprint(1, "images") == reopen(folder).fingerprint(1, "images")
+    text = file.read_text()
+    file.write_text(text.replace("\nselmix:\n", "\nselmix:\n  mu: 3\n"))
+    assert "it differs in selmix.mu: 3 -> 2;" in refusal(folder, "--resume")
+    file.write_text(text.replace("\nselmix:\n", "\nselmix:\n  mu: 2\n"))
+    assert reopen(folder).plain == reopen(finished).plain
+    train(folder, "--resume")
+    file.write_text(text)
+    assert_same_run(folder, finished)
+
+
 def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None:
     plan = reopen(finished)
     assert [name for name, _ in plan.algorithms] == ["fixmatch", "selmix"]
