@@ -195,6 +195,12 @@ class FileSet(ImageSet):
                     digest.update(os.fsencode(name) + f"\0{of_bytes}\0".encode())
         return digest.hexdigest()
 
+    def preprocessing(self) -> dict[str, Any]:
+        """How a file becomes what the network takes: its central square, as `Reader` cuts it."""
+        size = self.train.shape[-1]
+        square = {"kind": "central_square", "resize": round(size * 256 / 224)}
+        return super().preprocessing() | square
+
     def pools(self, test: Tensor, device: torch.device) -> tuple[type[Data], dict[str, Any]]:
         """All files in one row: training images, those without a class, a test part of its own."""
         paths = self.train_files.paths + (self.extra_files.paths if self.extra_files else [])
