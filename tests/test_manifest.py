@@ -168,6 +168,7 @@ def test_the_manifest_of_a_run_serves_another_and_belongs_to_its_identity(
     ours, theirs = (read_manifest(folder / "manifest.json") for folder in (one, two))
     assert "data.labeled.largest=4" in ours.pop("command")
     assert "data.manifest=" not in theirs.pop("command")  # it names no folder: it can be published
+    assert ours.pop("run_id") != theirs.pop("run_id")  # two runs on one split
     assert ours == theirs
     written = OmegaConf.to_container(OmegaConf.load(two / "config.yaml"))
     assert isinstance(written, dict)

@@ -10,12 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_selmix.common.names import unknown
-from ssl_selmix.compare import logged, methods, reading, write
-from ssl_selmix.compare.reading import FILE
+from ssl_selmix.compare import methods, reading, write
 from ssl_selmix.compare.tables import Choice, of_group
+from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunFolder
 
 STDOUT = Path("-")
-RUN_FILES = ("config.yaml", "manifest.json")  # of a run that has finished nothing yet
 
 
 def check_outputs(files: Sequence[Path], figures: Path | None, force: bool) -> None:
@@ -48,7 +47,8 @@ def _check_place(path: Path) -> None:
     for folder in (path, *path.parents):
         if folder.is_file() and folder != path:
             raise ValueError(f"{path} cannot be written, for {folder} is a file")
-        if (folder / FILE).is_file() or all((folder / name).is_file() for name in RUN_FILES):
+        run = RunFolder(folder)
+        if run.has(RESULTS) or (run.has(CONFIG) and run.has(MANIFEST)):
             raise ValueError(f"{path} is in the folder of a run, {folder}; write elsewhere")
 
 
@@ -94,9 +94,9 @@ def run(request: Request) -> None:
     """
     check_outputs(request.files, request.figures, request.force)
     runs, left_out = reading.read(request.runs)
-    check_inputs(request.files, [run.path for run in runs])
+    check_inputs(request.files, [run.file for run in runs])
     groups, notes = methods.group(runs, request.allow, request.by)
-    notes = list(dict.fromkeys([*notes, *_half(runs), *left_out, *logged.notes(runs)]))
+    notes = list(dict.fromkeys([*notes, *_half(runs), *left_out, *_damaged(runs)]))
     notes += _without_reference(request.choice.against, groups)
     made = [(group, of_group(group, request.choice)) for group in groups]
     if request.markdown:
@@ -150,6 +150,11 @@ def _half(runs: Sequence[reading.Run]) -> list[str]:
         for run in runs
         if run.unfinished
     ]
+
+
+def _damaged(runs: Sequence[reading.Run]) -> list[str]:
+    """Which logs say what cannot be so."""
+    return [note for run in runs for stage in run.stages if stage.log for note in stage.log.note]
 
 
 def _write(path: Path, text: str) -> None:

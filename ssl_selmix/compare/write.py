@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from ssl_selmix.compare.methods import Cell, Group, Row
-from ssl_selmix.compare.reading import PARTS
 from ssl_selmix.compare.style import Picture, Pictures, slug, svg
 from ssl_selmix.compare.tables import TITLES, Sheet, Text, median_of_last
+from ssl_selmix.runs.results import PARTS
 
 COLUMNS = (
     *("table", "method", "stage", "steps", "seed", "images_sha256", "run", "part", "weights"),

@@ -18,6 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -168,6 +169,15 @@ class FileSet:
                 for name, of_bytes in zip(images.names, hashes(images, self.memory), strict=True):
                     digest.update(os.fsencode(name) + f"\0{of_bytes}\0".encode())
         return digest.hexdigest()
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a file becomes what the network takes: its central square, as `Reader` cuts it."""
+        return {
+            "kind": "central_square",
+            "size": [self.size, self.size],
+            "resize": round(self.size * 256 / 224),
+            "interpolation": "bilinear",
+        }
 
     def pools(self, device: torch.device) -> Pools:
         """All files in one row: training images, those without a class, a test part of its own.

@@ -59,6 +59,11 @@ class ImageSet:
         parts = (self.train, self.test, self.extra_unlabeled)
         return sha256_of_arrays(*(images.numpy() for images in parts if images is not None))
 
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image file becomes what the network takes: whole, resized to the set's size."""
+        size = list(self.train.shape[-2:])
+        return {"kind": "whole", "size": size, "resize": None, "interpolation": "bilinear"}
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """C×H×W."""

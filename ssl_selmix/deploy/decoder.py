@@ -1,6 +1,6 @@
 """Image files as the network of a finished run takes them: found, decoded, resized, in batches.
 
-A run's manifest says what shape its images had and how they were normalised. Data sets that stream
+A run's manifest says what shape its images had and how files became them: data sets that stream
 from files (`data.files`) show the central square of an image; all others, the whole image resized.
 
 Shapes: n images of a batch, C×H×W pixels of a run's images.
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_selmix.data import files
 from ssl_selmix.data.workers import (
     Reader,
     Request,
@@ -28,6 +27,7 @@ from ssl_selmix.data.workers import (
 )
 from ssl_selmix.images.decode import CORRECTIONS, contents, rgb
 from ssl_selmix.images.find import shown
+from ssl_selmix.runs import released
 
 OTHER_SIZE = "other-sized"
 
@@ -46,17 +46,16 @@ class Decoder:
                 f"the run's images have {self.channels} channels and image files give 1 or 3; "
                 "pass tensors to ssl_selmix.load(run).predict"
             )
-        # Only `file_set` normalises by these constants, and it shows the central square.
-        constants = (tuple(manifest["mean"]), tuple(manifest["std"]))
-        self.crops = constants == (files.MEAN, files.STD) and self.height == self.width
+        how = manifest.get("preprocessing") or released.preprocessing(manifest)
+        self.crops, self._resize = how["kind"] == "central_square", how["resize"]
 
     @property
     def how(self) -> str:
         """What becomes of images of any size, in words."""
         if self.crops:
-            shorter = round(self.width * 256 / 224)
             square = f"{self.width}×{self.height}"
-            return f"shorter side resized to {shorter} pixels, bilinear; central {square} pixels"
+            resized = f"shorter side resized to {self._resize} pixels, bilinear"
+            return f"{resized}; central {square} pixels"
         return f"resized to {self.width}×{self.height} pixels, bilinear"
 
     def told(self, kind: str) -> str:

@@ -27,8 +27,9 @@ from ssl_selmix.common.names import unknown
 from ssl_selmix.data import assemble
 from ssl_selmix.deploy.decoder import Decoder
 from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
-from ssl_selmix.runs.folder import Opened, check_free, open_run
+from ssl_selmix.runs.folder import MANIFEST, RunFolder, check_free, open_run
 from ssl_selmix.runs.plan import reopen
+from ssl_selmix.runs.weights import Predictor
 from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
@@ -88,8 +89,9 @@ def export(
     """
     _check_request(files, normalise, force, tolerance)
     opened = open_run(run)
-    model = Deployed(opened.model, opened.settings["model.name"], normalise)
-    inputs, images = _inputs(run, opened, normalise, settings)
+    predictor = opened.last_model()
+    model = Deployed(predictor, opened.network, normalise)
+    inputs, images = _inputs(opened, None if normalise else predictor, settings)
     tell(f"model: {opened.stage}")
     if opened.precision != "fp32":
         say(f"the run computed in {opened.precision}; it is exported and checked in fp32")
@@ -147,7 +149,7 @@ def _sidecar(path: Path) -> Path:
 def _write(
     kind: str,
     path: Path,
-    opened: Opened,
+    opened: RunFolder,
     model: Deployed,
     inputs: Sequence[Tensor],
     tolerance: float,
@@ -170,7 +172,7 @@ def _write(
     return Written(path, found, about)
 
 
-def _about(kind: str, opened: Opened, model: Deployed) -> dict[str, Any]:
+def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
     """What somebody needs to know who has the file and neither the run nor this package."""
     manifest = opened.manifest
     inside = "pixels in 0..255, which the model normalises by mean and std"
@@ -196,30 +198,30 @@ def _about(kind: str, opened: Opened, model: Deployed) -> dict[str, Any]:
 
 
 def _inputs(
-    run: Path, opened: Opened, normalise: bool, settings: Sequence[str]
+    opened: RunFolder, scale: Predictor | None, settings: Sequence[str]
 ) -> tuple[list[Tensor], str]:
-    """Batches to compare on, as the exported model takes them, and where they come from."""
+    """Batches to compare on, normalised as `scale` does it, and where they come from."""
     noise = torch.Generator().manual_seed(0)
     num, shape = sum(BATCHES), tuple(opened.manifest["image_shape"])
     found = [torch.randint(256, (num, *shape), generator=noise).float()]
     words = f"{num} random images"
     try:
-        found.append(_validation(run, opened, num, settings).float())
+        found.append(_validation(opened, num, settings).float())
         words += f" and {len(found[1])} of validation"
     except (ValueError, OSError, IndexError) as error:
         if settings:  # which are there for these images alone
             raise
         say(f"checked on random images alone, for the run's are not at hand: {error}")
-    if not normalise:
-        found = [(images - opened.model.mean) / opened.model.std for images in found]
+    if scale is not None:
+        found = [(images - scale.mean) / scale.std for images in found]
     return [batch for images in found for batch in images.split(BATCHES) if len(batch)], words
 
 
-def _validation(run: Path, opened: Opened, num: int, settings: Sequence[str]) -> Tensor:
+def _validation(opened: RunFolder, num: int, settings: Sequence[str]) -> Tensor:
     """So many validation images of the run, N×C×H×W uint8."""
     stays = ["data.download=false"] if "data.download" in opened.settings else []
-    plan = reopen(run, [*stays, *settings])
-    split = Split.load(run / "manifest.json")
+    plan = reopen(opened.path, [*stays, *settings])
+    split = Split.load(opened.path / MANIFEST)
     data, _ = assemble(plan.dataset.load(plan.config["data"]), split, 0, torch.device("cpu"))
     rows = torch.linspace(0, len(data.validation) - 1, num).long()
     images = data.take(data.validation[rows])

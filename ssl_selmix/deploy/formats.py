@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import models
-from ssl_selmix.runs.load import Predictor
+from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
 OTHER_NETWORK = 1e-3  # deviation that no rounding explains

@@ -23,7 +23,7 @@ from ssl_selmix.data.workers import check_settings
 from ssl_selmix.deploy.decoder import Chunk, Decoder, chunks
 from ssl_selmix.images.find import find
 from ssl_selmix.models.execution import Execution, precision_of
-from ssl_selmix.runs.folder import Opened, Source, open_run
+from ssl_selmix.runs.folder import RunFolder, Source, open_run
 from ssl_selmix.training import machine
 
 BATCH = 128
@@ -54,7 +54,7 @@ class Network:
         self._device = machine.set_up_device(chosen.device)
         if chosen.threads:
             machine.use_threads(chosen.threads)
-        self._model = opened.model.to(self._device)
+        self._model = opened.last_model().to(self._device)
         precision = precision_of(chosen.precision, self._device)
         self._model.net.prepared(Execution(precision), self._device)
         self.manifest, self.stage = opened.manifest, opened.stage
@@ -81,7 +81,7 @@ class Network:
             yield chunk, probs
 
 
-def _machine(opened: Opened, settings: Sequence[str]) -> tuple[config.Run, Reading]:
+def _machine(opened: RunFolder, settings: Sequence[str]) -> tuple[config.Run, Reading]:
     given = config.parse_overrides(settings)
     for key in given:
         if key not in SETTINGS:

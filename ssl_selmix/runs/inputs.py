@@ -14,6 +14,10 @@ from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import machine
 
+# What manifest.json says beside images, split and labels. The command: how the split was asked for
+# first; it may be asked otherwise.
+BESIDE = ("schema", "run_id", "preprocessing", "command")
+
 
 def reload(plan: Plan) -> Inputs:
     """The images and the split of a run that exists.
@@ -22,6 +26,7 @@ def reload(plan: Plan) -> Inputs:
         ValueError: they are not those that the run saw.
     """
     machine.use_threads(plan.run.threads)
+    machine.use_repeatable_kernels()
     inputs = load_data(plan)
     check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
@@ -36,6 +41,7 @@ class Inputs:
     split: Split
     images_sha256: str
     extra: dict[str, Any]
+    preprocessing: dict[str, Any]  # how image files become what the network takes
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -78,7 +84,8 @@ def load_data(plan: Plan) -> Inputs:
         extra["extra_unlabeled"] = len(source.extra_unlabeled)
     if source.apart:
         extra["apart"] = source.apart
-    return Inputs(loaded, diagnostics, split, sha256, extra)
+    scale = {"mean": extra["mean"], "std": extra["std"]}
+    return Inputs(loaded, diagnostics, split, sha256, extra, source.preprocessing() | scale)
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:
@@ -110,7 +117,8 @@ def check_images(plan: Plan, sha256: str, remedy: str) -> None:
     """
     path = plan.out / "manifest.json"
     written = read_manifest(path)
-    written.pop("command", None)  # how the split was asked for first; it may be asked otherwise
+    for key in BESIDE:
+        written.pop(key, None)
     if config.fingerprint(written) != sha256:
         raise ValueError(
             f"{path} describes other images or another split than this run sees; {remedy}"

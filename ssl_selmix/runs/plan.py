@@ -8,18 +8,18 @@ import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins, processes
 from ssl_selmix.models import execution
+from ssl_selmix.runs.folder import CONFIG, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import checkpoint, machine
@@ -79,12 +79,20 @@ class Plan:
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
-        self.device = machine.set_up_device(self.run.device)
+        self.device = machine.find_device(self.run.device)
         # What `auto` chose decides the results, so that it is what the run records.
         self.run.precision = execution.precision_of(self.run.precision, self.device)
         self.plain["precision"] = self.run.precision
-        self.init = read_weights(request.init) if request.init else {}
-        self.init_sha256 = checkpoint.digest(self.init) if request.init else ""
+
+    @cached_property
+    def init(self) -> dict[str, Tensor]:
+        """The weights of --init, read when first asked for."""
+        return read_weights(self.request.init) if self.request.init else {}
+
+    @cached_property
+    def init_sha256(self) -> str:
+        """Their digest; "" without --init."""
+        return checkpoint.digest(self.init) if self.request.init else ""
 
     def _layers(self, sections: Mapping[str, type[Any]]) -> list[tuple[str, dict[str, Any]]]:
         name = self.request.preset
@@ -209,20 +217,12 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
                 f"{key} cannot be set here: what {folder} was trained with stays; what may be "
                 f"another on this machine: {', '.join(MAY_CHANGE)}"
             )
-    path = folder / "config.yaml"
-    try:
-        written = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(written, dict)
+    written = dict(RunFolder(folder).config)
+    with named(folder / CONFIG):
         names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
-        tree = {str(k): v for k, v in written.items() if k not in NOT_SETTINGS}
+        tree = {key: value for key, value in written.items() if key not in NOT_SETTINGS}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{folder} is no run of ssl_selmix; it has no config.yaml") from error
-    except (YAMLError, OmegaConfBaseException, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged; restore it") from error
-    except AssertionError as error:
-        raise ValueError(f"{path} is damaged; restore it") from error
     recorded = config.flatten(tree)
     return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ssl_selmix import algorithm
 from ssl_selmix.common import config, plugins
 from ssl_selmix.runs import load, train
+from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.sweep.spec import FIRST, SECOND, Arm, Spec, slug
@@ -58,9 +57,8 @@ class Run:
             return []
         for folder in filter(None, (self.folder, self.base)):
             try:
-                written = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-                return [f"precision={written['precision']}"]  # type: ignore[index,call-overload]
-            except (OSError, yaml.YAMLError, OmegaConfBaseException, LookupError, TypeError):
+                return [f"precision={RunFolder(folder).config['precision']}"]
+            except (RunError, LookupError):
                 continue
         return []
 
@@ -211,19 +209,19 @@ class Sweep:
         found: dict[Path, tuple[str, str]] = {}
         digests: dict[Path, str] = {}
         for run in self.runs:
-            if run.base and (run.folder / "config.yaml").exists() and run.base not in digests:
+            if run.base and RunFolder(run.folder).has(CONFIG) and run.base not in digests:
                 digests[run.base] = _digest(run.base) if found[run.base][0] == FINISHED else ""
             found[run.folder] = self._standing(run, digests.get(run.base) if run.base else None)
         return found
 
     def _standing(self, run: Run, base_sha256: str | None) -> tuple[str, str]:
-        try:
-            written = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"))
-            assert isinstance(written, dict)
-        except (FileNotFoundError, NotADirectoryError):
+        folder = RunFolder(run.folder)
+        if not folder.has(CONFIG):
             return MISSING, ""
-        except (yaml.YAMLError, OmegaConfBaseException, OSError, AssertionError):
-            return CHANGED, "config.yaml is damaged"
+        try:
+            written = dict(folder.config)
+        except RunError:
+            return CHANGED, f"{CONFIG} is damaged"
         plan = self.plan(run)
         wanted = plan.identity() | {"seed": run.seed}
         if run.base and base_sha256:
@@ -233,8 +231,7 @@ class Sweep:
             written.pop("init", None)
         if _machine_decides(plan):
             written["precision"] = wanted["precision"]
-        before = {str(key): value for key, value in written.items()}
-        if changed := config.differences(before, wanted):
+        if changed := config.differences(written, wanted):
             return CHANGED, "; ".join(changed)
         return (FINISHED if is_finished(run.folder) else RESUMABLE), ""
 
@@ -255,6 +252,6 @@ def _digest(base: Path) -> str:
 def is_finished(folder: Path) -> bool:
     """Whether a run of one stage has measured it."""
     try:
-        return len(json.loads((folder / "results.json").read_text())["stages"]) == 1
-    except (OSError, ValueError, LookupError, TypeError):
+        return len(RunFolder(folder).stages) == 1
+    except RunError:
         return False

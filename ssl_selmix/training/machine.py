@@ -28,8 +28,8 @@ def use_threads(num: int) -> int:
     return num
 
 
-def set_up_device(name: str) -> torch.device:
-    """The device of that name, with repeatable kernels; auto is a GPU if there is one.
+def find_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one.
 
     Raises:
         ValueError: this machine has no such device.
@@ -44,8 +44,19 @@ def set_up_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used ({reason}); try device=cpu") from error
+    return device
+
+
+def use_repeatable_kernels() -> None:
+    """Let cuDNN compute the same sums in the same order every time."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def set_up_device(name: str) -> torch.device:
+    """The device of that name, see `find_device`, with repeatable kernels."""
+    device = find_device(name)
+    use_repeatable_kernels()
     return device
 
 

@@ -200,27 +200,28 @@ def test_every_split_has_its_own_table_and_none_is_averaged_over(tmp_path: Path)
     assert any("never averaged" in note for note in notes)
 
 
-def test_files_without_settings_are_told_apart_by_their_names_and_the_output_says_so(
-    tmp_path: Path,
+def test_files_without_settings_are_one_method_and_the_output_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        for name, worst in (("same", 0.4), ("same-plain", 0.3)):
-            file = tmp_path / f"{name}-{seed}-fixmatch-selmix.json"
-            file.write_text(json.dumps(two(seed, [0.9, worst], [0.9, worst + 0.1 + seed / 10])))
+        content = two(seed, [0.9, 0.4], [0.9, 0.5 + seed / 10])
+        (tmp_path / f"same-{seed}.json").write_text(json.dumps(content))
     (group,) = groups(tmp_path)
     assert {row.name: len(row.cells) for row in group.rows} == {
         "fixmatch": 2,
         "fixmatch + selmix": 2,
-        "fixmatch [plain]": 2,
-        "fixmatch [plain] + selmix": 2,
     }
-    assert any("told apart by their file names: 'plain'" in note for note in group.notes)
-    assert any("settings unknown of 4 of 4 runs" in note for note in group.notes)
+    assert any("settings unknown of 2 of 2 runs" in note for note in group.notes)
+    # A file's name is no setting.
+    (tmp_path / "plain-0.json").write_text(json.dumps(two(0, [0.9, 0.3], [0.9, 0.4])))
+    assert "their figures differ" in mistake([tmp_path], capsys)
 
 
 def test_arms_that_share_a_start_share_its_row(tmp_path: Path) -> None:
     for name, worst in (("a", 0.6), ("greedy", 0.5), ("uniform", 0.4)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(two(0, START, [0.9, worst])))
+        second = stage("selmix", [0.9, worst], settings={"pairs": name})
+        content = results([stage("fixmatch", START, settings={"lr": 1}), second])
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (group,) = groups(tmp_path)
     assert names(group)[0] == "fixmatch" and len(group.rows) == 4
 

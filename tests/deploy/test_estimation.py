@@ -88,7 +88,8 @@ def test_a_damaged_configuration_is_told(
 ) -> None:
     (tmp_path / "config.yaml").write_text(text)
     assert cli.main(["estimate", str(tmp_path)]) == 2
-    assert "config.yaml is damaged; restore it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "config.yaml is damaged (" in told and told.endswith("; restore it\n")
 
 
 @pytest.mark.parametrize(

@@ -106,12 +106,23 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
+def forget_run_id(results: dict[str, Any]) -> str:
+    """Take the run's identity out of its results; every place must have the same one."""
+    found: str = results.pop("run_id")
+    for stage in results["stages"]:
+        if "started_from" in stage:
+            assert stage["started_from"].pop("run_id") == found
+    return found
+
+
 def assert_same_run(folder: Path, expected: Path) -> None:
     """Same weights, rows and figures, and nothing left lying about."""
     assert weights(folder) == weights(expected)
     for stage in ("1-fixmatch", "2-selmix"):
         assert rows(folder / stage) == rows(expected / stage)
     results = [json.loads((f / "results.json").read_text()) for f in (folder, expected)]
+    ids = [forget_run_id(result) for result in results]
+    assert len(set(ids)) == 2  # two trainings, however equal
     for result in results:
         for stage_result in result["stages"]:
             assert stage_result.pop("seconds") > 0
@@ -310,7 +321,9 @@ def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"is no run of ssl_selmix; it has no config\.yaml"):
         reopen(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: [1")
-    with pytest.raises(ValueError, match="is damaged; restore it"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is damaged \(it is no YAML: .*; restore it"
+    ):
         reopen(tmp_path)
 
 

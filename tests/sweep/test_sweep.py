@@ -28,6 +28,7 @@ from ssl_selmix.sweep import cluster, processes
 from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
+from tests.helpers.compared import results, stage
 
 TINY = """
 out: out
@@ -503,6 +504,7 @@ def test_the_number_format_that_a_machine_chose_is_no_change() -> None:
 
 # --- Processes, of a stand-in for training that starts at once -----------------------------------
 
+ENDED = results([stage("fixmatch", [0.75, 0.25])])
 STUB = """
 import json, os, pathlib, subprocess, sys, time
 words = sys.argv[1:]
@@ -521,15 +523,14 @@ if plan == "hang":
     partial.write_text(f"{os.getpid()} {worker.pid}")
     partial.rename(out / "hangs")
     time.sleep(60)
-stage = {"validation": {"mean_recall": 0.5, "min_recall": 0.25}}
-(out / "results.json").write_text(json.dumps({"stages": [stage]}))
+(out / "results.json").write_text(RESULTS)
 """
 
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that says which run fails, dies or hangs."""
-    (tmp_path / "stub.py").write_text(STUB)
+    (tmp_path / "stub.py").write_text(f"RESULTS = {json.dumps(ENDED)!r}\n{STUB}")
     monkeypatch.setattr(processes, "TRAIN", (sys.executable, "-u", "-I", str(tmp_path / "stub.py")))
     plan = tmp_path / "plan.json"
     plan.write_text("{}")
