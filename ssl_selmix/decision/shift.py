@@ -88,7 +88,7 @@ def fit_calibration(
         value = share @ (np.log(total) + top - point[0] * own) - truth @ point[1:]
         logits *= (share / total)[:, None]
         slope = np.empty_like(point)
-        slope[0] = np.vdot(logits, scores) - share @ own
+        slope[0] = np.einsum("ij,ij->", logits, scores) - share @ own
         slope[1:] = logits.sum(0) - truth if biases else 0.0
         value += penalty * point[1:] @ point[1:] / 2
         slope[1:] += penalty * point[1:]
