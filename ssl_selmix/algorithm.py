@@ -139,6 +139,11 @@ class Algorithm(nn.Module):
             keeps_rows(own["forward"])
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        """Add to the network what the method needs.
+
+        Raises:
+            ValueError: `select` names no figure.
+        """
         super().__init__()
         self.net = net
         self.task = task

@@ -41,7 +41,7 @@ class World:
     size: int
 
     def rows(self, num: int, device: torch.device | None = None) -> Tensor:
-        """Positions of the images that are this process's share: every N-th, equally many each.
+        """Positions (⌈num/size⌉,) of the images that are this process's share: every size-th.
 
         Neighbours go to different processes, so that each sees labeled, weak and strong views.
         """
@@ -49,11 +49,13 @@ class World:
         return rows % max(1, num)  # where the images do not divide evenly, some are seen twice
 
     def own(self, x: Tensor) -> Tensor:
-        """This process's share of a batch."""
+        """This process's share of a batch: N×... -> ⌈N/size⌉×..."""
         return x.index_select(0, self.rows(len(x), x.device))
 
     def gather(self, share: Tensor, num: int) -> Tensor:
-        """All n rows in order, from the share of each process; differentiable.
+        """All `num` rows in order, from each process's share; differentiable.
+
+        Shape: share ⌈num/size⌉×D -> num×D.
 
         The loss that follows must be the same in every process, computed from all rows.
         """

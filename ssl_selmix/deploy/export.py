@@ -104,6 +104,17 @@ def export(
 def _check_request(
     files: Mapping[str, Path], normalise: bool, force: bool, tolerance: float
 ) -> None:
+    _check_options(files, normalise, tolerance)
+    _check_places(files, force)
+    if "onnx" in files:
+        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"--onnx needs the package {missing[0]}; pip install 'ssl_selmix[onnx]'"
+            )
+
+
+def _check_options(files: Mapping[str, Path], normalise: bool, tolerance: float) -> None:
     if not files:
         raise ValueError("no format; name a file for one, such as --onnx model.onnx")
     if not (math.isfinite(tolerance) and tolerance > 0):
@@ -116,6 +127,10 @@ def _check_request(
             "a state dict has no place for the normalisation; leave out --normalise, for the "
             "JSON file beside it has mean and std"
         )
+
+
+def _check_places(files: Mapping[str, Path], force: bool) -> None:
+    """Refuse files that cannot be written, before anything is."""
     for kind, path in files.items():
         if not path.name:
             raise ValueError(
@@ -134,12 +149,6 @@ def _check_request(
             raise ValueError(f"no folder {folder}; create it")
         for place in (path, _sidecar(path)):
             check_free(place, force)
-    if "onnx" in files:
-        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-        if missing:
-            raise ValueError(
-                f"--onnx needs the package {missing[0]}; pip install 'ssl_selmix[onnx]'"
-            )
 
 
 def _sidecar(path: Path) -> Path:

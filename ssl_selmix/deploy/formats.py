@@ -53,7 +53,9 @@ class Deployed(nn.Module):
 
 @torch.inference_mode()
 def deviation(loaded: Model, model: Model, inputs: Sequence[Tensor]) -> float:
-    """The largest difference of two logits, relative to the largest; inf if a logit is none.
+    """The largest difference of two logits N×K, relative to the largest; inf if one is no number.
+
+    Shape: inputs, batches n×C×H×W that both models take.
 
     Raises:
         ValueError: the loaded model does not run.

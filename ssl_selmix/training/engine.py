@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssl_selmix import metrics
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation
@@ -75,9 +76,8 @@ def update_teacher(
 
     Batch statistics and other buffers are copied, or, if floating-point, averaged alike.
     """
-    targets: list[Tensor] = list(teacher.parameters())
-    sources: list[Tensor] = list(student.parameters())
-    torch._foreach_lerp_(targets, sources, 1 - decay)
+    average = get_ema_multi_avg_fn(decay)
+    average(list(teacher.parameters()), list(student.parameters()), 0)
     for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
         if buffers == "average" and target.is_floating_point():
             target.lerp_(source, 1 - decay)
@@ -115,7 +115,8 @@ class _Rows:
 
     def add(self, rows: Tensor) -> None:
         if not self._filled:
-            with torch.inference_mode(False):  # a normal tensor, which may be used anywhere
+            # Allocated outside inference mode, so that autograd may use it later.
+            with torch.inference_mode(False):
                 self.kept = rows.new_empty(self._num, *rows.shape[1:])
         self.kept[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)

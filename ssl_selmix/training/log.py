@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from ssl_selmix.common.atomic import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -91,7 +92,7 @@ class StageLog:
     ) -> None:
         """Record an evaluation: figures, the algorithm's scalars and vectors, its matrices."""
         row: dict[str, Any] = {"kind": "validation", "step": step, **figures}
-        # A matrix of a thousand classes is 20 MB of text; above the limit pictures must do.
+        # A matrix of a thousand classes is 20 MB of text: above the limit only pictures show it.
         written = {k: v for k, v in extra.items() if v.ndim < 2 or len(v) <= MATRICES_UP_TO}
         row |= {key: value.tolist() for key, value in written.items()}
         self._write(row)
@@ -129,9 +130,7 @@ class StageLog:
                 continue  # half a row, written when the run was killed
             if row["step"] <= step:
                 kept.append(line + "\n")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        write_atomically(path, "".join(kept).encode())
 
     def _bar(self) -> Progress:
         return Progress(

@@ -61,7 +61,7 @@ def set_up_device(name: str) -> torch.device:
 
 
 def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -> float:
-    """Floating-point operations of a training step: three times those of the forward passes."""
+    """Work of a training step in FLOP: three times that of the forward passes."""
     from torch.utils.flop_counter import FlopCounterMode  # whose import takes a while
 
     device = next(net.parameters()).device

@@ -134,11 +134,11 @@ def _batch_norm_of_two(rank: int) -> dict[str, Tensor]:
     share = x[rank::2].clone().requires_grad_()
     shared = nn.Sequential(norm)
     batch_norm.share_batch_norms(shared, torch.device("cpu"))
-    assert isinstance(norm, SharedBatchNorm2d)
+    assert isinstance(shared[0], SharedBatchNorm2d)
     out = shared(share)
     (out * weight[rank::2]).sum().backward()
     assert share.grad is not None
-    return {"out": out.detach(), "grad": share.grad, **norm.state_dict()}
+    return {"out": out.detach(), "grad": share.grad, **shared[0].state_dict()}
 
 
 def _norm_inputs() -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
@@ -209,6 +209,23 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(two: Path) -> None
         torch.testing.assert_close(found["grad"], x.grad[rank::2], rtol=1e-5, atol=1e-5)
         for name, value in norm.state_dict().items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_shared_layers_keep_their_tensors_names_and_modes() -> None:
+    norm = nn.BatchNorm2d(2, eps=1e-3, momentum=None, affine=False)
+    twice = nn.BatchNorm2d(3).eval()
+    net = nn.Sequential(twice, nn.Sequential(nn.ReLU(), norm), twice)
+    before = net.state_dict(keep_vars=True)
+    for _ in range(2):  # what is shared already is left alone
+        batch_norm.share_batch_norms(net, torch.device("cpu"))
+        found = net.state_dict(keep_vars=True)
+        assert list(found) == list(before)
+        assert all(found[key] is value for key, value in before.items())
+    first, second = net[0], net.get_submodule("1.1")
+    assert isinstance(first, SharedBatchNorm2d) and isinstance(second, SharedBatchNorm2d)
+    assert first is net[2]
+    assert not first.training and second.training
+    assert (second.eps, second.momentum, second.affine) == (1e-3, None, False)
 
 
 def test_layers_that_do_more_than_normalise_are_not_shared() -> None:
