@@ -525,11 +525,12 @@ def test_markdown_and_latex_escape_names_and_are_well_formed(tmp_path: Path) -> 
 def test_names_are_escaped_for_html_and_latex(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = """<i>&amp;"'$x_1$\\b{}"""
+    name = r"""<i>&amp;"'$x_1$\b{}"""
     write_results(tmp_path / "r", results([stage(name, START)]))
     page, paper = tmp_path / "p.html", tmp_path / "p.tex"
     assert run([tmp_path / "r", "--html", page, "--latex", paper], capsys)[0] == 0
-    assert '<td class="word">&lt;i&gt;&amp;amp;&#34;&#39;$x_1$\\b{}</td>' in page.read_text()
+    cell = r"&lt;i&gt;&amp;amp;&#34;&#39;$x_1$\b{}"
+    assert f'<td class="word">{cell}</td>' in page.read_text()
     assert "<i>" not in page.read_text()
     escaped = r"""$<$i$>$\&amp;"'\$x\_1\$\textbackslash{}b\{\}"""
     assert f"\n{escaped} & 1 & $65.0$ & " in paper.read_text()
