@@ -533,7 +533,7 @@ def test_names_are_escaped_for_html_and_latex(
     assert f'<td class="word">{cell}</td>' in page.read_text()
     assert "<i>" not in page.read_text()
     escaped = r"""$<$i$>$\&amp;"'\$x\_1\$\textbackslash{}b\{\}"""
-    assert f"\n{escaped} & 1 & $65.0$ & " in paper.read_text()
+    assert f"\n{escaped} & $1$ & $65.0$ & " in paper.read_text()
 
 
 def logged_run(folder: Path, seed: int) -> None:
