@@ -320,11 +320,10 @@ def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs in their order, each with all stages that are known; and notes on the joints."""
     notes = released.find_parents([released.Placed(Path(r.name), r.recorded) for r in runs])
     by_id = {run.recorded.run_id: run for run in runs}
-    handed_on = {
-        (run.unit, stage.handed_on_sha256): (run, n)
-        for run in reversed(runs)
-        for n, stage in enumerate(run.recorded.stages, 1)
-    }
+    handed_on: dict[tuple[Unit, str], list[tuple[Run, int]]] = {}
+    for run in runs:
+        for n, stage in enumerate(run.recorded.stages, 1):
+            handed_on.setdefault((run.unit, stage.handed_on_sha256 or ""), []).append((run, n))
     done: dict[str, Run] = {}
     told: dict[str, list[str]] = {}
 
@@ -334,8 +333,12 @@ def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         origin = run.recorded.stages[0].started_from
         parent = by_id.get(origin.run_id or "") if origin else None
         length = origin.stages if origin and parent else None
-        if origin and length is None:
-            parent, length = handed_on.get((run.unit, origin.sha256), (None, None))
+        if origin and origin.sha256 and length is None:
+            # A run that kept what it was given handed on its own start.
+            same = [
+                one for one in handed_on.get((run.unit, origin.sha256), ()) if one[0] is not run
+            ]
+            parent, length = same[0] if same else (None, None)
         done[run.name] = _joined(run, None, 0)  # in case that a run starts from itself
         if parent is None or length is None or parent.unit != run.unit:
             kind, line = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.runs import released
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
 
 SUFFIX = ".jsonl.gz"
@@ -53,9 +54,20 @@ def read(archive: Path) -> Iterator[ArchivedRun]:
         with gzip.open(archive, "rt", encoding="utf-8") as file:
             for line in file:
                 entry = json.loads(line)
+                for name in (entry["folder"], *entry["files"]):
+                    if Path(name).is_absolute() or ".." in Path(name).parts:
+                        raise ValueError(f"{name} leads out of its folder")
                 yield ArchivedRun(archive.parent / entry["folder"], dict(entry["files"]))
     except (EOFError, OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"{archive} is damaged ({error}); restore it") from error
+
+
+def runs_below(folder: Path) -> list[RunFolder]:
+    """The runs below a folder, in folders of their own or in archives, by their paths."""
+    found: list[RunFolder] = [RunFolder(file.parent) for file in folder.rglob(RESULTS)]
+    found += [run for file in folder.rglob(f"*{SUFFIX}") for run in read(file)]
+    found += [run for _, run in below(folder)] if not folder.exists() else []
+    return sorted(found, key=lambda run: run.path)
 
 
 def below(folder: Path) -> list[tuple[Path, ArchivedRun]]:
@@ -67,21 +79,36 @@ def below(folder: Path) -> list[tuple[Path, ArchivedRun]]:
     return []
 
 
-def write(archive: Path, runs: Iterable[RunFolder]) -> None:
+def write(archive: Path, runs: Iterable[RunFolder], root: Path) -> None:
     """Keep what comparisons read of runs: results, settings, and manifest and logs where they are.
 
-    The same runs give the same bytes.
+    Results of version 0.1 are kept as this version writes them. The same runs give the same bytes.
+
+    Args:
+        archive: the file.
+        runs: the runs.
+        root: the folder below which they lie.
     """
+    runs = sorted(runs, key=lambda run: run.path)
+    released.upgrade([released.Placed(run.path, run.results) for run in runs])
     lines = []
-    for run in sorted(runs, key=lambda run: str(run.path)):
-        files = {name: run.content(name) for name in (RESULTS, CONFIG, MANIFEST) if run.has(name)}
+    for run in runs:
+        files: dict[str, Any] = {RESULTS: run.results.plain()}
+        files |= {name: run.content(name) for name in (CONFIG, MANIFEST) if run.has(name)}
         for index in range(len(run.stages)):
             name = f"{run.place(index).name}/{LOG}"
             if (text := run.text(name)) is not None:
                 files[name] = text
-        folder = run.path.relative_to(archive.parent).as_posix()
+        folder = run.path.relative_to(root).as_posix()
         lines.append(json.dumps({"folder": folder, "files": files}, ensure_ascii=False) + "\n")
     write_atomically(archive, gzip.compress("".join(lines).encode(), mtime=0))
+
+
+def pack(folder: Path, archive: Path) -> list[Path]:
+    """Write the finished runs below a folder to an archive; returns their folders."""
+    runs = [run for run in runs_below(folder) if run.stages]
+    write(archive, runs, folder)
+    return [run.path for run in runs]
 
 
 def unpack(archive: Path, folder: Path) -> list[Path]:

@@ -163,6 +163,18 @@ def find_parents(runs: Sequence[Placed]) -> list[str]:
     return notes
 
 
+def upgrade(runs: Sequence[Placed]) -> None:
+    """Record from whom runs of version 0.1 started, and what their parents handed on."""
+    find_parents(runs)
+    by_id = {run.results.run_id: run.results for run in runs}
+    for run in runs:
+        origin = run.results.stages[0].started_from if run.results.start else None
+        parent = by_id.get(origin.run_id or "") if origin else None
+        if origin and parent and origin.sha256 and origin.stages == len(parent.stages):
+            last = parent.stages[-1]
+            last.handed_on_sha256 = last.handed_on_sha256 or origin.sha256
+
+
 def _find_parent(run: Placed, origin: StartedFrom, others: Sequence[Placed]) -> list[str]:
     near = _near(Path(origin.path), others) if origin.path else others
     fitting = [(other, n) for other in near if (n := _stages(run, other, origin))]

@@ -524,6 +524,20 @@ def test_markdown_and_latex_escape_names_and_are_well_formed(tmp_path: Path) -> 
     assert bare.count("$") % 2 == 0
 
 
+def test_names_are_escaped_for_html_and_latex(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = r"""<i>&amp;"'$x_1$\b{}"""
+    write_results(tmp_path / "r", results([stage(name, START)]))
+    page, paper = tmp_path / "p.html", tmp_path / "p.tex"
+    assert run([tmp_path / "r", "--html", page, "--latex", paper], capsys)[0] == 0
+    cell = r"&lt;i&gt;&amp;amp;&#34;&#39;$x_1$\b{}"
+    assert f'<td class="word">{cell}</td>' in page.read_text()
+    assert "<i>" not in page.read_text()
+    escaped = r"""$<$i$>$\&amp;"'\$x\_1\$\textbackslash{}b\{\}"""
+    assert f"\n{escaped} & $1$ & $65.0$ & " in paper.read_text()
+
+
 def logged_run(folder: Path, seed: int) -> None:
     """A run with everything that a figure can show."""
     bins = {"confidence": [0.5, None, 0.9], "accuracy": [0.4, None, 0.8], "count": [10, 0, 90]}

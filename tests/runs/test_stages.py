@@ -311,6 +311,37 @@ def test_a_run_of_the_version_whose_stages_all_had_a_mu_goes_on(
     assert_same_run(folder, finished)
 
 
+def as_version_0_1_left_it(run: Path) -> None:
+    """Take out of a run's files what version 0.1 did not write."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    for key in ("schema", "run_id", "preprocessing"):
+        del manifest[key]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    results = json.loads((run / "results.json").read_text())
+    for key in ("schema", "run_id", "tail", "class_names", "model"):
+        del results[key]
+    for stage in results["stages"]:
+        del stage["handed_on_sha256"]
+        stage.pop("started_from", None)
+    (run / "results.json").write_text(json.dumps(results))
+
+
+def test_a_run_that_version_0_1_began_is_resumed(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with killed_at("2-selmix", 11):
+        train(folder)
+    as_version_0_1_left_it(folder)
+    before = contents(folder)
+    found = train(folder, "--resume")
+    after = contents(folder)
+    assert after["manifest.json"] == before["manifest.json"]
+    assert weights(folder) == weights(finished)
+    assert found["schema"] == 2 and found["run_id"] == found["stages"][1]["started_from"]["run_id"]
+    ended = contents(folder)
+    train(folder, "--resume")
+    assert contents(folder) == ended
+
+
 def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None:
     plan = reopen(finished)
     assert [name for name, _ in plan.algorithms] == ["fixmatch", "selmix"]
