@@ -27,6 +27,8 @@ class CutMix(Mixup):
 
         The rectangle has sides H sqrt(1 - lambda) and W sqrt(1 - lambda) and its centre anywhere;
         what lies outside of the image is cut off, and lambda becomes the true share (eq. 1 and 2).
+
+        Shape: B×C×H×W twice -> B×C×H×W, scalar.
         """
         side = (1 - self.draw_share(first)).sqrt()
         height, width = first.shape[2:]

@@ -74,6 +74,8 @@ class FixMatch(FollowsPool):
         """Logits whose softmax follows the pool's class prior q, if the configuration has one.
 
         The labeled loss leaves logits that follow pi^(1 - tau): the balanced prior for tau = 1.
+
+        Shape: N×K -> N×K.
         """
         if not self.pool_prior.used:
             return logits

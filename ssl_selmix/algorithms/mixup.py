@@ -42,7 +42,10 @@ class Mixup(FineTuning):
         return data.batches((), cfg.batch, 0, start, balanced=cfg.balanced)
 
     def mix(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """The images lambda x + (1 - lambda) x' and lambda, one for all as in the authors' code."""
+        """The images lambda x + (1 - lambda) x' and lambda, one for all as in the authors' code.
+
+        Shape: B×C×H×W twice -> B×C×H×W, scalar.
+        """
         share = self.draw_share(first)
         return torch.lerp(second, first, share), share
 

@@ -63,7 +63,10 @@ class Supervised(Algorithm):
         return data.batches((), cfg.batch, 0, start, balanced=cfg.resample)
 
     def head(self, features: Tensor) -> Tensor:
-        """The classifier; for ldam, the linear layer that ranks classes as the cosines do."""
+        """The classifier; for ldam, the linear layer that ranks classes as the cosines do.
+
+        Shape: N×D -> N×K.
+        """
         if self.cosine is None:
             return super().head(features)
         return F.linear(features, *self.cosine.folded(self.net.classifier))

@@ -62,7 +62,10 @@ class PoolPrior(nn.Module):
         return estimated and step > 0 and step % self.config.prior_every == 0
 
     def estimate(self, evaluation: Evaluation) -> dict[str, Tensor]:
-        """Estimate q from held-out and pool logits; what to log."""
+        """Estimate q from held-out and pool logits; what to log.
+
+        Shape: `estimated_prior` and its bounds (K,) in shares, the other figures scalars.
+        """
         assert evaluation.pool_logits is not None
         found = label_shift.estimate(
             self.config.prior_method,

@@ -143,7 +143,7 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
 
 
 def mix(x: Tensor, draw: Draw) -> Tensor:
-    """Rows lambda x_i + (1 - lambda) x_partner(i)."""
+    """Rows lambda x_i + (1 - lambda) x_partner(i). Shape: (B+VM)×... -> the same."""
     partner = draw.partner.to(x.device, non_blocking=True)
     return draw.share * x + (1 - draw.share) * x[partner]
 

@@ -43,7 +43,11 @@ class Groups(nn.Module):
 
 
 class Objective(nn.Module):
-    """ψ(C) with its multipliers; larger is better. Subclasses override underscored methods."""
+    """ψ(C) with its multipliers; larger is better. Subclasses override underscored methods.
+
+    Public methods check the matrix that they are given and raise ValueError for one that is none
+    (`check_confusion`); the underscored ones trust it.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class Objective(nn.Module):
         return self.value(confusion)
 
     def update(self, confusion: Tensor) -> None:
-        """Set the multipliers, in place, from a measured confusion matrix."""
+        """Set the multipliers, in place, from a measured confusion matrix (K, K)."""
         confusion = check_confusion(confusion, self.num_classes)
         with torch.no_grad():
             self._update(confusion.double())
@@ -74,19 +78,19 @@ class Objective(nn.Module):
         return self._merit(check_confusion(confusion, self.num_classes))
 
     def metric(self, confusion: Tensor) -> float:
-        """The figure to report: the unrelaxed, unconstrained metric."""
+        """The figure to report at a matrix (K, K): the unrelaxed, unconstrained metric."""
         confusion = check_confusion(confusion, self.num_classes)
         with torch.no_grad():
             return float(self._metric(confusion.double()))
 
     def constraints(self, confusion: Tensor) -> dict[str, float]:
-        """Slack of every constraint at this confusion matrix; >= 0 means that it holds."""
+        """Slack of every constraint at this confusion matrix (K, K); >= 0 means that it holds."""
         confusion = check_confusion(confusion, self.num_classes)
         with torch.no_grad():
             return self._slacks(confusion.double())
 
     def feasibility(self, confusion: Tensor) -> float:
-        """The smallest slack if a constraint is violated, else 0."""
+        """The smallest slack at a confusion matrix (K, K) if a constraint is violated, else 0."""
         return min([0.0, *self.constraints(confusion).values()])
 
     @property

@@ -323,7 +323,7 @@ def test_both_heads_teach_the_features_and_the_second_one_predicts(tmp_path: Pat
     assert algorithm.head_name == "balanced"
 
 
-def test_an_exported_network_keeps_what_comes_with_it() -> None:
+def test_an_exported_network_can_begin_anew() -> None:
     data, _ = subjects.make_data()
     net = subjects.make_net(data).prepared(Execution("bf16"))
     exported = SUBJECT.make(data, net).export()

@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_selmix import contract, splits
+from ssl_selmix import splits
 from ssl_selmix.algorithm import Batch, Context, Task
 from ssl_selmix.algorithms.darp import DARP
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.contract import subjects
-from ssl_selmix.contract.subjects import digest
 from ssl_selmix.methods import refinement
 from ssl_selmix.methods.refinement import RefinedLabels
 from tests.helpers import mixture
@@ -376,34 +374,6 @@ def test_nothing_is_refined_before_there_is_an_estimate() -> None:
 def test_there_must_be_a_target() -> None:
     with pytest.raises(ValueError, match="prior must be one of uniform, labeled, estimated, given"):
         DARP.Config(prior="none")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", [7, 12, 20])
-def test_refinement_resumes_bit_for_bit(moment: int, tmp_path: Path) -> None:
-    """The contract's runs are too short for an estimate, so that nothing is refined in them."""
-    data, _ = subjects.make_data()
-    settings: dict[str, Any] = {"steps": 24, "evaluate_every": 5, "prior": "labeled"}
-    settings |= {"refine_warmup": 0.25, "refine_every": 3}
-    subject = contract.subject("darp")
-    whole = subjects.fit(subject.make(data, **settings), data, tmp_path / "whole")
-    algorithm = subject.make(data, **settings)
-    after_step = algorithm.after_step
-
-    def die(ctx: Context) -> None:
-        after_step(ctx)
-        if ctx.step == moment:
-            raise KeyboardInterrupt
-
-    algorithm.after_step = die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        subjects.fit(algorithm, data, tmp_path / "cut")
-    again = subject.make(data, **settings)
-    resumed = subjects.fit(again, data, tmp_path / "cut", resume=True)
-    assert subjects.saved(tmp_path / "cut") == subjects.saved(tmp_path / "whole")
-    assert digest(resumed.algorithm) == digest(whole.algorithm)
-    tables = again.refinery
-    assert isinstance(tables, RefinedLabels) and int(tables.refinements) == 7  # 6, 9, ..., 24
 
 
 def test_an_absent_class_may_be_a_target_of_zero(tmp_path: Path) -> None:

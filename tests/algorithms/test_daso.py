@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import contract
-from ssl_selmix.algorithm import Algorithm, Batch, Context
+from ssl_selmix.algorithm import Batch, Context
 from ssl_selmix.algorithms.daso import DASO
 from ssl_selmix.common import config, plugins
-from ssl_selmix.contract import life, limits, reporting, subjects
-from ssl_selmix.contract.step import check_gradients
-from ssl_selmix.data import Data
+from ssl_selmix.contract import subjects
 from ssl_selmix.methods import prototypes
 from ssl_selmix.methods.prototypes import PrototypeClassifier, similarities, teacher_features
-from ssl_selmix.models import Classifier
 from ssl_selmix.training import engine
 from tests.helpers.mixture import recalls
 from tests.helpers.recorded import (
@@ -368,33 +365,6 @@ def test_features_are_the_teachers_and_come_before_the_step() -> None:
 
 
 # The options.
-
-
-class WithBalancedHead(subjects.Subject):
-    """DASO + ABC, with rings and windows that are full within a few steps."""
-
-    def make(self, data: Data, net: Classifier | None = None, **options: Any) -> Algorithm:
-        settings = {"balanced_head": True, "queue_length": 3, "count_every": 5, "warmup": 0.3}
-        return super().make(data, net, **(settings | options))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "check",
-    [
-        check_gradients,
-        life.check_teacher,
-        life.check_evaluation,
-        life.check_export,
-        life.check_state,
-        life.check_resume,
-        limits.check_missing_in_labeled,
-        limits.check_no_pseudo_labels,
-    ],
-    ids=lambda check: check.__name__,
-)
-def test_the_contract_holds_with_a_balanced_head(check: reporting.Check, tmp_path: Path) -> None:
-    check(WithBalancedHead("daso", DASO), tmp_path)
 
 
 def test_balanced_head_predicts_and_is_handed_on(tmp_path: Path) -> None:
