@@ -700,6 +700,7 @@ def test_kill_9_at_random_moments_leaves_no_trace(
     assert_same_run(forks.folder / "killed", expected)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_that_was_saved(
     forks: Forks, undisturbed: tuple[Path, int]
 ) -> None:

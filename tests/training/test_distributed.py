@@ -25,6 +25,7 @@ from ssl_selmix.training import engine
 from ssl_selmix.training.log import SilentLog
 from tests.data import test_files
 from tests.helpers.images import photo_tree
+from tests.helpers.shared import once
 
 NAMES = list(plugins.available("algorithm"))
 STEPS = 3
@@ -150,10 +151,12 @@ def _norm_inputs() -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes found."""
-    folder = tmp_path_factory.mktemp("two")
-    photo_tree(folder / "photographs", {"": test_files.NUM}, "012")
-    mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
-    return folder
+
+    def make(folder: Path) -> None:
+        photo_tree(folder / "photographs", {"": test_files.NUM}, "012")
+        mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+
+    return once(tmp_path_factory, "two", make)
 
 
 @pytest.mark.slow
