@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.synthetic import Sizes, make_data, network, steps_of
-from benchmarks.timing import about, alternate, parser_of, positive, set_threads, spread
+from benchmarks.timing import about, alternate, parser_of, positive, set_threads, spread, table
 from ssl_selmix.common import plugins
-from studies.arms import table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

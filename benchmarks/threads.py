@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.synthetic import How, Sizes, Steps, make_data
-from benchmarks.timing import about, alternate, parser_of
+from benchmarks.timing import about, alternate, parser_of, table
 from ssl_selmix import algorithm, models
 from ssl_selmix.training import machine
-from studies.arms import table
 
 SIZES = [
     ("cnn-16", 8, 16),
