@@ -9,12 +9,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.synthetic import Steps, cheap_net, large_source, large_split, tiled_pool
-from benchmarks.timing import apart, forget_peak, peak, resident
+from benchmarks.timing import apart, forget_peak, peak, resident, table
 from ssl_selmix import algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import assemble, manifest
 from ssl_selmix.models.execution import Execution
-from studies.arms import table
 
 TARGET = 0.2  # of the pool
 
