@@ -30,7 +30,7 @@ MOST = 2**53  # images that can be counted in floating point
 PARTS = ("validation", "test")
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any) -> float:
     """Refuse what Python would take for a number, and what no figure can be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("number", "no number")
