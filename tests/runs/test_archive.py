@@ -11,7 +11,7 @@ from ssl_selmix.compare import methods, reading
 from ssl_selmix.runs import archive
 from ssl_selmix.runs.folder import RunError, RunFolder
 from studies import archives
-from tests.helpers.compared import END, START, mistake, names, results, run, stage, write
+from tests.helpers.results import END, START, mistake, names, results, run, stage, write
 
 ROWS = [{"kind": "validation", "step": 100, "mean_recall": 0.7, "min_recall": 0.2}]
 CONFIG = {"fixmatch": {"lr": 0.03, "name": "ä"}, "seed": 0}
