@@ -81,7 +81,11 @@ def test_packing_records_what_version_0_1_did_not(runs: Path, tmp_path: Path) ->
     assert first.results.tail == [1] and first.results.version == 2
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}\n")],
+    ids=["no archive", "no JSON", "no run"],  # an archive's bytes hold the time of this second
+)
 def test_a_damaged_archive_is_named(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
