@@ -15,7 +15,7 @@ import ssl_selmix
 from ssl_selmix import metrics
 from ssl_selmix.data import manifest as manifests
 from ssl_selmix.runs import folder
-from tests.helpers.trained import photographs, train, train_on
+from tests.helpers.runs import photographs, train, train_on
 
 
 @pytest.fixture(scope="module")

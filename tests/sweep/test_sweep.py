@@ -29,7 +29,7 @@ from ssl_selmix.sweep import cluster, processes
 from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
-from tests.helpers.compared import results, stage
+from tests.helpers.results import results, stage
 
 TINY = """
 out: out
