@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ssl_selmix.common.config import flatten
 from ssl_selmix.runs import archive, released
 from ssl_selmix.runs import results as schema
 from ssl_selmix.runs.folder import CONFIG, RESULTS, RunError, RunFolder
@@ -23,6 +24,11 @@ PRIORS = ("estimated_prior", "estimated_prior_low", "estimated_prior_high", "tru
 SQUARES = ("gain_matrix", "pair_distribution")
 # What runs did before they recorded it.
 BEFORE = {"step": "joint", "processes": 1}
+# Where images lie says nothing about which they are; their SHA-256 does.
+PLACES = ("data.root", "data.manifest")
+# Loaders of a user's own images all have one name.
+DATA = "dataset_sha256"
+THEN = ", then "  # joins what stages differ in
 Unit = tuple[int, str]  # seed and images: what pairs
 Rows = list[dict[str, Any]]
 Counts = Mapping[str, Sequence[int]]
@@ -137,6 +143,24 @@ class Run:
     def unfinished(self) -> bool:
         """Whether stages are missing."""
         return len(self.recorded.protocol.steps) > len(self.recorded.stages)
+
+    @cached_property
+    def keys(self) -> dict[str, Any]:
+        """All that makes the figures comparable, flat, by the names of configuration keys."""
+        own = ("split", "steps", "checkpoint_rule")
+        given = {k: v for k, v in self.protocol.items() if k not in own}
+        split = flatten({"data": self.protocol["split"]})
+        rules = [stage.rule for stage in self.stages if stage.algorithm != GIVEN]
+        return {
+            "dataset": self.dataset,
+            # Results that do not say so are not held to differ.
+            **({DATA: self.data[:12]} if self.data else {}),
+            "classes": len(self.class_names),
+            **(BEFORE | flatten(given)),
+            "checkpoint_rule": rules[0] if len(set(rules)) == 1 else THEN.join(rules),
+            "steps": "unknown" if self.stages[0].steps is None else self.stages[0].steps,
+            **{key: value for key, value in split.items() if key not in PLACES},
+        }
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -316,7 +340,7 @@ def _stage(given: schema.Stage, rule: str) -> Stage:
     )
 
 
-def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def with_parents(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs in their order, each with all stages that are known; and notes on the joints."""
     notes = released.find_parents([released.Placed(Path(r.name), r.recorded) for r in runs])
     by_id = {run.recorded.run_id: run for run in runs}

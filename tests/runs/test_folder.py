@@ -74,7 +74,7 @@ def test_the_record_joins_runs_wherever_they_lie_and_whatever_their_configuratio
     assert len(group.rows) == 2
     results["stages"][0]["handed_on_sha256"] = "0" * 64
     (tmp_path / "b" / "results.json").write_text(json.dumps(results | {"run_id": "other"}))
-    joined, notes = reading.join(reading.read([tmp_path])[0])
+    joined, notes = reading.with_parents(reading.read([tmp_path])[0])
     assert joined[0].chain[0] == "given weights" and "of no run that is given" in notes[0]
 
 
