@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.atomic import beside, write_atomically
 from ssl_selmix.common.console import say, tell
 from ssl_selmix.common.names import unknown
 from ssl_selmix.data import assemble, manifest
@@ -164,8 +163,8 @@ def _write(
     images: str,
 ) -> Written:
     place = path.resolve()  # a link stays one
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
-        made = Path(folder) / path.name
+    with beside(place) as folder:
+        made = folder / path.name
         loaded, extra = WRITERS[kind](model, made, inputs)
         found = deviation(loaded, model, inputs)
         if not found <= tolerance:
@@ -175,8 +174,9 @@ def _write(
             )
         check = {"max_deviation": found, "tolerance": tolerance, "images": images}
         about = _about(kind, opened, model) | extra | {"check": check | {"batches": list(BATCHES)}}
+        # First, so that a disk that is full now leaves neither.
+        write_atomically(_sidecar(path).resolve(), (json.dumps(about, indent=1) + "\n").encode())
         made.replace(place)
-    write_atomically(_sidecar(path).resolve(), (json.dumps(about, indent=1) + "\n").encode())
     return Written(path, found, about)
 
 

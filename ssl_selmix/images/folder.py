@@ -118,12 +118,17 @@ def _cached(
     before, volume = digests_of(files)
     if volume < pool_cache.LEAST:
         return decode_all(files, size)[:2]
-    if (found := cache.get(key_of(before, how))) is not None:
+    key = key_of(before, how)
+    if (found := cache.get(key)) is not None:
         return found
-    pool, notes, digests = decode_all(files, size)
-    # By the bytes that were decoded: files may have changed since they were looked up.
-    if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
-        say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
+    with cache.alone(key):
+        # Another process may have decoded these images while this one waited.
+        if (found := cache.get(key)) is not None:
+            return found
+        pool, notes, digests = decode_all(files, size)
+        # By the bytes that were decoded: files may have changed since they were looked up.
+        if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
+            say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
     return pool, notes
 
 

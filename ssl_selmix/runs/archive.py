@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.atomic import beside, write_atomically
 from ssl_selmix.runs import released
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
 
@@ -124,12 +124,16 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         place = folder / run.path.relative_to(archive.parent)
         if place.exists():
             raise ValueError(f"{place} exists and is not overwritten; unpack into another folder")
-        for name, content in run._files.items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            if name == CONFIG:
-                text = OmegaConf.to_yaml(OmegaConf.create(content))
-            else:
-                text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
-            (place / name).write_text(text, encoding="utf-8")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with beside(place) as whole:
+            for name, content in run._files.items():
+                (whole / place.name / name).parent.mkdir(parents=True, exist_ok=True)
+                if name == CONFIG:
+                    text = OmegaConf.to_yaml(OmegaConf.create(content))
+                else:
+                    told = isinstance(content, str)
+                    text = content if told else json.dumps(content, indent=1) + "\n"
+                (whole / place.name / name).write_text(text, encoding="utf-8")
+            (whole / place.name).replace(place)
         made.append(place)
     return made

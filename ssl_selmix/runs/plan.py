@@ -31,7 +31,8 @@ RECORDED = {"views": "step"}
 PLACES = ("init.path", "data.manifest.path")
 # What another machine may have otherwise than that of the run.
 MAY_CHANGE = (
-    *(key for key in config.MACHINE_KEYS if key != "pictures"),  # commands that draw none
+    # Commands that neither draw nor save checkpoints.
+    *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
     *("precision", "data.root", "data.download"),
 )
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
@@ -49,6 +50,7 @@ class Request:
     resume: bool = False
     settings: Sequence[str] = field(default_factory=tuple)  # key=value
     recorded: Mapping[str, Any] = field(default_factory=dict)  # all settings of a run, by key
+    deadline: float | None = None  # by time.monotonic(): when to save and end
 
     @property
     def command(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from ssl_selmix import models
 from ssl_selmix.common import config, processes
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.locks import locked
 from ssl_selmix.common.processes import World
 from ssl_selmix.data import manifest
 from ssl_selmix.runs import environment, weights
@@ -24,6 +26,8 @@ from ssl_selmix.runs.results import SCHEMA, Manifest, Results, Stage, checked
 from ssl_selmix.training.log import SilentLog, StageLog
 
 T = TypeVar("T")
+LOCK = ".train.lock"
+BUSY = "wait for it, end it, or use another --out"
 OTHER_OUT = "use another --out for a new run"
 OTHER_IMAGES = "--resume needs the same images, use another --out for these"
 
@@ -31,8 +35,9 @@ OTHER_IMAGES = "--resume needs the same images, use another --out for these"
 class Record:
     """The folder of a run in training. Of several processes the first one reads and writes it."""
 
-    def __init__(self, plan: Plan, world: World | None) -> None:
-        self._plan, self._world = plan, world
+    def __init__(self, plan: Plan, world: World | None, held: ExitStack) -> None:
+        """Open the folder and lock it for as long as `held` says."""
+        self._plan, self._world, self._held = plan, world, held
         self._folder = RunFolder(plan.out)
         self.resumes = self._by_first(self._open)
 
@@ -53,10 +58,9 @@ class Record:
         folder, plan = self._folder.path, self._plan
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; choose another --out")
-        if not plan.request.resume and folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} exists and is not overwritten; add --resume to continue it, or --out DIR"
-            )
+        self._check_free()
+        self._held.enter_context(locked(folder / LOCK, f"trains in {folder}", remedy=BUSY))
+        self._check_free()  # What held the lock before may have trained here.
         if not (plan.request.resume and self._folder.has(CONFIG)):
             # Also a run that was killed before its set-up was written.
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +73,21 @@ class Record:
                 f"{'; '.join(changed)}; {OTHER_OUT}"
             )
         return True
+
+    def _check_free(self) -> None:
+        folder = self._folder.path
+        taken = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+        if taken and not self._plan.request.resume:
+            raise ValueError(
+                f"{folder} exists and is not overwritten; add --resume to continue it, or --out DIR"
+            )
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after the run was ended."""
+        if self._folder.has(CONFIG):
+            return "repeat the command with --resume to go on"
+        return "nothing was saved yet; repeat the command"
 
     def begin(self, inputs: Inputs, out: Console) -> Results:
         """Write what the run is, or check that it is the one in the folder; its results so far.

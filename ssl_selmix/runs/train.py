@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,11 +12,13 @@ from rich.console import Console
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm, Task
-from ssl_selmix.common import config, processes
+from ssl_selmix.common import advice, config, processes
 from ssl_selmix.common.console import console
 from ssl_selmix.common.processes import World
 from ssl_selmix.common.seeds import seed_of
+from ssl_selmix.common.stopping import Stop
 from ssl_selmix.data import Data
+from ssl_selmix.data.workers import WorkerDied
 from ssl_selmix.models import batch_norm, classifier, execution
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import load_into
@@ -32,27 +36,42 @@ def run(request: Request) -> dict[str, Any]:
 
     Raises:
         ValueError: a mistake in the request, its data or its directory.
+        Stopped: a signal ended it, or the end of its time; what is done is saved.
         OSError: a file could not be written.
         engine.NonFiniteLoss: training diverged.
     """
-    plan = Plan(request)
-    with processes.joined(plan.device) as world:
-        training = Training(plan, world)
-        training.check()
-        net = training.start()
-        for index in range(len(plan.stages)):
-            net = training.train(index, net)
-        return training.finish()
+    stop = Stop(request.deadline)
+    with stop.listening():
+        plan = Plan(request)
+        _ = plan.init_sha256  # reads --init now: a missing file must leave no folder behind
+        with processes.joined(plan.device) as world, ExitStack() as held:
+            record = Record(plan, world, held)
+            with _told_how_to_go_on(record):
+                training = Training(plan, world, record, stop)
+                training.check()
+                net = training.start()
+                for index in range(len(plan.stages)):
+                    net = training.train(index, net)
+                return training.finish()
+
+
+@contextmanager
+def _told_how_to_go_on(record: Record) -> Iterator[None]:
+    """Add to what ends a run and is no mistake whether there is something to go on from."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError, WorkerDied) as error:
+        advice.add(error, record.how_to_go_on)
+        raise
 
 
 class Training:
     """A run: its folder is opened first, then its images are read."""
 
-    def __init__(self, plan: Plan, world: World | None) -> None:
+    def __init__(self, plan: Plan, world: World | None, record: Record, stop: Stop) -> None:
         machine.use_repeatable_kernels()
-        _ = plan.init_sha256  # reads --init now: a missing file must leave no folder behind
         self.plan, self.world, self.out = plan, world, console()
-        self.record = Record(plan, world)
+        self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
         _announce(plan, self.out)
         self.inputs = load_data(plan)
 
@@ -67,6 +86,7 @@ class Training:
             )
         self._check_origin()
         channels = loaded.image_shape[0]
+        _check_sizes(plan, loaded)
         planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
         _check_batches(planned)
         _set_threads(plan, planned, loaded, self.out)
@@ -103,6 +123,7 @@ class Training:
             resume=plan.request.resume,
             diagnostics=self.inputs.diagnostics,
             measure_last=new,
+            pauses=self.pauses,
         )
         handed_on = fitted.algorithm.export().requires_grad_(True)
         if new:
@@ -143,6 +164,21 @@ class Training:
         place = self.plan.out / RESULTS
         self.out.print(f"results: {place}", highlight=False, markup=False)
         return found
+
+
+def _check_sizes(plan: Plan, loaded: Data) -> None:
+    """Refuse batches that no machine of this size holds, before anything is made for them."""
+    world, bytes_each = processes.world(), 4 * math.prod(loaded.image_shape)
+    room = machine.memory(plan.device)
+    for name, _ in plan.algorithms if room else ():
+        batch, mu = plan.config[name].batch, getattr(plan.config[name], "mu", 0)
+        size = bytes_each * batch * (1 + mu) // (world.size if world else 1)
+        if room and size > room:
+            raise ValueError(
+                f"{name}.batch={batch}{f' with {name}.mu={mu}' if mu else ''} makes steps whose "
+                f"images alone take {size / 2**30:.3g} GiB, and this machine has "
+                f"{room / 2**30:.3g} GiB; lower it"
+            )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:

@@ -25,8 +25,9 @@ from omegaconf import OmegaConf
 
 from ssl_selmix import cli, objectives
 from ssl_selmix.common import config, plugins
+from ssl_selmix.common.locks import Busy, locked
 from ssl_selmix.sweep import cluster, processes
-from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
+from ssl_selmix.sweep.processes import Children, Job, Outcome
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
 from tests.helpers.results import results, stage
@@ -656,7 +657,7 @@ def test_a_killed_sweep_leaves_a_lock_as_long_as_its_children_live(stub: Path) -
     pids = wait_for(FIRST / "hangs")
     sweep.kill()
     sweep.wait()
-    with pytest.raises(processes.Busy, match=f"process {sweep.pid} on"):
+    with pytest.raises(Busy, match=f"process {sweep.pid} on"):
         with locked(FIRST / ".lock", "works"):
             pass
     for pid in pids:
