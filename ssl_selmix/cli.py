@@ -18,6 +18,7 @@ ROOMS = {
     "train": "runs",
     "list": "runs",
     "estimate": "deploy",
+    "posthoc": "deploy",
     "check": "contract",
     "sweep": "sweep",
     "predict": "deploy",

@@ -111,7 +111,7 @@ def test_the_prior_at_deployment_decides_about_accuracy(tmp_path: Path) -> None:
         "def accuracy(c):\n    return c.trace()\n\n\ndef counted(c):\n    return float(c[3, 3])\n"
     )
     objective = f"{tmp_path}/mine.py:accuracy"
-    skewed = {"prior": "given", "prior_given": [1.0, 1.0, 1.0, 97.0]}
+    skewed: dict[str, Any] = {"prior": "given", "prior_given": [1.0, 1.0, 1.0, 97.0]}
     offsets = stage(objective=objective)[0].offsets
     rare = stage(objective=objective, **skewed)[0].offsets
     assert rare[3] - rare[0] > offsets[3] - offsets[0] + 1
