@@ -19,6 +19,7 @@ ROOMS = {
     "list": "runs",
     "estimate": "deploy",
     "posthoc": "deploy",
+    "advise": "deploy",
     "check": "contract",
     "sweep": "sweep",
     "predict": "deploy",

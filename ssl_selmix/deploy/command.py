@@ -1,4 +1,4 @@
-"""`ssl-selmix predict`, `export`, `estimate`, `posthoc`; imports nothing heavy before it must."""
+"""`ssl-selmix predict` and other looks at finished runs; imports nothing heavy before it must."""
 
 from __future__ import annotations
 
@@ -179,9 +179,43 @@ def _posthoc(args: argparse.Namespace) -> int:
     return 0
 
 
+def _advise_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix advise",
+        description="Say what limits a finished run and what to try next, each with its figure.",
+        epilog="All figures are those of the validation images and of the run's logs; test images "
+        "and the true labels of the pool are not looked at. docs/posthoc.md explains the words.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    words = "a run on the same split that learned from labels alone"
+    add("--against", metavar="RUN", type=path, help=words)
+    add("--objective", metavar="O", help="default: that of the last stage, or h_mean")
+    add("--json", action="store_true", help="print JSON instead of sentences")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _advise(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.common import console
+    from ssl_selmix.deploy import advise
+
+    asked = (args.run, args.against, args.objective, args.settings)
+    if args.json:  # Notes on the images must not stand between the lines of JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = advise.of_run(*asked)
+        print(json.dumps(found.plain(), indent=1, allow_nan=False))
+        return 0
+    advise.show(advise.of_run(*asked), console.console())
+    return 0
+
+
 COMMANDS = {
     "predict": Command(_predict_parser, _predict),
     "export": Command(_export_parser, _export),
     "estimate": Command(_estimate_parser, _estimate),
     "posthoc": Command(_posthoc_parser, _posthoc),
+    "advise": Command(_advise_parser, _advise),
 }

@@ -84,7 +84,7 @@ def command(request: Request) -> Answer:
     else:
         seen = scores.of_file(request.source)
     test = None if request.test is None else _test(request.test, seen)
-    asked = _objective(request, seen)
+    asked = objective_of(request.objective, seen)
     rule = decision.posthoc(
         seen.scores,
         seen.labels,
@@ -109,9 +109,8 @@ def command(request: Request) -> Answer:
     return Answer(rule, seen, columns)
 
 
-def _objective(request: Request, seen: Scores) -> Any:
+def objective_of(name: str, seen: Scores) -> Any:
     """What `posthoc` takes: a name, or an objective that knows the rare classes of a run."""
-    name = request.objective
     if name not in objectives.DESCRIPTIONS:
         return objectives.import_function(name)
     if seen.task is not None and "tail" in objectives.option_names(name):
