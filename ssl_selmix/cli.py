@@ -21,6 +21,8 @@ ROOMS = {
     "train": "runs",
     "list": "runs",
     "estimate": "deploy",
+    "posthoc": "deploy",
+    "advise": "deploy",
     "check": "contract",
     "sweep": "sweep",
     "predict": "deploy",

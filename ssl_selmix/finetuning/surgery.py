@@ -50,11 +50,16 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def merged(model: nn.Module, net: Classifier, name: str | None) -> nn.Module:
-    """The fine-tuned weights in a module of the caller's type."""
+def merged(
+    model: nn.Module, net: Classifier, name: str | None, *, keep_bias: bool = False
+) -> nn.Module:
+    """The fine-tuned weights in a module of the caller's type.
+
+    A classifier that came without a bias goes without one, unless `keep_bias`.
+    """
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     merged = net.backbone
-    if head_of(model, name).bias is None:
+    if head_of(model, name).bias is None and not keep_bias:
         net.classifier.bias = None  # type: ignore[assignment]
     replace(merged, name or linears[-1], net.classifier)
     flags = {n: p.requires_grad for n, p in model.named_parameters()}

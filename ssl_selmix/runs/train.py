@@ -69,6 +69,7 @@ class Training:
     """A run: its folder is opened first, then its images are read."""
 
     def __init__(self, plan: Plan, world: World | None, record: Record, stop: Stop) -> None:
+        _check_first(plan)
         machine.use_repeatable_kernels()
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
@@ -181,6 +182,16 @@ def _check_sizes(plan: Plan, loaded: Data) -> None:
             )
 
 
+def _check_first(plan: Plan) -> None:
+    """Refuse a first stage that only changes weights, without weights to change."""
+    name, kind = plan.algorithms[0]
+    if not kind.trains and not plan.request.init:
+        raise ValueError(
+            f"{name} trains nothing and cannot come first; let it follow a method that does, such "
+            f"as --algo fixmatch --then {name}, or give it weights with --init"
+        )
+
+
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
     """Every process must pass as many images, or their gradients would count differently."""
     world = processes.world()
@@ -197,7 +208,7 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     """The threads that were asked for, or as many as the largest step can use; says which."""
     world = processes.world()
     images = max(algorithm.images_per_step for algorithm in algorithms)
-    images //= world.size if world else 1
+    images = max(1, images // (world.size if world else 1))
     shape = loaded.image_shape
     try:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)

@@ -30,7 +30,9 @@ def optimum(name: str, counts: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("num_classes", "points"), [(3, 60), (10, 60)])
+@pytest.mark.parametrize(
+    ("num_classes", "points"), [(3, 60), pytest.param(10, 60, marks=pytest.mark.slow)]
+)
 def test_a_mixture_is_within_half_a_point_of_the_linear_program(
     name: str, num_classes: int, points: int
 ) -> None:
