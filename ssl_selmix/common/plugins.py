@@ -78,10 +78,25 @@ def preset_text(name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"no preset file {path}; check the path")
-        return path.read_text("utf-8")
+        return text_of(path)
     if name not in presets():
         raise ValueError(unknown("preset", name, presets()))
     return (_package() / "configs" / f"{name}.yaml").read_text("utf-8")
+
+
+def text_of(path: Path) -> str:
+    """The text in a user's file.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            "save it as UTF-8"
+        ) from error
 
 
 def load_module(kind: str, name: str, anywhere: bool = False) -> ModuleType:

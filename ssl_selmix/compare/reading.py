@@ -307,14 +307,9 @@ def _with_settings(run: Run, config: Mapping[str, Any] | None) -> Run:
 def _yaml(file: Path) -> Mapping[str, Any] | None:
     if not file.exists():
         return None
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from ssl_selmix.common import text
 
     try:
-        found = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged; restore it") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is damaged (it has no sections); restore it")
-    return {str(k): v for k, v in found.items()}
+        return text.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); restore it") from error

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from yaml import YAMLError
 
 from ssl_selmix import models
-from ssl_selmix.common import config
+from ssl_selmix.common import config, text
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.runs import environment, load
 from ssl_selmix.runs.inputs import Inputs, check_images
@@ -41,18 +38,17 @@ def open_directory(plan: Plan) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         return None
     try:
-        before = OmegaConf.to_container(OmegaConf.load(written))
-    except (YAMLError, OmegaConfBaseException) as error:
+        before = text.load(written)
+    except ValueError as error:
         raise ValueError(f"{written} is damaged; restore it, or use another --out") from error
-    assert isinstance(before, dict)
-    changed = config.differences({str(k): v for k, v in before.items()}, plan.identity())
+    changed = config.differences(before, plan.identity())
     # Files that moved are the same files as long as their digests are.
     if changed := [line for line in changed if line.partition(":")[0] not in PLACES]:
         raise ValueError(
             f"--resume needs the configuration that {folder} was started with; it differs in "
             f"{'; '.join(changed)}; use another --out for a new run"
         )
-    return {str(k): v for k, v in before.items()}
+    return before
 
 
 def write_setup(plan: Plan, inputs: Inputs) -> None:
@@ -61,8 +57,7 @@ def write_setup(plan: Plan, inputs: Inputs) -> None:
     inputs.split.save(plan.out / "manifest.json", inputs.images_sha256, **said)
     write_json(plan.out / "environment.json", environment.describe(plan.device))
     # Last: a directory with config.yaml is complete enough to be resumed.
-    text = OmegaConf.to_yaml(OmegaConf.create(plan.identity()))
-    write_atomically(plan.out / "config.yaml", text.encode())
+    write_atomically(plan.out / "config.yaml", text.dump(plan.identity()).encode())
 
 
 def check_resumed(plan: Plan, images: str, out: Console) -> None:
@@ -124,10 +119,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-DAMAGED = (
-    *(YAMLError, OmegaConfBaseException, LookupError),
-    *(TypeError, AttributeError, ValueError, RecursionError),
-)
+DAMAGED = (LookupError, TypeError, AttributeError, ValueError, RecursionError)
 Source = str | os.PathLike[str]
 
 
@@ -167,8 +159,7 @@ def open_run(run: Source) -> Opened:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no run of ssl_selmix; it has no {name}")
     with _named(folder / "config.yaml"):
-        written = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        settings = config.flatten(written)  # type: ignore[arg-type]
+        settings = config.flatten(text.load(folder / "config.yaml"))
         models.Config(settings["model.name"], settings["model.bn_momentum"])
     with _named(folder / "manifest.json"):
         manifest = _checked(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))

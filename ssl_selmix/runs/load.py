@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from ssl_selmix import models
+from ssl_selmix.common import text
 from ssl_selmix.common.config import flatten
 from ssl_selmix.common.console import warn
 from ssl_selmix.models.weights import NESTED, bare_name, load_into
@@ -114,7 +112,7 @@ class Predictor(nn.Module):
 def _kept_by_last_stage(run: Path) -> dict[str, Tensor]:
     """The state that the last finished stage of a run handed on."""
     try:
-        settings = flatten(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")))  # type: ignore[arg-type]
+        settings = flatten(text.load(run / "config.yaml"))
         finished = len(json.loads((run / "results.json").read_text())["stages"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -144,7 +142,7 @@ def load(run_dir: str | Path) -> Predictor:
     run = Path(run_dir)
     if not (run / "config.yaml").is_file() or not (run / "manifest.json").is_file():
         raise ValueError(f"{run} is no run of ssl_selmix; it has no config.yaml and manifest.json")
-    settings = flatten(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")))  # type: ignore[arg-type]
+    settings = flatten(text.load(run / "config.yaml"))
     manifest = json.loads((run / "manifest.json").read_text())
     config = models.Config(settings["model.name"], settings["model.bn_momentum"])
     shape = manifest["image_shape"]
@@ -205,11 +203,10 @@ def origin_of(path: Path) -> Origin | None:
     """The run that a path leads into: its folder, a stage's, or a file in one; None if no run."""
     for folder in (path, *path.parents[:2]):
         try:
-            tree = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            settings = text.load(folder / "config.yaml")
             manifest = read_manifest(folder / "manifest.json")
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        except (OSError, ValueError):
             continue
-        settings = tree if isinstance(tree, dict) else {}
         model = settings.get("model")
         name = str(model.get("name", "")) if isinstance(model, dict) else ""
         return Origin(folder, name, str(settings.get("precision", "")), manifest)

@@ -11,14 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
-from ssl_selmix.common import config, plugins, processes
+from ssl_selmix.common import config, plugins, processes, text
 from ssl_selmix.models import execution
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.splits import Split, read_manifest
@@ -69,7 +65,7 @@ class Plan:
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
         sections |= {"step": execution.ViewsConfig}
         sections |= {name: kind.Config for name, kind in self.algorithms}
-        self.layers = self._layers(set(sections))
+        self.layers = config.read(sections, self._layers(set(sections)))
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
@@ -80,11 +76,11 @@ class Plan:
         self.init = read_weights(request.init) if request.init else {}
         self.init_sha256 = checkpoint.digest(self.init) if request.init else ""
 
-    def _layers(self, sections: set[str]) -> list[tuple[str, dict[str, Any]]]:
+    def _layers(self, sections: set[str]) -> list[config.Layer]:
         name = self.request.preset
         if name is None:
             name = self.request.dataset if self.request.dataset in plugins.presets() else NO_PRESET
-        layers = []
+        layers: list[config.Layer] = []
         if self.request.recorded:
             layers.append(("the run", dict(self.request.recorded)))
         elif name != NO_PRESET:
@@ -100,7 +96,7 @@ class Plan:
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
-        path = ChainMap(*(settings for _, settings in reversed(self.layers))).get("data.manifest")
+        path = ChainMap(*(dict(found) for _, found in reversed(self.layers))).get("data.manifest")
         if not path:
             return ""
         try:
@@ -193,17 +189,14 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
             )
     path = folder / "config.yaml"
     try:
-        written = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(written, dict)
+        written = text.load(path)
         names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
         tree = {str(k): v for k, v in written.items() if k not in NOT_SETTINGS}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} is no run of ssl_selmix; it has no config.yaml") from error
-    except (YAMLError, OmegaConfBaseException, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged; restore it") from error
-    except AssertionError as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; restore it") from error
     recorded = config.flatten(tree)
     return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from ssl_selmix import algorithm
-from ssl_selmix.common import config, plugins
+from ssl_selmix.common import config, fields, plugins, text
 from ssl_selmix.runs import load, train
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
@@ -58,24 +53,15 @@ class Run:
             return []
         for folder in filter(None, (self.folder, self.base)):
             try:
-                written = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-                return [f"precision={written['precision']}"]  # type: ignore[index,call-overload]
-            except (OSError, yaml.YAMLError, OmegaConfBaseException, LookupError, TypeError):
+                return [f"precision={text.load(folder / 'config.yaml')['precision']}"]
+            except (OSError, ValueError, LookupError):
                 continue
         return []
 
 
 def word(key: str, value: Any) -> str:
     """`key=value` for the command line, which reads the same value from it."""
-    for text in (str(value), json.dumps(value)):
-        try:
-            found = config.parse_overrides([f"{key}={text}"])
-        except ValueError:
-            continue
-        if repr(found) == repr({key: value}):
-            return f"{key}={text}"
-    dumped = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
-    return f"{key}={dumped.partition(chr(10))[0]}"
+    return f"{key}={fields.typed(value)}"
 
 
 class Sweep:
@@ -218,11 +204,10 @@ class Sweep:
 
     def _standing(self, run: Run, base_sha256: str | None) -> tuple[str, str]:
         try:
-            written = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"))
-            assert isinstance(written, dict)
+            written = text.load(run.folder / "config.yaml")
         except (FileNotFoundError, NotADirectoryError):
             return MISSING, ""
-        except (yaml.YAMLError, OmegaConfBaseException, OSError, AssertionError):
+        except (ValueError, OSError):
             return CHANGED, "config.yaml is damaged"
         plan = self.plan(run)
         wanted = plan.identity() | {"seed": run.seed}
@@ -233,8 +218,7 @@ class Sweep:
             written.pop("init", None)
         if _machine_decides(plan):
             written["precision"] = wanted["precision"]
-        before = {str(key): value for key, value in written.items()}
-        if changed := config.differences(before, wanted):
+        if changed := config.differences(written, wanted):
             return CHANGED, "; ".join(changed)
         return (FINISHED if is_finished(run.folder) else RESUMABLE), ""
 

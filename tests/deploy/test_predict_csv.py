@@ -199,7 +199,10 @@ def test_a_dash_is_the_standard_output(images: str, predict: Predict) -> None:
         (["nothing"], "no file or folder nothing; check the path"),
         (["images", "devise=cpu"], "unknown setting 'devise'; did you mean device?"),
         (["images", "seed=1"], "unknown setting 'seed'"),
-        (["images", "data.workers=x"], "data.workers='x' has the wrong type"),
+        (
+            ["images", "data.workers=x"],
+            "data.workers must be a whole number in decimal digits, such as 100, or null",
+        ),
         (["images", "data.workers=-1"], "data.workers must be at least 0"),
         (["images", "device=xyz"], "device 'xyz' cannot be used"),
         (["images", "precision=half"], "precision must be"),
