@@ -9,16 +9,24 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from ssl_selmix import __version__
 from ssl_selmix.common import plugins
+from ssl_selmix.common.names import printable
+from ssl_selmix.common.paths import expanded
 
 COMMANDS = ("train", "list", "estimate", "check", "sweep", "predict", "export", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command: 0 if it succeeded, 1 if a check failed, 2 after a mistake, told in a line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a notebook's and a test's may be another
+            # A terminal or pipe that is no UTF-8 gets what it can show.
+            utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="backslashreplace" if utf8 else "replace")
     words = list(sys.argv[1:] if argv is None else argv)
     command = words.pop(0) if words and words[0] in COMMANDS else "train"
     if command == "list":
@@ -187,7 +195,7 @@ def _fail(text: str, code: int) -> int:
         # If the first process made the same mistake it says so, and torchrun ends this one.
         time.sleep(3)
         text = f"process {rank}: {text}"
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
     return code
 
 
@@ -216,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         # argparse prints the usage first; a mistake deserves one line. Settings are never required.
         message = message.replace(", key=value", "")
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, printable(f"error: {message}; see {self.prog} --help\n"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,8 +241,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--then", metavar="B", action="append", default=[], help="next stage; may be repeated")
     add("--dataset", metavar="D", default="digits", help="default: digits, which needs no download")
     add("--preset", metavar="P", help="a name below, a YAML file, or none; default: the dataset's")
-    add("--init", metavar="PATH", type=Path, help="start from a run's folder or a state dict")
-    add("--out", metavar="DIR", type=Path, help="default: runs/<dataset>-<algorithms>-seed<seed>")
+    add("--init", metavar="PATH", type=_path, help="start from a run's folder or a state dict")
+    add("--out", metavar="DIR", type=_path, help="default: runs/<dataset>-<algorithms>-seed<seed>")
     add("--resume", action="store_true", help="continue the run in its directory, exactly")
     add("--seed", metavar="S", type=int, help="of the split, the initial weights and the batches")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -253,7 +261,7 @@ def _estimate_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     methods = ("count", "soft_count", "bbse", "rlls", "em")
-    add("run", metavar="RUN", type=Path, help="the folder of a run with a finished stage")
+    add("run", metavar="RUN", type=_path, help="the folder of a run with a finished stage")
     add("--method", action="append", choices=methods, help="may be repeated; default: all")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -357,12 +365,12 @@ def _sweep_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one")
-    add("--out", metavar="DIR", type=Path, help="folder of all runs; default: the file's")
+    add("--out", metavar="DIR", type=_path, help="folder of all runs; default: the file's")
     add("--dry-run", action="store_true", help="list the runs and how far each has come")
     add("--jobs", metavar="N", type=_positive, help="at a time; default: by cores, threads, GPUs")
     add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
     add("--engine", choices=("processes", "ray"), default="processes", help="what starts the runs")
-    add("--slurm", metavar="FILE", type=Path, help="write a job array instead of running")
+    add("--slurm", metavar="FILE", type=_path, help="write a job array instead of running")
     add("--debug", action="store_true", help="show the traceback of an error")
     help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
     add("settings", metavar="key=value", nargs="*", help=help)
@@ -372,7 +380,10 @@ def _sweep_parser() -> argparse.ArgumentParser:
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty path names no file")
-    return Path(text)
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
 
 Indices = npt.NDArray[np.int64]
 
@@ -332,7 +333,7 @@ class Split:
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest in a file, refused if its indices are not the ones that were written."""
     try:
-        manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(expanded(path).read_text(encoding="utf-8"))
         digest = _sha256_of_indices(manifest["indices"])
         sizes = {part: sum(manifest["counts"][part]) for part in PARTS}
         intact = manifest["indices_sha256"] == digest

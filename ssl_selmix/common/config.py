@@ -19,7 +19,7 @@ from ssl_selmix.common.text import Word
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # May differ between a run and its resumption.
-MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache")
+MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache", "data.strict")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import unknown
 from ssl_selmix.compare import logged, methods, reading, write
 from ssl_selmix.compare.reading import FILE
@@ -161,6 +162,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _console() -> Console:
-    found = Console()
+    found = Terminal()
     # Elsewhere than on a terminal nobody can widen the window: tables take the room they need.
-    return found if found.is_terminal else Console(width=200, color_system=None)
+    return found if found.is_terminal else Terminal(width=200, color_system=None)

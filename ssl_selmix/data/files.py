@@ -31,6 +31,7 @@ from ssl_selmix.data.batch import Batch, Draw, Views
 from ssl_selmix.data.pool import Data
 from ssl_selmix.data.source import ImageSet
 from ssl_selmix.data.workers import Job, Made, Reader, Request, Workers
+from ssl_selmix.images.checks import Copies
 from ssl_selmix.images.digests import FileImages, hashes
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in units of 0..255
@@ -183,16 +184,24 @@ class FileSet(ImageSet):
     extra_files: FileImages | None = field(kw_only=True)  # of unknown class
     num_workers: int = field(kw_only=True)
     memory: Path | None = field(kw_only=True)  # folder that keeps the digests of the files
+    strict: bool = field(kw_only=True, default=True)  # refuse damaged JPEGs
 
     def sha256(self) -> str:
         """Digest of the names below their folder and of the bytes of every file, in order."""
-        parts = (self.train_files, self.test_files, self.extra_files)
-        digest = hashlib.sha256()
-        for images in parts:
+        parts = (
+            ("train", self.train_files, self.train_labels),
+            ("test", self.test_files, self.test_labels),
+            ("unlabeled", self.extra_files, None),
+        )
+        digest, copies = hashlib.sha256(), Copies()
+        for part, images, labels in parts:
             if images is not None:
+                found = hashes(images, self.memory, self.strict)
+                copies.add(part, images.paths, found, labels)
                 digest.update(f"{len(images)}:".encode())
-                for name, of_bytes in zip(images.names, hashes(images, self.memory), strict=True):
+                for name, of_bytes in zip(images.names, found, strict=True):
                     digest.update(os.fsencode(name) + f"\0{of_bytes}\0".encode())
+        copies.tell()
         return digest.hexdigest()
 
     def pools(self, test: Tensor, device: torch.device) -> tuple[type[Data], dict[str, Any]]:
@@ -201,7 +210,7 @@ class FileSet(ImageSet):
         if self.test_files is not None:
             test = torch.arange(len(paths), len(paths) + len(self.test_files))
             paths = paths + self.test_files.paths
-        reader = Reader(paths, self.train.shape[-1])
+        reader = Reader(paths, self.train.shape[-1], self.strict)
         workers = Workers(reader, self.num_workers, pin=device.type == "cuda")
         shape = self.train.shape[1:]
         return Files, {
@@ -225,6 +234,7 @@ def file_set(
     workers: int | None = None,
     apart: int = 0,
     memory: Path | None = None,
+    strict: bool = True,
 ) -> FileSet:
     """Image files as a data set, at size×size pixels, normalised by the constants of ImageNet.
 
@@ -237,6 +247,7 @@ def file_set(
         workers: processes that read images; None: one for each core.
         apart: see `ImageSet`.
         memory: see `hashes`.
+        strict: see `hashes`.
     """
     files, labels = train
 
@@ -258,4 +269,5 @@ def file_set(
         extra_files=extra,
         num_workers=default_workers() if workers is None else workers,
         memory=memory,
+        strict=strict,
     )

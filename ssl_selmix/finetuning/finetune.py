@@ -22,6 +22,7 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common.console import console
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.finetuning.given import Arrays, Images, LabeledImages, Part, check_judge
 from ssl_selmix.finetuning.surgery import head_of, merged, split_classifier
@@ -113,7 +114,7 @@ def finetune(
     config = _config(settings, steps, objective)
     data = Arrays.of(model, net, labeled, validation, unlabeled, augment, class_names, seed)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(out) if out is not None else Path(temporary)
+        folder = expanded(out) if out is not None else Path(temporary)
         if (folder / "metrics.jsonl").exists():
             raise ValueError(f"{folder} holds another run, which is not overwritten; choose out=")
         test_set = _judge(test, net) if test is not None else None

@@ -46,8 +46,8 @@ def folder_of(setting: str) -> Path | None:
         raise ValueError("cache must be auto, none or a folder, not empty")
     if setting not in ("auto", "none") and setting.lower() in SWITCHES:
         raise ValueError(
-            f"cache must be auto, none or a folder, not {setting!r}; write cache=none for no cache, "
-            f"or cache=./{setting} for a folder of that name"
+            f"cache must be auto, none or a folder, not {setting!r}; write cache=none for no "
+            f"cache, or cache=./{setting} for a folder of that name"
         )
     if setting == "auto":
         base = os.environ.get("XDG_CACHE_HOME", "")

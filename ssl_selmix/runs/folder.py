@@ -17,6 +17,7 @@ from rich.console import Console
 from ssl_selmix import models
 from ssl_selmix.common import config, text
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.runs import environment, load
 from ssl_selmix.runs.inputs import Inputs, check_images
 from ssl_selmix.runs.plan import PLACES, Plan
@@ -154,7 +155,7 @@ def open_run(run: Source) -> Opened:
     Raises:
         ValueError: the folder is no finished run, or its files are damaged.
     """
-    folder = Path(run)
+    folder = expanded(run)
     for name in ("config.yaml", "manifest.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no run of ssl_selmix; it has no {name}")

@@ -15,6 +15,7 @@ from ssl_selmix import models
 from ssl_selmix.common import text
 from ssl_selmix.common.config import flatten
 from ssl_selmix.common.console import warn
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.models.weights import NESTED, bare_name, load_into
 from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import checkpoint
@@ -139,7 +140,7 @@ def load(run_dir: str | Path) -> Predictor:
     Raises:
         ValueError: the folder is no run, or its files are damaged.
     """
-    run = Path(run_dir)
+    run = expanded(run_dir)
     if not (run / "config.yaml").is_file() or not (run / "manifest.json").is_file():
         raise ValueError(f"{run} is no run of ssl_selmix; it has no config.yaml and manifest.json")
     settings = flatten(text.load(run / "config.yaml"))

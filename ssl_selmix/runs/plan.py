@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins, processes, text
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.models import execution
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.splits import Split, read_manifest
@@ -58,7 +59,8 @@ class Plan:
     def __init__(self, request: Request) -> None:
         if not request.algorithms:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
-        self.request = request
+        init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
+        self.request = request = replace(request, init=init, out=out)
         self.algorithms = [load_algorithm(name) for name in request.algorithms]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)

@@ -14,6 +14,7 @@ import yaml
 from ssl_selmix.common import config, fields, plugins
 from ssl_selmix.common import text as texts
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.text import Word
 
 KEYS = ("out", "dataset", "preset", "seeds", "settings", "splits", "algorithms", "then", "slurm")
@@ -61,7 +62,7 @@ def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spe
     Raises:
         ValueError: there is no such file, or it has a mistake that shows without a run.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"no sweep file {path}; check the path")
@@ -91,7 +92,7 @@ def parse(text: str, origin: str) -> Spec:
     seeds = _seeds(found.get("seeds", Word("0")))
     spec = Spec(
         origin=origin,
-        out=Path(_text(found.get("out", f"runs/{Path(origin).stem}"), "out")),
+        out=expanded(_text(found.get("out", f"runs/{Path(origin).stem}"), "out")),
         dataset=dataset,
         preset=_preset(found),
         seeds={
