@@ -15,8 +15,15 @@ import torch
 
 from benchmarks.synthetic import Sizes, make_data, network, steps_of
 from benchmarks.timing import about, alternate, parser_of, positive, set_threads, spread
+from ssl_selmix import algorithm
 from ssl_selmix.common import plugins
 from studies.arms import table
+
+
+def settings(name: str, batch: int, mu: int) -> dict[str, int]:
+    """The sizes of a step, as far as the algorithm can be told."""
+    draws_pool = issubclass(algorithm.load(name)[1].Config, algorithm.Algorithm.PoolConfig)
+    return {"batch": batch, **({"mu": mu} if draws_pool else {})}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_threads(args.threads)
     names = args.names or list(plugins.available("algorithm"))
     data = make_data(Sizes(size=args.size))
-    settings = {"batch": args.batch, "mu": args.mu}
     arms = {
-        name: steps_of(name, data, network(args.network, data), settings)
+        name: steps_of(name, data, network(args.network, data), settings(name, args.batch, args.mu))
         for name in ["fixmatch", *(n for n in names if n != "fixmatch")]
     }
     times = alternate(arms, args.rounds, calls=args.steps)

@@ -38,7 +38,7 @@ from benchmarks.timing import (
     spread,
     targets_table,
 )
-from ssl_selmix.data import Data
+from ssl_selmix.data.pool import MemoryPool
 from studies.arms import table
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -97,7 +97,7 @@ def operations() -> list[Any]:
     return [*plain, *jitters, *moves, A.Sharpen(p=1), A.Solarize((0, 1), p=1)]
 
 
-def small(data: Data, batch: int) -> dict[tuple[str, str], Call]:
+def small(pool: MemoryPool, batch: int) -> dict[tuple[str, str], Call]:
     """Calls that make one view of every image of a batch, 32 px; (view, pipeline) -> call."""
     images = noise(batch, SMALL, seed=1)
     arrays = list(images.permute(0, 2, 3, 1).contiguous().numpy())
@@ -116,9 +116,9 @@ def small(data: Data, batch: int) -> dict[tuple[str, str], Call]:
     generator = torch.Generator().manual_seed(0)
 
     def ours(view: str) -> Tensor:
-        augmentation = data.augmentation(view)
+        augmentation = pool.augmentation(view)
         params = augmentation.draw(batch, generator)
-        return data.normalise(augmentation(images, params))
+        return pool.normalise(augmentation(images, params))
 
     def calls(view: str) -> dict[tuple[str, str], Call]:
         return {
@@ -131,7 +131,7 @@ def small(data: Data, batch: int) -> dict[tuple[str, str], Call]:
     return {key: call for view in VIEWS for key, call in calls(view).items()}
 
 
-def large(data: Data, number: int) -> dict[tuple[str, str], Call]:
+def large(pool: MemoryPool, number: int) -> dict[tuple[str, str], Call]:
     """The same for JPEG files and 224 px."""
     from ssl_selmix.augment import image
     from ssl_selmix.images import photo
@@ -153,7 +153,7 @@ def large(data: Data, number: int) -> dict[tuple[str, str], Call]:
     def own(view: str) -> Tensor:
         make, step = image.views(LARGE)[view], next(steps)
         made = [make(photo.Photo(file, "file"), (step, row)) for row, file in enumerate(files)]
-        return data.normalise(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
+        return pool.normalise(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
 
     def opened(file: bytes) -> Image.Image:
         return Image.open(io.BytesIO(file)).convert("RGB")
@@ -207,11 +207,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_threads(args.threads)
     cv2.setNumThreads(0 if args.threads == 1 else args.threads)
     torch.manual_seed(0)
-    data = make_data()
+    pool = make_data().pool
+    assert isinstance(pool, MemoryPool)
     print(about(rounds=args.rounds, threads=args.threads) + "\n")
-    times = alternate(named(small(data, args.batch), SMALL), args.rounds)
+    times = alternate(named(small(pool, args.batch), SMALL), args.rounds)
     made = rows(times, args.batch, SMALL)
-    of_files = alternate(named(large(data, args.files), LARGE), args.rounds)
+    of_files = alternate(named(large(pool, args.files), LARGE), args.rounds)
     made += rows(of_files, args.files, LARGE)
     print(table(["view", "pipeline", "µs an image", "range", "ours = 1"], made))
     print()

@@ -28,9 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.synthetic import How, Sizes, Steps, make_data, network, steps_of
+from benchmarks.synthetic import Sizes, Steps, make_data, network, steps_of
 from benchmarks.timing import Times, about, alternate, as_time, digits, parser_of, positive, spread
 from ssl_selmix.models import execution
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
 from studies.arms import table
 
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arms: dict[str, Steps] = {}
     for mu in args.mu:
         for mode in ("eager", "compiled"):
-            how = How("joint", precision, compile=mode == "compiled")
+            how = Execution(precision, compiled=mode == "compiled")
             settings = {"batch": args.batch, "mu": mu}
             net = network(args.network, data)
             arms[f"mu = {mu}, {mode}"] = steps_of("fixmatch", data, net, settings, how)

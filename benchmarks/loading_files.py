@@ -32,7 +32,7 @@ from benchmarks.photographs import jpeg, smooth_noise
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.data import Data, assemble
 from ssl_selmix.data.batch import Draw
-from ssl_selmix.data.files import MEAN, STD, file_set
+from ssl_selmix.data.files import MEAN, STD, FileSet
 from ssl_selmix.images.digests import FileImages
 from ssl_selmix.splits import Counts, LongTailSplit
 
@@ -61,7 +61,7 @@ class Ours:
         paths = sorted(map(str, root.glob("*/*.jpg")))
         labels = np.asarray(["class1" in path for path in paths], dtype=np.int64)
         images = FileImages.below(root, paths)
-        source = file_set((images, labels), ("class0", "class1"), SIZE, workers=workers)
+        source = FileSet(images, labels, ("class0", "class1"), SIZE, workers=workers)
         split = LongTailSplit(Counts(1), Counts(1), validation=1, test=1).draw(labels, 2, seed=0)
         data, _ = assemble(source, split, seed=0, device=torch.device("cpu"))
         self.data: Data = data

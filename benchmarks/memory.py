@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.synthetic import How, Steps, cheap_net, large_source, large_split, tiled_pool
+from benchmarks.synthetic import Steps, cheap_net, large_source, large_split, tiled_pool
 from benchmarks.timing import apart, forget_peak, peak, resident
 from ssl_selmix import algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import assemble
+from ssl_selmix.models.execution import Execution
 from studies.arms import table
 
 TARGET = 0.2  # of the pool
@@ -45,11 +46,11 @@ def memory_of_run(count: int, size: int) -> list[tuple[str, int, int]]:
     data = assemble(source, split, 0, torch.device("cpu"))[0].at_stage("1-benchmark")
     note("pool assembled")
     net = cheap_net(3, size, 10)
-    steps = Steps(algorithm.load("fixmatch")[1], {"batch": 64, "mu": 7}, data, net, How())
+    steps = Steps(algorithm.load("fixmatch")[1], {"batch": 64, "mu": 7}, data, net, Execution())
     for _ in range(3):
         steps()
     note("steps, B = 64, mu = 7, but for a network's activations")
-    stage = Steps(algorithm.load("selmix")[1], {"batch": 64}, data, net, How())
+    stage = Steps(algorithm.load("selmix")[1], {"batch": 64}, data, net, Execution())
     stage.validate()
     note("re-estimation with a pass over the pool")
     stage()

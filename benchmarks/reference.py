@@ -78,13 +78,13 @@ class Pictures(Dataset[tuple[tuple[Tensor, ...], int]]):
 
 def labeled_pictures(data: Data, views: tuple[Transform, ...]) -> Pictures:
     """The labeled images."""
-    return Pictures(data.images[data.labeled].cpu(), data.labels, views)
+    return Pictures(data.take(data.labeled).cpu(), data.labels, views)
 
 
 def pool_pictures(data: Data, views: tuple[Transform, ...]) -> Pictures:
     """The unlabeled images."""
     labels = torch.full((len(data.unlabeled),), -1)
-    return Pictures(data.images[data.unlabeled].cpu(), labels, views)
+    return Pictures(data.take(data.unlabeled).cpu(), labels, views)
 
 
 def _endless(pictures: Pictures, batch: int, workers: int) -> Iterator[Any]:
@@ -106,7 +106,7 @@ class ReferenceStep:
     """One FixMatch step per call; fp32, contiguous, `workers` processes for the images."""
 
     def __init__(self, net: nn.Module, data: Data, batch: int, mu: int, workers: int = 2) -> None:
-        views = pil_views(data.images.shape[2])
+        views = pil_views(data.image_shape[1])
         labeled = labeled_pictures(data, (views["weak"],))
         pool = pool_pictures(data, (views["weak"], views["strong"]))
         # The labeled images are few: one process, if there are several, is enough for them.

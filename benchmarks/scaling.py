@@ -32,7 +32,6 @@ from torch import nn
 from benchmarks import memory
 from benchmarks.synthetic import (
     FEATURES,
-    How,
     Sizes,
     Steps,
     cheap_net,
@@ -59,6 +58,7 @@ from benchmarks.timing import (
 from ssl_selmix import models
 from ssl_selmix.algorithm import Context, Evaluation, Task, load
 from ssl_selmix.data import Data, assemble
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.selmix.pairs import ClassPairSampler
 from ssl_selmix.training import engine
 from studies.arms import table
@@ -93,7 +93,7 @@ def print_growth(title: str, sizes: Sequence[int], times: Mapping[str, Times]) -
 def fixmatch(data: Data, args: argparse.Namespace, batch: int) -> Steps:
     """Joint steps in the precision that was asked for."""
     settings = {"batch": batch, "mu": 2}
-    how = How(precision=args.precision)
+    how = Execution(args.precision)
     return steps_of("fixmatch", data, network(args.network, data), settings, how)
 
 

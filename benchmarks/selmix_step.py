@@ -20,11 +20,12 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.reference import JointSampler, Pictures, labeled_pictures, pil_views, pool_pictures
-from benchmarks.synthetic import How, Sizes, Steps, make_data, network, set_up, steps_of
+from benchmarks.synthetic import Sizes, Steps, make_data, network, steps_of
 from benchmarks.timing import (
     Times,
     about,
@@ -40,6 +41,7 @@ from ssl_selmix import gains, losses, objectives
 from ssl_selmix.data import Data
 from ssl_selmix.metrics import confusion_matrix
 from ssl_selmix.models import execution
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.selmix.pairing import class_means
 from studies.arms import table
 
@@ -49,16 +51,14 @@ EVERY = 50  # steps between re-estimations, as published
 class Reference:
     """The same stage with loaders of PIL images; the arithmetic of the gains is ours."""
 
-    def __init__(self, data: Data, args: argparse.Namespace, how: How) -> None:
+    def __init__(self, data: Data, args: argparse.Namespace, how: Execution) -> None:
         self.data, self.batch, self.workers = data, args.batch, args.workers
-        views = pil_views(data.images.shape[2])
+        views = pil_views(data.image_shape[1])
         self.labeled = labeled_pictures(data, (views["weak"],))
         self.pool = pool_pictures(data, (views["weak"],))
-        validation = data.images[data.validation].cpu()
+        validation = data.take(data.validation).cpu()
         self.validation = Pictures(validation, data.validation_labels.cpu(), (views["plain"],))
-        self.net = network(args.network, data).train()
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        set_up(self.net, how)
+        self.net = network(args.network, data).prepared(how).train()
         self.objective = objectives.get("min_recall", data.task.num_classes)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=3e-4)
         generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ class Reference:
         beta = 0.6 + 0.4 * torch.rand(len(x))
         first, second = (self.net.features(_last(part)) for part in (x, partner))
         mixed = losses.mix_features(first, second, beta)
-        loss = losses.mixed_cross_entropy(self.net.classifier(mixed), y)
+        loss = F.cross_entropy(self.net.classifier(mixed), y)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     sizes = {k: vars(args)[k] for k in ("size", "labeled", "unlabeled", "rho", "validation")}
     data = make_data(Sizes(**sizes))
-    how = How(precision=args.precision)
+    how = Execution(args.precision)
     settings = {"batch": args.batch, "evaluate_every": EVERY}
     ours = steps_of("selmix", data, network(args.network, data), settings, how)
     theirs = Reference(data, args, how)

@@ -35,11 +35,11 @@ FIRST_STEP = """
 import os, sys
 from ssl_selmix import cli
 from ssl_selmix.training import engine
-step = engine.Trainer._train_step
-def once(self, batch):
-    step(self, batch)
+step = engine.Trainer.step_once
+def once(self, batches):
+    step(self, batches)
     os._exit(0)
-engine.Trainer._train_step = once
+engine.Trainer.step_once = once
 sys.exit(cli.main(sys.argv[1:]) or 9)
 """
 

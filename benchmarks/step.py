@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.reference import ReferenceStep
-from benchmarks.synthetic import How, Sizes, Steps, make_data, network, set_up
+from benchmarks.synthetic import Sizes, Steps, make_data, network
 from benchmarks.timing import (
     Target,
     Times,
@@ -42,6 +42,7 @@ from ssl_selmix import algorithm
 from ssl_selmix.data import Data
 from ssl_selmix.methods.pseudo_labels import Confidence
 from ssl_selmix.models import execution
+from ssl_selmix.models.execution import Execution
 from studies.arms import table
 
 HALF, THIRD = "lazy, 50 % count", "lazy, 30 % count"
@@ -62,7 +63,7 @@ class FixedShare(Confidence):
 class Ours(Steps):
     """FixMatch steps in which a given share of the pseudo-labels counts."""
 
-    def __init__(self, data: Data, args: argparse.Namespace, how: How) -> None:
+    def __init__(self, data: Data, args: argparse.Namespace, how: Execution) -> None:
         settings = {"batch": args.batch, "mu": args.mu}
         net = network(args.network, data)
         super().__init__(algorithm.load("fixmatch")[1], settings, data, net, how)
@@ -82,12 +83,10 @@ class Ours(Steps):
 class Network:
     """Forward and backward of random network inputs."""
 
-    def __init__(self, data: Data, args: argparse.Namespace, how: How) -> None:
+    def __init__(self, data: Data, args: argparse.Namespace, how: Execution) -> None:
         images = args.batch * (1 + 2 * args.mu)
-        size, num_classes = data.images.shape[2], data.task.num_classes
-        self.net = network(args.network, data)
-        self.net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        set_up(self.net, how)
+        size, num_classes = data.image_shape[1], data.task.num_classes
+        self.net = network(args.network, data).prepared(how).train()
         x = torch.randn(images, 3, size, size)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.randint(num_classes, (images,))
@@ -102,7 +101,7 @@ def arms_of(data: Data, args: argparse.Namespace) -> dict[str, Callable[[], obje
     """Everything that is timed, by name."""
     arms: dict[str, Callable[[], object]] = {}
     for precision in args.precisions:
-        arms[f"network, {precision}"] = Network(data, args, How(precision=precision))
+        arms[f"network, {precision}"] = Network(data, args, Execution(precision))
         for compile in (False, True) if args.compile else (False,):
             end = f", {precision}" + (", compiled" if compile else "")
             arms |= {
@@ -118,7 +117,7 @@ def steps_of(
 ) -> dict[str, Callable[[], object]]:
     """Our three ways of computing a step."""
     made = {
-        forward: Ours(data, args, How(forward, precision, compile))
+        forward: Ours(data, args, Execution(precision, forward, compiled=compile))
         for forward in ("joint", "split", "lazy")
     }
     # One share is enough where there is no target.
@@ -168,7 +167,8 @@ def _precision(arm: str, precisions: Sequence[str]) -> str:
 def rates(data: Data, args: argparse.Namespace) -> None:
     """Print the time per step against the share of pseudo-labels that count."""
     ways = {
-        forward: Ours(data, args, How(forward, args.precisions[0])) for forward in ("lazy", "joint")
+        forward: Ours(data, args, Execution(args.precisions[0], forward))
+        for forward in ("lazy", "joint")
     }
     shares = [i / 10 for i in range(11)]
     arms = {f"{name} {share}": step.at(share) for share in shares for name, step in ways.items()}

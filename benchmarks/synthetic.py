@@ -7,7 +7,7 @@ noise as for a photograph.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import processes
 from ssl_selmix.common.console import say
 from ssl_selmix.data import Data, ImageSet, assemble
-from ssl_selmix.models import execution
+from ssl_selmix.models.execution import Execution, placed
 from ssl_selmix.splits import Counts, LongTailSplit
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
@@ -106,15 +106,6 @@ def large_split(count: int) -> LongTailSplit:
     return LongTailSplit(Counts(20), Counts(count // 10 - 60), validation=20, test=20)
 
 
-@dataclass(frozen=True)
-class How:
-    """How a step is computed."""
-
-    forward: str = "joint"  # joint, split or lazy
-    precision: str = "fp32"
-    compile: bool = False
-
-
 class Steps:
     """An algorithm in the middle of its training; every call is one whole step."""
 
@@ -124,18 +115,17 @@ class Steps:
         settings: Mapping[str, Any],
         data: Data,
         net: models.Classifier,
-        how: How,
+        how: Execution,
     ) -> None:
         common = {"steps": STEPS, "evaluate_every": STEPS, "lr": 1e-3}
         self.algorithm = kind(net, data.task, kind.Config(**(common | dict(settings))))
-        place: dict[str, Any] = {"device": data.device, "memory_format": torch.channels_last}
-        self.algorithm.to(**place).train()
-        set_up(net, how)
+        placed(self.algorithm, data.device).train()
+        net.prepared(replace(how, world=processes.world()))
         nowhere = Path("benchmark-writes-nothing")  # steps alone leave no file
         log = StageLog(nowhere, "b", data.class_names, Console(quiet=True), 1)
         self.trainer = engine.Trainer(self.algorithm, data, nowhere, log, "f")
         self.trainer.step = AT
-        set_runner(net, how)  # the teacher, which is a copy, has none
+        self.runner = engine.runner_of(net, say)
         self.batches: Iterator[Any] = self.algorithm.batches(data, AT)
 
     def validate(self) -> None:
@@ -147,31 +137,14 @@ class Steps:
 
     def __call__(self) -> None:
         """One step: views, losses, gradients, optimizer, teacher."""
-        self.trainer._seed("step")
-        self.trainer._train_step(next(self.batches))
+        with self.algorithm.net.trained_by(self.runner):
+            self.trainer.step_once(self.batches)
 
 
 def network(name: str, data: Data) -> models.Classifier:
     """A new network for the data, the same every time."""
     torch.manual_seed(0)
-    return models.build(models.Config(name), data.task.num_classes, data.images.shape[1])
-
-
-def set_up(net: models.Classifier, how: How) -> None:
-    """Tell a network how to compute, as a run would."""
-    net.autocast = execution.DTYPES[how.precision]
-    net.step = how.forward
-    net.world = processes.world()
-
-
-def set_runner(net: models.Classifier, how: How) -> None:
-    """Let something else train in the place of the network's body, if need be."""
-    body = net.backbone
-    shared = body if net.world is None else processes.wrapped(body)
-    if how.compile:
-        net.runner = execution.Compiled(shared, body, say)
-    elif shared is not body:
-        net.runner = shared.__call__
+    return models.build(models.Config(name), data.task.num_classes, data.image_shape[0])
 
 
 def steps_of(
@@ -179,10 +152,10 @@ def steps_of(
     data: Data,
     net: models.Classifier,
     settings: Mapping[str, Any],
-    how: How | None = None,
+    how: Execution | None = None,
 ) -> Steps:
     """The steps of a shipped algorithm, after a validation."""
     kind = algorithm.load(name)[1]
-    found = Steps(kind, SETTINGS.get(name, {}) | dict(settings), data, net, how or How())
+    found = Steps(kind, SETTINGS.get(name, {}) | dict(settings), data, net, how or Execution())
     found.validate()
     return found

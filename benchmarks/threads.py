@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.synthetic import How, Sizes, Steps, make_data
+from benchmarks.synthetic import Sizes, Steps, make_data
 from benchmarks.timing import about, alternate, parser_of
 from ssl_selmix import algorithm, models
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
 from studies.arms import table
 
@@ -44,14 +45,14 @@ def main() -> None:
     """Print the table as Markdown."""
     parser = parser_of(__doc__, rounds=7)
     args = parser.parse_args()
-    every = machine.MACHINE_THREADS
+    every = machine.machine_threads()
     rows = []
     for name, size, batch in SIZES:
         data = make_data(Sizes(size=size))
         torch.manual_seed(0)
         net = models.build(models.Config(name), 10, 3)
         kind = algorithm.load("fixmatch")[1]
-        steps = Steps(kind, {"batch": batch, "mu": 2}, data, net, How())
+        steps = Steps(kind, {"batch": batch, "mu": 2}, data, net, Execution())
         images = steps.algorithm.images_per_step
         flops = machine.flops_per_step(net, (3, size, size), images)
         arms = {str(n): Threaded(steps, n) for n in (1, every)}

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Task
+from ssl_selmix.common.rules import at_least, within
 from ssl_selmix.methods.views import joint_features
 from ssl_selmix.models import Classifier
 
@@ -37,24 +37,17 @@ class ACR(Algorithm):
 
     views = ("weak", "strong")
     head_name = "balanced"
+    contract_cases = ({"threshold": 0.0},)
 
     @dataclass
-    class Config(Algorithm.Config):
+    class Config(Algorithm.PoolConfig):
         """Hyper-parameters."""
 
-        threshold: float = 0.95  # rho, confidence from which a pseudo-label counts
-        tau_max: float = 2.0  # t1, adjustment of the standard head's targets, at most
-        tau_balanced: float = 2.0  # t2, of the balanced head's targets and of its labeled loss
-        memory: float = 0.99  # m, of the pool's histogram
-        warmup: float = 0.01  # share of the steps before t follows P: 5 of 500 epochs
-
-        RULES: ClassVar[Rules] = {
-            "threshold": "[0, 1]",
-            "tau_max": ">= 0",
-            "tau_balanced": ">= 0",
-            "memory": "[0, 1)",
-            "warmup": "[0, 1]",
-        }
+        threshold: float = within("[0, 1]", 0.95)  # rho, from which a pseudo-label counts
+        tau_max: float = at_least(0, 2.0)  # t1, adjustment of the standard head's targets, at most
+        tau_balanced: float = at_least(0, 2.0)  # t2, of the balanced head's targets and its loss
+        memory: float = within("[0, 1)", 0.99)  # m, of the pool's histogram
+        warmup: float = within("[0, 1]", 0.01)  # share of the steps before t follows P
 
     config: Config
     anchors: Tensor  # (3, K) A: consistent, uniform, reversed

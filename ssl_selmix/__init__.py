@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
+    from ssl_selmix.decision import posthoc
     from ssl_selmix.deploy.model import predict
     from ssl_selmix.finetuning.finetune import finetune
     from ssl_selmix.runs.load import load
 
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "finetune", "load", "predict"]
+__all__ = ["__version__", "finetune", "load", "posthoc", "predict"]
 
 
-_PLACES = {"finetune": "finetuning.finetune", "load": "runs.load", "predict": "deploy.model"}
+_PLACES = {
+    "finetune": "finetuning.finetune",
+    "load": "runs.load",
+    "posthoc": "decision",
+    "predict": "deploy.model",
+}
 # Modules of version 0.1 that documentation named, and where their contents are now.
 _MOVED = {"forward": "methods.views", "image_files": "images.find", "stages": "runs.train"}
 

@@ -6,15 +6,16 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from warnings import warn
 
 from torch import Tensor, nn
 
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.plugins import load_module
-from ssl_selmix.common.rules import Rules, check, check_types
+from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
 
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from ssl_selmix.models import Classifier
 
 
-__all__ = ["Algorithm", "Batch", "Context", "Evaluation", "Rules", "Task", "Views", "load"]
+__all__ = [
+    "Algorithm",
+    "Batch",
+    "Context",
+    "Evaluation",
+    "Rules",
+    "Task",
+    "Views",
+    "keeps_rows",
+    "load",
+]
 
 
 # No scalar, or less is better.
@@ -65,6 +76,19 @@ class Evaluation:
         return confusion_matrix(self.labels, self.logits.argmax(1), self.logits.shape[1])
 
 
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def keeps_rows(forward: Forward) -> Forward:
+    """Promise that row i of every output of this `forward` depends on row i of the input only.
+
+    Then each of several processes need decode only its rows of a batch from files. The promise is
+    that of the decorated function: a subclass with a `forward` of its own makes it anew, or not.
+    """
+    forward.keeps_rows = True  # type: ignore[attr-defined]
+    return forward
+
+
 class Algorithm(nn.Module):
     """A network with what a method adds to it: heads as modules, state as buffers.
 
@@ -74,53 +98,52 @@ class Algorithm(nn.Module):
 
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
-    # False: `forward` leaves every image in its row of the batch and mixes no pixels, so that of
-    # several processes each decodes its share of the files. Counts beside `forward` alone.
-    mixes_images = True
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
+    # Settings that the contract is checked with, for a method of which little happens by default
+    # within a few steps: those of the first mapping in all checks, of each in that of `forwards`.
+    contract_cases: Sequence[Mapping[str, Any]] = ({},)
 
     @dataclass
-    class Config:
+    class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = 10_000
-        batch: int = 64  # B, labeled images a step
-        mu: int = 2  # mu, unlabeled images per labeled image
-        lr: float = 0.03
-        momentum: float = 0.9
+        steps: int = at_least(1, 10_000)
+        batch: int = at_least(1, 64)  # B, labeled images a step
+        lr: float = positive(0.03)
+        momentum: float = within("[0, 1)", 0.9)
         nesterov: bool = True
-        weight_decay: float = 5e-4
-        schedule: str = "cosine_7_16"
-        ema: float = 0.999  # decay of the teacher; 0: the trained weights themselves
-        ema_warmup: str = "tenth"  # until ema is reached: none, mean (of all) or last tenth
-        ema_buffers: str = "copy"  # batch statistics of the teacher: copy, or average alike
-        evaluate_every: int = 500  # steps between validations; a checkpoint is written at each
-        keep: str = "best"  # the weights handed on: best (on validation, by `select`) or last
+        weight_decay: float = at_least(0, 5e-4)
+        schedule: str = one_of(*SCHEDULES)
+        ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
+        # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.
+        ema_warmup: str = one_of("tenth", "none", "mean")
+        ema_buffers: str = one_of("copy", "average")  # the teacher's batch statistics
+        evaluate_every: int = at_least(1, 500)  # steps between validations, and checkpoints
+        keep: str = one_of("best", "last")  # weights handed on: best on validation, by `select`
         select: str = "mean_recall"  # validation metric that defines best
 
-        RULES: ClassVar[Rules] = {
-            "steps": ">= 1",
-            "batch": ">= 1",
-            "mu": ">= 1",
-            "lr": "> 0",
-            "momentum": "[0, 1)",
-            "weight_decay": ">= 0",
-            "schedule": SCHEDULES,
-            "ema": "[0, 1)",
-            "ema_warmup": ("none", "mean", "tenth"),
-            "ema_buffers": ("copy", "average"),
-            "evaluate_every": ">= 1",
-            "keep": ("best", "last"),
-        }
+    @dataclass
+    class PoolConfig(Config):
+        """What a method can be told that draws unlabeled images beside the labeled ones."""
 
-        def __post_init__(self) -> None:
-            """Refuse values of another type, or outside the rules of this class and its bases."""
-            check_types(self)
-            for kind in reversed(type(self).__mro__):
-                check(self, vars(kind).get("RULES", {}))
+        mu: int = at_least(1, 2)  # mu, unlabeled images per labeled image
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Accept `mixes_images = False` beside `forward`, as version 0.1 had it."""
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if own.get("mixes_images") is False and "forward" in own:
+            text = "mixes_images = False is @keeps_rows on forward now (ssl_selmix.algorithm)"
+            warn(text, DeprecationWarning, stacklevel=2)
+            keeps_rows(own["forward"])
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
+        """Add to the network what the method needs.
+
+        Raises:
+            ValueError: `select` names no figure.
+        """
         super().__init__()
         self.net = net
         self.task = task
@@ -143,12 +166,12 @@ class Algorithm(nn.Module):
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Endless batches from step `start` on; batch t depends on the seed and t alone."""
-        return data.batches(self.views, self.config.batch, self.config.mu, start)
+        return data.batches(self.views, self.config.batch, _mu(self.config), start)
 
     @property
     def images_per_step(self) -> int:
         """Images that pass the network in a joint step, for the throughput."""
-        return self.config.batch * (1 + self.config.mu * len(self.views))
+        return self.config.batch * (1 + _mu(self.config) * len(self.views))
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` multiplies the scheduled rate."""
@@ -203,6 +226,11 @@ class Algorithm(nn.Module):
     def export(self) -> Classifier:
         """A network of its own that predicts what `predict` predicts."""
         return copy.deepcopy(self.net)
+
+
+def _mu(config: Algorithm.Config) -> int:
+    """Unlabeled images per labeled one; a method without settings of its own has the default."""
+    return config.mu if isinstance(config, Algorithm.PoolConfig) else Algorithm.PoolConfig.mu
 
 
 def load(name: str) -> tuple[str, type[Algorithm]]:

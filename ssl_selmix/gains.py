@@ -4,19 +4,24 @@ One SGD step on the classifier, on the cross-entropy at the mixed centroid `z_ij
 z_j` with label i, moves every logit `A_kl = w_l . z_k` of the class centroids; the gain G_ij is the
 first-order change of ψ per unit step size.
 
-Shape legend: K classes, D features, N rows of features, P pairs in a chunk.
+Shape legend: K classes, D features.
 """
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from ssl_selmix.objectives import Function, Objective, normalise_rows
+from ssl_selmix.objectives import Function, Objective, confusion_gradient, normalise_rows
 
-FunctionalHead = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+__all__ = [
+    "auto_temperature",
+    "confusion_gradient",
+    "gain_matrix",
+    "logit_gradient",
+    "pair_distribution",
+    "softmax_pullback",
+]
 
 ENTRY_FLOOR = 1e-7
 PAIR_FLOOR = 1e-8
@@ -35,37 +40,6 @@ def softmax_pullback(confusion: Tensor, gradient: Tensor) -> Tensor:
     Shape: (K, K), (K, K) -> (K, K).
     """
     return confusion * (gradient - len(confusion) * (gradient * confusion).sum(1, keepdim=True))
-
-
-def confusion_gradient(objective: Objective | Function, confusion: Tensor) -> Tensor:
-    """dψ/dC, every entry of C by itself: nothing keeps the mass of a row.
-
-    Shape: (K, K) -> (K, K).
-
-    Examples:
-        >>> confusion_gradient(lambda c: c.trace(), torch.full((2, 2), 0.25)).tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-    """
-    # Validation code often runs under no_grad or inference_mode, and calls this from there.
-    with torch.inference_mode(False), torch.enable_grad():
-        point = confusion.clone().requires_grad_()
-        value = objective.value(point) if isinstance(objective, Objective) else objective(point)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise ValueError(
-                "an objective must return a scalar tensor that depends on the confusion "
-                f"matrix, got {value!r}; "
-                "compute it in torch, without .item(), .detach() or arg-max"
-            )
-        gradient = torch.autograd.grad(value.sum(), point, allow_unused=True)[0]
-    if gradient is None or not bool(gradient.isfinite().all()):
-        reason = "missing" if gradient is None else "inf or nan"
-        raise ValueError(
-            f"the derivative of the objective must exist and be finite, it is {reason} at this "
-            "confusion matrix; "
-            "use the confusion matrix in the objective, and pass smoothing=0.01 if it is "
-            "singular at recall 0"
-        )
-    return gradient
 
 
 def logit_gradient(
@@ -182,117 +156,6 @@ def _recompute(
             expected[i, js] = (probs * (mix * moved[i] + (1 - mix) * moved[js])).sum(1)
 
 
-def gain_matrix_chunked(
-    gradient: Tensor,
-    prototypes: Tensor,
-    head: nn.Module | FunctionalHead,
-    mix: float = 0.8,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    chunk: int = 4096,
-) -> Tensor:
-    """Gain of every ordered pair for any differentiable head, `chunk` pairs at a time.
-
-    The step moves the parameters that require a gradient by `-∇CE(z_ij, i)`, so
-    `G_ij = -<∇CE(z_ij, i), v>` where v is the gradient of `sum_kl D_kl head(z_k)_l`: one backward
-    pass for v, then for all pairs the directional derivative of the logits along v, dotted with
-    `e_i - p_ij`. Equals `gain_matrix` for nn.Linear. Put dropout in eval mode first.
-
-    `head` is a module mapping (N, D) to logits (N, K); or, with `parameters`, a function
-    head(parameters, z).
-
-    Shape: gradient (K, K), prototypes (K, D) -> (K, K). Memory O(chunk (K + D)).
-    """
-    num_classes = len(gradient)
-    _check_head(gradient, prototypes, None, None)
-    _check_mix(mix)
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 pair, got {chunk}; a few thousand is fast")
-    with torch.inference_mode(False), torch.enable_grad():
-        logits_of, theta = _functional_head(head, parameters)
-        z, d = prototypes.detach().double().clone(), gradient.detach().double().clone()
-        logits = logits_of(theta, z)
-        if logits.shape != d.shape:
-            raise ValueError(
-                f"head must map (K, D) to {tuple(d.shape)} logits, got {tuple(logits.shape)}; "
-                "K must agree"
-            )
-        found = torch.autograd.grad((d * logits).sum(), list(theta.values()), allow_unused=True)
-        direction = {
-            name: torch.zeros_like(value) if step is None else step
-            for (name, value), step in zip(theta.items(), found, strict=True)
-        }
-        gains = d.new_empty(num_classes * num_classes)
-        for start in range(0, len(gains), chunk):
-            pairs = torch.arange(start, min(start + chunk, len(gains)), device=d.device)
-            i, j = pairs // num_classes, pairs % num_classes
-            mixed = mix * z[i] + (1 - mix) * z[j]
-            out, change = _directional(logits_of, mixed, theta, direction)
-            labelled = change.gather(1, i[:, None]).squeeze(1)
-            gains[pairs] = labelled - (out.softmax(1) * change).sum(1)
-    return gains.view(num_classes, num_classes).to(
-        torch.promote_types(gradient.dtype, prototypes.dtype)
-    )
-
-
-def _directional(
-    logits_of: FunctionalHead, z: Tensor, theta: dict[str, Tensor], direction: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Logits at z and their derivative along a direction of parameter space.
-
-    A backward pass is linear in the cotangent u, so differentiating <Jᵀu, v> by u gives J v.
-    Forward mode would do as well, but has rules for fewer operations and, in current torch, a
-    TorchScript deprecation warning that users would see.
-    """
-    logits = logits_of(theta, z)
-    cotangent = torch.zeros_like(logits, requires_grad=True)
-    pulled = torch.autograd.grad(
-        logits, list(theta.values()), cotangent, create_graph=True, allow_unused=True
-    )
-    along = [
-        (g * v).sum() for g, v in zip(pulled, direction.values(), strict=True) if g is not None
-    ]
-    (change,) = torch.autograd.grad(torch.stack(along).sum(), cotangent)
-    return logits.detach(), change
-
-
-def _functional_head(
-    head: nn.Module | FunctionalHead,
-    parameters: Mapping[str, Tensor] | None,
-) -> tuple[FunctionalHead, dict[str, Tensor]]:
-    """Split a head into a pure function and float64 leaves for what the step trains."""
-    if parameters is not None:
-        return head, {name: _leaf(value) for name, value in parameters.items()}
-    if not isinstance(head, nn.Module):
-        raise ValueError(
-            f"head must be an nn.Module or come with parameters, got {type(head).__name__}; "
-            "pass the module itself, or "
-            "head(parameters, z) with parameters={name: tensor}"
-        )
-    trained = {n: _leaf(value) for n, value in head.named_parameters() if value.requires_grad}
-    if not trained:
-        raise ValueError(
-            "head must have a parameter with requires_grad, got none; nothing would move in a step"
-        )
-    state = {**dict(head.named_parameters()), **dict(head.named_buffers())}
-    fixed = {
-        n: t.detach().double() if t.is_floating_point() else t
-        for n, t in state.items()
-        if n not in trained
-    }
-    module = head
-
-    def logits_of(theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
-        logits: Tensor = functional_call(module, {**fixed, **theta}, (z,))
-        return logits
-
-    return logits_of, trained
-
-
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().double().clone().requires_grad_()
-
-
 def auto_temperature(gains: Tensor) -> float:
     """The temperature `max(G) / (2 ln K + 4)`, proportional to the gains.
 
@@ -374,9 +237,7 @@ def _check_finite(values: Tensor, name: str) -> None:
         )
 
 
-def _check_head(
-    gradient: Tensor, prototypes: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> None:
+def _check_head(gradient: Tensor, prototypes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _check_square(gradient, "gradient")
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "prototypes": (prototypes, (len(gradient), prototypes.shape[-1] if prototypes.ndim else 0)),
@@ -388,14 +249,13 @@ def _check_head(
             continue
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must have shape {shape}, got {tuple(tensor.shape)}; one row per class "
-                "of the gradient, "
-                "prototypes and weight of equal width"
+                f"{name} must have shape {shape}, got {tuple(tensor.shape)}; one row per class of "
+                "the gradient, prototypes and weight of equal width"
             )
         if tensor.device != gradient.device:
             raise ValueError(
-                f"{name} must be on {gradient.device} like gradient, got {tensor.device}; move "
-                "it with .to"
+                f"{name} must be on {gradient.device} like gradient, got {tensor.device}; move it "
+                "with .to"
             )
         _check_finite(tensor, name)
 

@@ -7,6 +7,7 @@ Shape legend: N validation images, M unlabeled images, K classes, B bootstrap re
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ MAX_MISFIT = 0.25  # a total variation; noise alone stays below
 SMALLEST = 1e-12  # probability that is told from 0
 CALIBRATION_PRIOR = 0.1  # penalty on a and b, or separable classes would have no finite optimum
 
-Draws = tuple[int, torch.Generator]
-Calibration = tuple[Tensor, Tensor, Tensor]  # (1 + K,), (K,), (N, 1 + K); see _calibrate
+Draws = tuple[int, torch.Generator]  # number of bootstrap replicates, and what draws them
 
 
 @dataclass(frozen=True)
@@ -84,32 +84,26 @@ def estimate(
     """
     _check(method, val_probs, val_labels, unlabeled_probs, source_prior)
     _require(bootstrap > 0, f"bootstrap must be at least 1, got {bootstrap}; 200 is usual")
-    val, pool = (normalize(p.detach().double(), p=1, dim=1) for p in (val_probs, unlabeled_probs))
-    hard = [one_hot(p.argmax(1), p.shape[1]).double() for p in (val, pool)]
-    truth = one_hot(val_labels.long(), val.shape[1]).to(val)
     draws = (bootstrap, torch.Generator().manual_seed(seed))
-    counting = method in ("count", "soft_count")
     with torch.no_grad():
-        logs = [p.clamp_min(SMALLEST).log() for p in (val, pool)]
-        model = _calibrate(logs[0], truth, source_prior, calibrate and method == "em")
-        seen, predicted = [_posteriors(model[0], p) for p in logs] if method == "em" else hard
-        confusion, mean = class_means(seen, truth), predicted.mean(0)
+        sets = _Sets.of(val_probs, val_labels, unlabeled_probs)
+        solver = _solver(method, sets, source_prior, calibrate)
+        confusion = class_means(solver.seen, sets.truth)
         condition = float(torch.linalg.cond(confusion))
-        note = "" if counting else _ill_posed(confusion, truth, condition, max_condition)
-        if not counting and not note:
-            if method == "em":
-                q = _likelihood(logs[1], truth, model, draws)
-            else:
-                q = _matching(seen, truth, predicted, method == "rlls", draws)
-            solution = torch.linalg.pinv(confusion) @ mean
-            gap = q[0] - solution if method == "bbse" else confusion @ q[0] - mean
-            if not float(gap.abs().sum()) / 2 <= MAX_MISFIT:
-                note = f"the solution is off by a total variation of {gap.abs().sum() / 2:.2g}"
-        if counting or note:
-            q = _means(pool if method == "soft_count" else hard[1], None, draws)
-        q = torch.cat([q[:1], q[1:].quantile(q.new_tensor([0.025, 0.975]), 0)]).to(val_probs.dtype)
-    used = "count" if note else method
-    return Estimate(q[0], q[1:], condition, used, note, model[0] if used == "em" else None)
+        counts = isinstance(solver, _Counting)
+        note = "" if counts else _ill_posed(sets.truth, confusion, condition, max_condition)
+        solutions = None if note else solver.solve(draws)
+        if solutions is not None:
+            misfit = solver.misfit(solutions[0], confusion).abs().sum() / 2
+            if not float(misfit) <= MAX_MISFIT:
+                note = f"the solution is off by a total variation of {misfit:.2g}"
+        if note or solutions is None:
+            solver = _Counting(sets)
+            solutions = solver.solve(draws)
+        interval = solutions[1:].quantile(solutions.new_tensor([0.025, 0.975]), 0)
+    prior, interval = solutions[0].to(val_probs.dtype), interval.to(val_probs.dtype)
+    calibration = solver.model.parameters if isinstance(solver, _Likelihood) else None
+    return Estimate(prior, interval, condition, "count" if note else method, note, calibration)
 
 
 def calibrated(probs: Tensor, calibration: Tensor) -> Tensor:
@@ -122,22 +116,212 @@ def class_means(values: Tensor, truth: Tensor) -> Tensor:
     return (values.T @ truth) / truth.sum(0).clamp_min(1.0)
 
 
+@dataclass(frozen=True)
+class _Sets:
+    """What is known of both sets, float64: rows of val (N, K) and pool (M, K) sum to 1."""
+
+    val: Tensor
+    pool: Tensor
+    truth: Tensor  # one-hot labels of the validation images, (N, K)
+
+    @classmethod
+    def of(cls, val_probs: Tensor, val_labels: Tensor, unlabeled_probs: Tensor) -> "_Sets":
+        val, pool = (
+            normalize(probs.detach().double(), p=1, dim=1) for probs in (val_probs, unlabeled_probs)
+        )
+        return cls(val, pool, one_hot(val_labels.long(), val.shape[1]).to(val))
+
+
+class _Solver(Protocol):
+    """A method: what it takes for predictions, and the class frequencies that it finds."""
+
+    seen: Tensor  # predictions of the validation images, (N, K)
+
+    def solve(self, draws: Draws) -> Tensor:
+        """Frequencies of the data, then of every replicate: (1 + B, K)."""
+
+    def misfit(self, prior: Tensor, confusion: Tensor) -> Tensor:
+        """What the frequencies (K,) leave unexplained, (K,); its total variation is judged."""
+
+
+class _Counting:
+    """How often each class is predicted: of arg-max, or on average over posteriors."""
+
+    def __init__(self, sets: _Sets, *, soft: bool = False) -> None:
+        self.seen = _hard(sets.val)
+        self.predicted = sets.pool if soft else _hard(sets.pool)
+
+    def solve(self, draws: Draws) -> Tensor:
+        return _means(self.predicted, None, draws)
+
+    def misfit(self, prior: Tensor, confusion: Tensor) -> Tensor:
+        return torch.zeros_like(prior)  # counting solves no equation
+
+
+@dataclass
+class _Matching:
+    """The q that explains what is predicted: R q = u."""
+
+    seen: Tensor  # of the validation images, (N, K)
+    predicted: Tensor  # of the pool, (M, K)
+    truth: Tensor
+
+    def _equations(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """R (1 + B, K, K) and u (1 + B, K) of the data and of all replicates."""
+        matrices = [
+            class_means(self.seen, self.truth * w[:, None]) for w in _draw(self.truth, draws)
+        ]
+        return torch.stack(matrices), _means(self.predicted, None, draws)
+
+
+class _Inversion(_Matching):
+    """bbse: the point of the simplex nearest to the solution."""
+
+    def solve(self, draws: Draws) -> Tensor:
+        confusion, frequencies = self._equations(draws)
+        # pinv, as a replicate may be singular though the data are not
+        solutions = (torch.linalg.pinv(confusion) @ frequencies[..., None])[..., 0]
+        return _minimise_quadratic(torch.eye(confusion.shape[1]).to(confusion), solutions)
+
+    def misfit(self, prior: Tensor, confusion: Tensor) -> Tensor:
+        solution: Tensor = torch.linalg.pinv(confusion) @ self.predicted.mean(0)
+        return prior - solution
+
+
+class _LeastSquares(_Matching):
+    """rlls: least squares on the simplex, with a penalty on the shift."""
+
+    def solve(self, draws: Draws) -> Tensor:
+        confusion, frequencies = self._equations(draws)
+        ridge, counts = self._ridge(confusion[0], frequencies[0]), self.truth.sum(0)
+        target = (confusion.mT @ frequencies[..., None])[..., 0] + ridge * counts / len(self.truth)
+        eye = torch.eye(len(counts)).to(confusion)
+        return _minimise_quadratic(confusion.mT @ confusion + ridge * eye, target)
+
+    def _ridge(self, confusion: Tensor, frequencies: Tensor) -> Tensor:
+        """Sampling variance of an entry of R q - u where q is uniform, in units of 1/K."""
+        num_classes = len(confusion)
+        of_val = (confusion * (1 - confusion) / self.truth.sum(0)).sum() / num_classes
+        of_pool = (frequencies * (1 - frequencies)).sum() * num_classes / len(self.predicted)
+        ridge: Tensor = of_val + of_pool
+        return ridge
+
+    def misfit(self, prior: Tensor, confusion: Tensor) -> Tensor:
+        return confusion @ prior - self.predicted.mean(0)
+
+
+class _Likelihood:
+    """em: the q of largest likelihood of the pool's calibrated posteriors."""
+
+    def __init__(self, sets: _Sets, source: Tensor | None, fit: bool) -> None:
+        val, self.logs = (probs.clamp_min(SMALLEST).log() for probs in (sets.val, sets.pool))
+        self.truth, self.model = sets.truth, _calibrate(val, sets.truth, source, fit)
+        self.seen = _posteriors(self.model.parameters, val)
+        self.predicted = _posteriors(self.model.parameters, self.logs)
+
+    def solve(self, draws: Draws) -> Tensor:
+        """The maximum, then for every replicate that of the quadratic model around it."""
+        ratios = self.predicted / self.model.prior
+
+        def derivatives(prior: Tensor) -> tuple[Tensor, Tensor]:
+            slopes = ratios / (ratios @ prior)[:, None]
+            return -slopes.mean(0), slopes.T @ slopes / len(slopes)
+
+        best = _minimise(derivatives, self.model.prior)
+        slopes, hessian = ratios / (ratios @ best)[:, None], derivatives(best)[1]
+        # How the mean slope answers to a and b: the posterior under q is q times the slope.
+        expected = (best * slopes * self.logs).sum(1, keepdim=True)
+        by_scale = (slopes * (self.logs - expected)).mean(0)
+        by_bias = slopes.mean(0).diag() - hessian * best
+        moved = _means(self.model.influence, self.truth, draws)
+        moved = (moved - moved[0]) @ torch.cat([by_scale[None], by_bias.T])
+        return _minimise_quadratic(hessian, _means(slopes, None, draws) + moved + hessian @ best)
+
+    def misfit(self, prior: Tensor, confusion: Tensor) -> Tensor:
+        return confusion @ prior - self.predicted.mean(0)
+
+
+def _solver(method: str, sets: _Sets, source: Tensor | None, calibrate: bool) -> _Solver:
+    if method == "em":
+        return _Likelihood(sets, source, calibrate)
+    if method in ("bbse", "rlls"):
+        kind = _Inversion if method == "bbse" else _LeastSquares
+        return kind(_hard(sets.val), _hard(sets.pool), sets.truth)
+    return _Counting(sets, soft=method == "soft_count")
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """(a, b) of the posteriors softmax(a log p + b), and what follows from them."""
+
+    parameters: Tensor  # (1 + K,)
+    prior: Tensor  # that the posteriors follow, (K,)
+    influence: Tensor  # by how much every validation image changed (a, b), (N, 1 + K)
+
+
+def _calibrate(logs: Tensor, truth: Tensor, source: Tensor | None, fit: bool) -> _Calibration:
+    """Bias-corrected temperature scaling by Newton steps; without `fit`, none."""
+    eye, frequencies = torch.eye(logs.shape[1] + 1).to(logs), truth.mean(0).clamp_min(SMALLEST)
+    source = frequencies if source is None else source.to(logs) / source.sum()
+    if not fit:
+        return _Calibration(eye[0], source, logs.new_zeros(len(logs), len(eye)))
+    params = start = torch.cat([eye[0, :1], (frequencies / source).log()])
+    for _ in range(100):
+        scores, hessian = _calibration_loss(params, logs, truth, CALIBRATION_PRIOR * eye)
+        gradient = scores.sum(0) + CALIBRATION_PRIOR * (params - start)
+        step = torch.linalg.solve(hessian, gradient)
+        if float(gradient @ step) < 1e-12:
+            break
+        # Damped by the change of the logits, which cannot overshoot (Sun and Tran-Dinh 2019).
+        size = torch.stack((step[0] * logs + step[1:]).aminmax(dim=1)).diff(dim=0).max()
+        params = params - step * size.log1p() / size
+    influence = -torch.linalg.solve(hessian, scores.T).T * len(logs)
+    return _Calibration(params, frequencies, influence)
+
+
+def _calibration_loss(
+    params: Tensor, logs: Tensor, truth: Tensor, penalty: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of the cross-entropy by (a, b): every image's gradient, and the whole Hessian.
+
+    Shape: (N, 1 + K); the Hessian and the penalty that is added to it, both (1 + K, 1 + K).
+    """
+    probs = _posteriors(params, logs)
+    mean = torch.cat([(probs * logs).sum(1, keepdim=True), probs], 1)
+    scores = mean - torch.cat([(truth * logs).sum(1, keepdim=True), truth], 1)
+    hessian = torch.cat([(probs * logs.square()).sum().view(1), probs.sum(0)]).diag()
+    hessian[0, 1:] = hessian[1:, 0] = (probs * logs).sum(0)
+    return scores, hessian + (penalty - mean.T @ mean)
+
+
+def _posteriors(params: Tensor, logs: Tensor) -> Tensor:
+    return (params[0] * logs + params[1:]).softmax(1)
+
+
+def _hard(probs: Tensor) -> Tensor:
+    return one_hot(probs.argmax(1), probs.shape[1]).double()
+
+
 def _minimise(derivatives: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
     """Minimise on the simplex by a primal-dual interior point method, from gradient and Hessian."""
-    q, z = torch.full_like(like, 1 / like.shape[-1]), torch.ones_like(like)  # z: for q >= 0
+    point = torch.full_like(like, 1 / like.shape[-1])
+    dual = torch.ones_like(like)  # multipliers of point >= 0
     for _ in range(100):
-        gradient, hessian = derivatives(q)
-        barrier = 0.1 * (q * z).mean(-1, keepdim=True) / q
-        right = torch.stack([barrier - gradient, torch.ones_like(q)], -1)
-        newton, shift = torch.linalg.solve(hessian + torch.diag_embed(z / q), right).unbind(-1)
-        dq = newton - ((q + newton).sum(-1, keepdim=True) - 1) / shift.sum(-1, keepdim=True) * shift
-        dz = barrier - z - z / q * dq
+        gradient, hessian = derivatives(point)
+        barrier = 0.1 * (point * dual).mean(-1, keepdim=True) / point
+        right = torch.stack([barrier - gradient, torch.ones_like(point)], -1)
+        matrix = hessian + torch.diag_embed(dual / point)
+        newton, shift = torch.linalg.solve(matrix, right).unbind(-1)
+        excess = (point + newton).sum(-1, keepdim=True) - 1
+        step = newton - excess / shift.sum(-1, keepdim=True) * shift
+        dual_step = barrier - dual - dual / point * step
         # Not quite to the boundary, where the barrier is infinite.
-        length = 0.99 / torch.cat([-dq / q, -dz / z], -1).amax(-1, keepdim=True).clamp_min(0.99)
-        q, z = q + length * dq, z + length * dz
-        if float((q * z).sum(-1).max()) < 1e-12 and float(dq.abs().max()) < 1e-9:
+        nearest = torch.cat([-step / point, -dual_step / dual], -1).amax(-1, keepdim=True)
+        length = 0.99 / nearest.clamp_min(0.99)
+        point, dual = point + length * step, dual + length * dual_step
+        if float((point * dual).sum(-1).max()) < 1e-12 and float(step.abs().max()) < 1e-9:
             break
-    return q / q.sum(-1, keepdim=True)
+    return point / point.sum(-1, keepdim=True)
 
 
 def _minimise_quadratic(hessian: Tensor, target: Tensor) -> Tensor:
@@ -159,74 +343,15 @@ def _draw(truth: Tensor, draws: Draws) -> Iterator[Tensor]:
 def _means(values: Tensor, truth: Tensor | None, draws: Draws) -> Tensor:
     """Mean of all rows, then of every replicate: (n, F) -> (1 + B, F)."""
     truth = torch.ones_like(values[:, :1]) if truth is None else truth
-    return torch.stack([w @ values for w in _draw(truth, draws)]) / len(values)
+    return torch.stack([weights @ values for weights in _draw(truth, draws)]) / len(values)
 
 
-def _matching(seen: Tensor, truth: Tensor, predicted: Tensor, ridged: bool, draws: Draws) -> Tensor:
-    """Solve R q = u for the data and all replicates, in one batch (1 + B, K)."""
-    confusion = torch.stack([class_means(seen, truth * w[:, None]) for w in _draw(truth, draws)])
-    mean = _means(predicted, None, draws)[..., None]
-    r, u, counts, eye = confusion[0], mean[0], truth.sum(0), torch.eye(truth.shape[1]).to(mean)
-    if not ridged:  # pinv, as a replicate may be singular though the data are not
-        return _minimise_quadratic(eye, (torch.linalg.pinv(confusion) @ mean)[..., 0])
-    # Sampling variance of an entry of R q - u where q is uniform, in units of 1/K.
-    ridge = (r * (1 - r) / counts).sum() / len(r) + (u * (1 - u)).sum() * len(r) / len(predicted)
-    target = (confusion.mT @ mean)[..., 0] + ridge * counts / len(truth)
-    return _minimise_quadratic(confusion.mT @ confusion + ridge * eye, target)
-
-
-def _calibrate(logs: Tensor, truth: Tensor, source: Tensor | None, fit: bool) -> Calibration:
-    """Return (a, b) of softmax(a log p + b), the prior it follows, (a, b)'s change by image."""
-    eye, frequencies = torch.eye(logs.shape[1] + 1).to(logs), truth.mean(0).clamp_min(SMALLEST)
-    source = frequencies if source is None else source.to(logs) / source.sum()
-    if not fit:
-        return eye[0], source, logs.new_zeros(len(logs), len(eye))
-    params = start = torch.cat([eye[0, :1], (frequencies / source).log()])
-    for _ in range(100):
-        probs = _posteriors(params, logs)
-        mean = torch.cat([(probs * logs).sum(1, keepdim=True), probs], 1)
-        scores = mean - torch.cat([(truth * logs).sum(1, keepdim=True), truth], 1)
-        hessian = torch.cat([(probs * logs.square()).sum().view(1), probs.sum(0)]).diag()
-        hessian[0, 1:] = hessian[1:, 0] = (probs * logs).sum(0)
-        hessian += CALIBRATION_PRIOR * eye - mean.T @ mean
-        gradient = scores.sum(0) + CALIBRATION_PRIOR * (params - start)
-        step = torch.linalg.solve(hessian, gradient)
-        if float(gradient @ step) < 1e-12:
-            break
-        # Damped by the change of the logits, which cannot overshoot (Sun and Tran-Dinh 2019).
-        size = torch.stack((step[0] * logs + step[1:]).aminmax(dim=1)).diff(dim=0).max()
-        params = params - step * size.log1p() / size
-    return params, frequencies, -torch.linalg.solve(hessian, scores.T).T * len(logs)
-
-
-def _likelihood(logs: Tensor, truth: Tensor, model: Calibration, draws: Draws) -> Tensor:
-    """Maximum likelihood, then that of its quadratic model for every replicate (1 + B, K)."""
-    params, prior, influence = model
-    ratios = _posteriors(params, logs) / prior
-
-    def derivatives(q: Tensor) -> tuple[Tensor, Tensor]:
-        s = ratios / (ratios @ q)[:, None]
-        return -s.mean(0), s.T @ s / len(s)
-
-    best = _minimise(derivatives, prior)
-    slopes, hessian = ratios / (ratios @ best)[:, None], derivatives(best)[1]
-    # How the mean slope answers to a and b: the posterior under q is q times the slope.
-    by_scale = (slopes * (logs - (best * slopes * logs).sum(1, keepdim=True))).mean(0)
-    by_bias = slopes.mean(0).diag() - hessian * best
-    moved = _means(influence, truth, draws)
-    moved = (moved - moved[0]) @ torch.cat([by_scale[None], by_bias.T])
-    return _minimise_quadratic(hessian, _means(slopes, None, draws) + moved + hessian @ best)
-
-
-def _posteriors(params: Tensor, logs: Tensor) -> Tensor:
-    return (params[0] * logs + params[1:]).softmax(1)
-
-
-def _ill_posed(confusion: Tensor, truth: Tensor, condition: float, limit: float) -> str:
+def _ill_posed(truth: Tensor, confusion: Tensor, condition: float, limit: float) -> str:
     """The reason not to solve, or nothing."""
-    for total, why in ((truth.sum(0), "no validation image"), (confusion.sum(1), "no prediction")):
+    totals = {"validation image": truth.sum(0), "prediction": confusion.sum(1)}
+    for what, total in totals.items():
         if empty := (total == 0).nonzero().flatten().tolist():
-            return f"there is {why} of classes {empty}"
+            return f"there is no {what} of classes {empty}"
     return "" if condition <= limit else f"the condition number is {condition:.3g}, above {limit:g}"
 
 
@@ -237,12 +362,13 @@ def _require(rule: bool, message: str) -> None:
 
 def _check(method: str, val: Tensor, labels: Tensor, pool: Tensor, source: Tensor | None) -> None:
     _require(method in METHODS, unknown("method", str(method), METHODS))
-    for name, p in (("val_probs", val), ("unlabeled_probs", pool)):
-        shape, k = tuple(p.shape), val.shape[-1] if val.ndim else 0
-        rule = p.ndim == 2 and len(p) > 0 and p.shape[1] == k > 1
+    k = val.shape[-1] if val.ndim else 0
+    for name, probs in (("val_probs", val), ("unlabeled_probs", pool)):
+        shape = tuple(probs.shape)
+        rule = probs.ndim == 2 and len(probs) > 0 and probs.shape[1] == k > 1
         _require(rule, f"{name} must be (images, classes), got {shape}; same classes, not empty")
-        bad = p[(p < 0).any(1) | ~((p.double().sum(1) - 1).abs() < 0.01)]
-        rule = len(bad) == 0 and p.is_floating_point()
+        bad = probs[(probs < 0).any(1) | ~((probs.double().sum(1) - 1).abs() < 0.01)]
+        rule = len(bad) == 0 and probs.is_floating_point()
         _require(rule, f"rows of {name} must be float distributions, got {bad[:1]}; use softmax(1)")
     rule = labels.shape == val.shape[:1] and set(labels.unique().tolist()) <= set(range(k))
     _require(rule, f"val_labels must be integers in 0..{k - 1}, got {labels}; one per val_probs")

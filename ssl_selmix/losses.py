@@ -40,7 +40,7 @@ class LogitAdjusted(nn.Module):
         self.register_buffer("log_pi", log_prior(prior).float())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch."""
+        """Mean over the batch. Shape: logits B×K, labels (B,) -> scalar."""
         return logit_adjusted(logits, labels, self.log_pi, self.tau)
 
 
@@ -61,14 +61,6 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     Shape: logits M×K, targets (M,) classes or M×K probabilities, mask (M,) -> scalar.
     """
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()
-
-
-def mixed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of mixed features against the first image's label.
-
-    SelMix (Ramasubramanian et al., ICLR 2024): the partner lends features and no label.
-    """
-    return F.cross_entropy(logits, labels)
 
 
 def mix_features(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:

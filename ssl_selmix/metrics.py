@@ -4,7 +4,7 @@ K classes, n examples. Confusion matrices are joint distributions, rows = true c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def from_confusion(confusion: Tensor, tail: Sequence[int] | None = None) -> Metr
         raise ValueError(
             f"a confusion matrix is square with 2 classes or more, got {tuple(confusion.shape)}"
         )
-    tail_classes = _tail_classes(len(confusion), tail)
+    of_tail = tail_classes(len(confusion), tail)
     joint = confusion.detach().to("cpu", torch.float64)
     total = float(joint.sum())
     if not (total > 0 and math.isfinite(total)):
@@ -91,7 +91,7 @@ def from_confusion(confusion: Tensor, tail: Sequence[int] | None = None) -> Metr
     return {
         "mean_recall": _mean(present),
         "min_recall": min(present),
-        "min_ht_recall": _min_ht_recall(recall, tail_classes),
+        "min_ht_recall": _min_ht_recall(recall, of_tail),
         "g_mean": _g_mean(present),
         "h_mean": _h_mean(present),
         "min_coverage": min(coverage),
@@ -205,15 +205,22 @@ def tail_size(num_classes: int) -> int:
     return max(1, round(0.1 * num_classes))
 
 
-def _tail_classes(num_classes: int, tail: Sequence[int] | None) -> set[int]:
+def tail_classes(num_classes: int, tail: Iterable[int] | None) -> set[int]:
+    """The given tail classes, or the last `tail_size` ones.
+
+    Raises:
+        ValueError: they are no classes, or none of them, or all, or one is named twice.
+    """
     if tail is None:
         return set(range(num_classes - tail_size(num_classes), num_classes))
-    classes = set(tail)
-    if not classes < set(range(num_classes)) or not classes:
+    given = [int(i) for i in tail]
+    inside = all(0 <= i < num_classes for i in given)
+    if not inside or len(set(given)) != len(given) or not 0 < len(given) < num_classes:
         raise ValueError(
-            f"tail must name some, not all, of the classes 0..{num_classes - 1}, got {list(tail)}"
+            f"tail must be some but not all of the classes 0..{num_classes - 1}, each once, got "
+            f"{given}; the default is the last {tail_size(num_classes)}"
         )
-    return classes
+    return set(given)
 
 
 def _min_ht_recall(recall: list[float | None], tail: set[int]) -> float:
@@ -224,6 +231,20 @@ def _min_ht_recall(recall: list[float | None], tail: set[int]) -> float:
 
 def _mean(values: list[float]) -> float:
     return min(1.0, math.fsum(values) / len(values))
+
+
+def geometric_mean(recall: Tensor) -> Tensor:
+    """Geometric mean of recalls (K,) > 0, to be differentiated; results have that of `evaluate`."""
+    return recall.log().mean().exp()
+
+
+def harmonic_mean(recall: Tensor) -> Tensor:
+    """Harmonic mean of recalls (K,) > 0, to be differentiated; results have that of `evaluate`."""
+    return recall.reciprocal().mean().reciprocal()
+
+
+# The same means of plain numbers: sums are exact, so that results do not depend on an order, and
+# a recall of 0 has a mean.
 
 
 def _g_mean(recall: list[float]) -> float:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
+from ssl_selmix.common.rules import Checked
 
 Indices = npt.NDArray[np.int64]
 
@@ -126,7 +127,7 @@ class Counts:
 
 
 @dataclass
-class LongTailSplit:
+class LongTailSplit(Checked):
     """The rule of a split: labeled and unlabeled tails, balanced validation and test parts."""
 
     labeled: Counts
@@ -138,6 +139,7 @@ class LongTailSplit:
 
     def __post_init__(self) -> None:
         """Refuse shapes without meaning."""
+        super().__post_init__()
         self.unlabeled.check("unlabeled")
         self.labeled.check("labeled")
         if self.labeled.shape == "unknown":

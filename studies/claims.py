@@ -13,12 +13,12 @@ seeds that all of them have.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_selmix.runs import archive
 from studies.arms import cell, table
 
 # What an objective wants, as recorded figures; coverage is a constraint, 0.95 / K at least.
@@ -35,10 +35,9 @@ HALF = 5e-10  # figures are multiples of 1 / (images of a class): no claim fails
 def arms(folder: Path) -> dict[str, dict[int, Any]]:
     """Finished results of a split's folder, by arm and seed."""
     found: dict[str, dict[int, Any]] = {}
-    for path in sorted(folder.glob("*/seed-*/results.json")):
-        read = json.loads(path.read_text("utf-8"))
-        if read["stages"]:
-            found.setdefault(path.parts[-3], {})[read["seed"]] = read
+    for run in archive.runs_below(folder):
+        if run.stages and run.path.parent.parent == folder:
+            found.setdefault(run.path.parts[-2], {})[run.results.seed] = run.results.plain()
     return found
 
 

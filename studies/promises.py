@@ -20,15 +20,16 @@ from pathlib import Path
 
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from ssl_selmix.runs import archive
 from studies.arms import cell, table
 
 KEYS = ("promised", "moved", "actual", "error")
 HEAD = ["second stage", "runs", "intervals", *KEYS[:3], "promised ~ actual", "moved ~ actual"]
 
 
-def intervals(log: Path) -> list[list[float]]:
+def intervals(log: Sequence[str]) -> list[list[float]]:
     """Promised, moved, actual change and its standard error of every interval in one log."""
-    lines = map(json.loads, log.read_text("utf-8").splitlines())
+    lines = map(json.loads, log)
     names = [f"change_{key}" for key in KEYS]
     return [[line[name] for name in names] for line in lines if names[0] in line]
 
@@ -36,9 +37,11 @@ def intervals(log: Path) -> list[list[float]]:
 def logs(folders: Sequence[Path]) -> Iterator[tuple[str, list[list[float]]]]:
     """The second stage's name and the intervals of every run that has some."""
     for folder in folders:
-        for log in sorted(folder.rglob("metrics.jsonl")):
-            if found := intervals(log):
-                yield log.parents[2].name.partition("+")[2], found
+        for run in archive.runs_below(folder):
+            for index in range(len(run.stages)):
+                name = f"{run.place(index).name}/{archive.LOG}"
+                if run.has(name) and (found := intervals(run.lines(name))):
+                    yield run.path.parts[-2].partition("+")[2], found
 
 
 def row(name: str, runs: Sequence[list[list[float]]]) -> list[str]:

@@ -26,9 +26,9 @@ from studies.arms import cell, parallel, table, train
 ARMS = {
     "joint": [],
     "bf16": ["precision=bf16"],
-    "split": ["step.split=true"],
-    "lazy": ["step.lazy=true"],
-    "lazy-time": ["step.lazy=true"],
+    "split": ["views.split=true"],
+    "lazy": ["views.lazy=true"],
+    "lazy-time": ["views.lazy=true"],
     "compile": ["compile=true"],
 }
 HEAD = ["step", "steps", "mask rate", "s", "FixMatch: mean", "worst", "SelMix: mean", "worst"]

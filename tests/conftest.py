@@ -1,14 +1,15 @@
 """A data set of three easy classes, small enough to train on within a test."""
 
+import dataclasses
 import os
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from ssl_selmix.augment.tensor import Strong, Weak
+from ssl_selmix.contract.subjects import make_source
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.splits import Counts, LongTailSplit, Split
 from tests.helpers import recorded
@@ -56,20 +57,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def tiny_source() -> ImageSet:
     """90 noisy copies of three 8×8 patterns, 30 per class."""
-    generator = torch.Generator().manual_seed(0)
-    patterns = torch.randint(2, (3, 1, 8, 8), generator=generator) * 180
-    labels = np.arange(3).repeat(30)
-    noise = torch.randint(76, (90, 1, 8, 8), generator=generator)
     weak = Weak(pad=1, flip=False, padding="zeros")
-    return ImageSet(
-        train=(patterns[torch.from_numpy(labels)] + noise).to(torch.uint8),
-        train_labels=labels,
-        class_names=("head", "body", "tail"),
-        mean=(127.5,),
-        std=(94.0,),
-        weak=weak,
-        strong=Strong(weak=weak),
-    )
+    names = ("head", "body", "tail")
+    source = make_source(3, per_class=30)
+    return dataclasses.replace(source, class_names=names, weak=weak, strong=Strong(weak=weak))
 
 
 @pytest.fixture

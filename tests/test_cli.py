@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from ssl_selmix import __version__, cli
-from ssl_selmix.common import plugins
-from ssl_selmix.training import log
+from ssl_selmix.common import plugins, processes
+from tests.helpers.images import noise_tree
 
 TINY = [
     *("fixmatch.steps=2", "fixmatch.batch=8", "selmix.steps=2", "selmix.batch=8"),
     *("model.name=cnn-4", "data.labeled.largest=15", "data.unlabeled.largest=20"),
-    *("data.validation=3", "data.test=3"),
+    *("data.validation=3", "data.test=3", "pictures=false"),
 ]
 BOTH = ["--algo", "fixmatch", "--then", "selmix", *TINY]
 ROOT = Path(cli.__file__).resolve().parents[1]
@@ -27,7 +27,6 @@ ROOT = Path(cli.__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
 
 
 def run(words: Sequence[str]) -> int:
@@ -177,6 +176,7 @@ def test_divergence_is_one_line_and_the_last_good_weights_stay(
     assert net and all(value.isfinite().all() for value in net.values())
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*BOTH, "--out", "run"]) == 0
     message = mistake([*BOTH, "--out", "run"], capsys)
@@ -194,15 +194,7 @@ def test_an_output_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Six grey training images and one test image of each of two classes."""
-    from PIL import Image
-
-    root = tmp_path / "images"
-    for part, count in (("train", 6), ("test", 1)):
-        for name in ("cat", "dog"):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                Image.new("L", (8, 8), 40 * i).save(root / part / name / f"{i}.png")
-    return root
+    return noise_tree(tmp_path / "images", {"train": 6, "test": 1}, (8, 8))
 
 
 def folder_words(root: Path) -> list[str]:
@@ -211,6 +203,7 @@ def folder_words(root: Path) -> list[str]:
     return [*BOTH[:8], "model.name=cnn-4", "--dataset", "image_folder", f"data.root={root}", *small]
 
 
+@pytest.mark.slow
 def test_mistakes_in_an_image_folder(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
@@ -239,6 +232,7 @@ def test_mistakes_in_an_image_folder(images: Path, capsys: pytest.CaptureFixture
     assert run([*words, "--out", "run", "data.size=8"]) == 0
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback() -> None:
     words = [sys.executable, "train.py", "--algo", "fixmach", "--debug"]
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -253,6 +247,28 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("a defect, no mistake of the user")
 
     monkeypatch.setattr(train, "run", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(BOTH)
+
+
+def test_what_another_process_tells_is_not_told_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ssl_selmix.runs import plan, train
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    told = "[pair.cc:534] Connection closed by peer [127.0.0.1]:3048"
+
+    def alone(request: plan.Request) -> None:
+        with processes.joined(torch.device("cpu")):
+            raise RuntimeError(told)
+
+    monkeypatch.setattr(train, "run", alone)
+    assert cli.main(BOTH) == 1
+    err = capsys.readouterr().err
+    assert err == "error: another process of this run ended; see its message\n"
+    told = "a defect, no mistake of the user"
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(BOTH)
 
@@ -310,11 +326,15 @@ try:
 except SystemExit as exit:
     assert not exit.code, exit.code
 heavy = {"torch", "torchvision", "numpy", "matplotlib", "sklearn", "omegaconf", "rich", "PIL"}
+heavy |= {"albumentations", "scipy"}
 print("HEAVY", sorted(heavy & sys.modules.keys()))
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["check", "--help"]])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["--version"], *([name, "--help"] for name in cli.ROOMS)]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = IMPORTS.replace("{words}", repr(words))
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

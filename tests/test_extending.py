@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from ssl_selmix import algorithm, cli, contract
 from ssl_selmix.algorithm import Batch, Context, Task
 from ssl_selmix.contract import subjects
-from ssl_selmix.training import checkpoint, log
+from ssl_selmix.training import checkpoint
 from ssl_selmix.training.engine import predict
 
 ROOT = Path(__file__).parents[1]
@@ -31,14 +30,14 @@ def short(words: list[str]) -> list[str]:
     names = [words[i + 1] for i, word in enumerate(words) if word in ("--algo", "--then")]
     names = [Path(name).stem for name in names]
     tiny = [f"{n}.{setting}" for n in names for setting in ("steps=2", "batch=8")]
-    return [*words, *tiny, "model.name=cnn-4"]
+    return [*words, *tiny, "model.name=cnn-4", "pictures=false"]
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
     shutil.copytree(ROOT / "examples", "examples")
     ran, written = 0, set()
     for language, text in BLOCKS:
@@ -68,13 +67,14 @@ def test_the_page_does_what_it_says(
     assert len(set(re.findall(r"\) on (\w{8}),", out))) == 1
 
 
+@pytest.mark.slow
 def test_selmix_starts_from_the_head_that_acr_predicts_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
     words = ["--algo", str(ACR), "--then", "selmix", "acr.steps=60", "acr.ema=0.9", "acr.lr=0.1"]
     words += ["acr.evaluate_every=30", "selmix.steps=10", "model.name=cnn-8", "acr.threshold=0.5"]
+    words += ["pictures=false"]
     assert cli.main([*words, "--out", "run"]) == 0
     results = json.loads(Path("run/results.json").read_text())
     assert [stage["head"] for stage in results["stages"]] == ["balanced", "classifier"]

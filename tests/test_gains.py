@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_selmix import gains, objectives
+from tests.helpers import any_head
 
 GOLDEN = Path(__file__).parent / "golden"
 VECTORS = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "objectives_K3.npz").items()}
@@ -307,22 +308,16 @@ def test_cosine_head_gain_is_what_a_real_sgd_step_does() -> None:
         c = head(z).softmax(1) / 4
     objective = objectives.get("min_recall", 4, step_size=3.0)
     objective.update(c)
-    got = gains.gain_matrix_chunked(gains.logit_gradient(objective, c), z, head, 0.7, chunk=5)
+    got = any_head.gain_matrix(gains.logit_gradient(objective, c), z, head, 0.7)
     assert relative(got, change_by_real_steps(head, z, objective, 0.7, 1e-5)) < 1e-6
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 4096])
 @pytest.mark.parametrize("bias_trained", [False, True])
-def test_chunked_is_the_closed_form_for_affine_heads(bias_trained: bool, chunk: int) -> None:
+def test_closed_form_is_that_of_automatic_differentiation(bias_trained: bool) -> None:
     (z, w, c), d = problem(6), random_gradient(6)
     expected = gains.gain_matrix(d, z, w, c, 0.6, bias_trained=bias_trained)
     head = linear_head(w, c, bias_trained)
-    assert relative(gains.gain_matrix_chunked(d, z, head, 0.6, chunk=chunk), expected) < 1e-12
-    values = {"w": w, "c": c} if bias_trained else {"w": w}
-    got = gains.gain_matrix_chunked(
-        d, z, lambda p, x: x @ p["w"].T + p.get("c", c), 0.6, parameters=values, chunk=chunk
-    )
-    assert relative(got, expected) < 1e-12
+    assert relative(any_head.gain_matrix(d, z, head, 0.6), expected) < 1e-12
     assert all(p.grad is None for p in head.parameters())
 
 
@@ -381,11 +376,9 @@ def test_everything_runs_inside_validation_code(
         objective.update(confusion)
         d = gains.logit_gradient(objective, confusion)
         closed = gains.gain_matrix(d, z * 1, w, c, bias_trained=True)
-        chunked = gains.gain_matrix_chunked(d, z * 1, head)
         gains.pair_distribution(closed, "auto")
-    torch.testing.assert_close(chunked, closed)
     torch.testing.assert_close(gains.logit_gradient(objective, confusion), d)  # inference tensors
-    torch.testing.assert_close(gains.gain_matrix_chunked(d, z, head), closed)
+    torch.testing.assert_close(any_head.gain_matrix(d, z, head), closed)
 
 
 # The distribution over pairs.
@@ -472,18 +465,6 @@ def test_bad_input_to_the_gain_matrix(change: dict[str, object], message: str) -
     given = {"gradient": random_gradient(3), "prototypes": z, "weight": w, "bias": c} | change
     with pytest.raises(ValueError, match=message):
         gains.gain_matrix(**given)  # type: ignore[arg-type]
-
-
-def test_bad_heads() -> None:
-    (z, w, c), d = problem(3), random_gradient(3)
-    with pytest.raises(ValueError, match=r"nn.Module or come with parameters, got function"):
-        gains.gain_matrix_chunked(d, z, lambda parameters, x: x)
-    with pytest.raises(ValueError, match="requires_grad, got none"):
-        gains.gain_matrix_chunked(d, z, nn.Identity())
-    with pytest.raises(ValueError, match=r"logits, got \(3, 2\)"):
-        gains.gain_matrix_chunked(d, z, linear_head(w[:2], c[:2], True))
-    with pytest.raises(ValueError, match="chunk must be at least 1 pair, got 0"):
-        gains.gain_matrix_chunked(d, z, linear_head(w, c, True), chunk=0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan, "hot"])

@@ -106,6 +106,7 @@ def test_solvers_find_the_prior_in_every_shape(name: str) -> None:
         assert max(mean[method] for method in SOLVED) < 0.6 * mean["count"]
 
 
+@pytest.mark.slow
 def test_regularisation_helps_with_few_validation_images() -> None:
     source = long_tail()
     errors = np.array(
@@ -190,7 +191,7 @@ def test_calibration_recovers_scale_and_bias() -> None:
     bias = torch.linspace(-2, 2, NUM_CLASSES, dtype=torch.float64)
     logs = (3 * exact + bias).log_softmax(1)
     truth = torch.eye(NUM_CLASSES, dtype=torch.float64)[labels]
-    params = label_shift._calibrate(logs, truth, None, True)[0]
+    params = label_shift._calibrate(logs, truth, None, True).parameters
     assert float(params[0]) == pytest.approx(1 / 3, rel=0.05)
     torch.testing.assert_close(params[1:] - params[1:].mean(), -bias / 3, atol=0.5, rtol=0)
     point = params.clone().requires_grad_()
@@ -297,13 +298,14 @@ def test_linear_system_is_the_recorded_one_of_darp() -> None:
     assert float(torch.linalg.cond(class_means(val, truth))) == pytest.approx(
         float(case["cond"]), rel=1e-5
     )
-    found = label_shift._matching(val, truth, pool, False, (1, torch.Generator()))[0]
+    found = label_shift._Inversion(val, pool, truth).solve((1, torch.Generator()))[0]
     torch.testing.assert_close(found * len(pool), case["q_hat"], atol=0, rtol=1e-5)
 
 
 # The interval.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SOLVED)
 def test_interval_covers_the_truth_in_most_seeds(method: str) -> None:
     truth, source = shape("head_tail"), long_tail()
@@ -319,6 +321,7 @@ def test_interval_covers_the_truth_in_most_seeds(method: str) -> None:
     assert float(np.mean(width)) < 0.08
 
 
+@pytest.mark.slow
 def test_one_step_interval_of_em_is_that_of_fitting_again() -> None:
     """Spread over independent problems, as the interval claims, and narrower with more images."""
     truth, source = shape("uniform"), long_tail()
@@ -336,6 +339,7 @@ def test_one_step_interval_of_em_is_that_of_fitting_again() -> None:
     assert float(torch.stack(widths).mean() / spread) == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_seed_decides_the_interval_only() -> None:
     given = problem(0, shape("middle"), long_tail(), pool=500)
     for method in label_shift.METHODS:

@@ -15,7 +15,7 @@ FLOORS = (
     {"common", "metrics", "losses"},  # know no objective, no image and no network
     {"objectives", "label_shift", "splits", "images", "models"},
     {"gains", "augment"},
-    {"data"},
+    {"data", "decision"},
     {"algorithm", "datasets"},  # the contract of a method, and where images come from
     {"methods", "selmix", "training"},
     {"algorithms", "runs"},

@@ -125,6 +125,7 @@ rules = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -151,6 +152,7 @@ def test_a_published_split_comes_back_whole(
     }
 
 
+@pytest.mark.slow
 def test_the_manifest_of_a_run_serves_another_and_belongs_to_its_identity(
     dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +167,7 @@ def test_the_manifest_of_a_run_serves_another_and_belongs_to_its_identity(
     ours, theirs = (read_manifest(folder / "manifest.json") for folder in (one, two))
     assert "data.labeled.largest=4" in ours.pop("command")
     assert "data.manifest=" not in theirs.pop("command")  # it names no folder: it can be published
+    assert ours.pop("run_id") != theirs.pop("run_id")  # two runs on one split
     assert ours == theirs
     written = text.load(two / "config.yaml")
     assert isinstance(written, dict)

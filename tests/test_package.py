@@ -8,6 +8,7 @@ import pytest
 import ssl_selmix
 
 
+@pytest.mark.slow
 def test_what_documentation_names_can_be_reached() -> None:
     code = (
         "import ssl_selmix\n"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context
+from ssl_selmix.algorithm import Context, keeps_rows
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.balanced_head import BalancedHead
 from ssl_selmix.methods.views import Look
@@ -25,17 +24,14 @@ class ABC(FixMatch):
     """
 
     head_name = "balanced"
-    mixes_images = False
 
     @dataclass
     class Config(FixMatch.Config):
         """Hyper-parameters; `threshold` is that of both heads."""
 
         logit_adjustment: float = 0.0  # of the first head, which is plain FixMatch in the paper
-        strong_views: int = 2  # of every unlabeled image; 1 in the DASO and USB codes
+        strong_views: int = at_least(1, 2)  # of every unlabeled image; 1 in the DASO and USB codes
         soft_targets: bool = True  # the second head learns its prediction q; False: the arg-max
-
-        RULES: ClassVar[Rules] = {"strong_views": ">= 1"}
 
     config: Config
 
@@ -49,6 +45,7 @@ class ABC(FixMatch):
             soft_targets=config.soft_targets,
         )
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch on the network's own classifier, and the balanced losses on the second head."""
         a, look = self.net.classifier, Look(self.net, batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ssl_selmix import losses
 from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.data.pool import any_order
@@ -27,12 +26,10 @@ class CReST(FixMatch):
     class Config(FixMatch.Config):
         """Hyper-parameters."""
 
-        generations: int = 5  # G, of equal length; 5 of 50,000 steps (DASO), 6 of 65,536 (paper)
-        alpha: float = 3.0  # the power of the class rates is 1 / alpha
+        generations: int = at_least(1, 5)  # G, of 50,000 steps (DASO); paper: 6 of 65,536
+        alpha: float = positive(3.0)  # the power of the class rates is 1 / alpha
         schedule: str = "constant"  # the paper's cos(pi t / 16 T) never falls below 0.98
         logit_adjustment: float = 0.0  # tau, by the class frequencies of the enlarged labeled set
-
-        RULES: ClassVar[Rules] = {"generations": ">= 1", "alpha": "> 0"}
 
     config: Config
     rates: Tensor  # (K,) mu
@@ -46,7 +43,7 @@ class CReST(FixMatch):
         if self.generations > 1 and net.rebuild is None:
             raise ValueError(
                 "every generation starts from a new network, and this one was put together by "
-                "hand: set its `rebuild` to a function that returns an untrained one"
+                "hand: give Classifier(..., rebuild=) a function that returns an untrained one"
             )
         self.register_buffer("rates", class_rates(task.labeled_counts, config.alpha))
         self.register_buffer("selected", torch.zeros(task.num_unlabeled, dtype=torch.bool))

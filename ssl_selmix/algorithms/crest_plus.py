@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.crest import CReST
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import at_least, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.pseudo_labels import DistributionAlignment
 from ssl_selmix.models import Classifier
@@ -22,10 +21,8 @@ class CReSTPlus(CReST):
     class Config(CReST.Config):
         """Hyper-parameters."""
 
-        t_min: float = 0.5  # temperature of the target in the last generation; 1: constant target
-        window: int = 128  # batches whose mean prediction is aligned with the target
-
-        RULES: ClassVar[Rules] = {"t_min": "[0, 1]", "window": ">= 1"}
+        t_min: float = within("[0, 1]", 0.5)  # temperature of the last target; 1: constant target
+        window: int = at_least(1, 128)  # batches whose mean prediction is aligned with the target
 
     config: Config
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_selmix import objectives
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
+from ssl_selmix.common.rules import at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import cost_sensitive
 from ssl_selmix.methods.views import Look
@@ -22,30 +21,22 @@ class CSST(Algorithm):
     """Rangwani et al., NeurIPS 2022; FixMatch with cost-sensitive losses and a KL threshold."""
 
     forwards = ("joint", "split", "lazy")
-    mixes_images = False
     figures = ("objective",)
 
     @dataclass
-    class Config(Algorithm.Config, objectives.Config):
+    class Config(Algorithm.PoolConfig, objectives.Config):
         """Hyper-parameters; `objective` and its options are those of `objectives.get`."""
 
         evaluate_every: int = 100  # between updates of lambda and G; 10,000 of 2^20 steps
         select: str = "objective"
-        lambda_u: float = 1.0  # weight of the unlabeled loss
-        kl_threshold: float = 0.05  # kappa, divergence below which a pseudo-label counts
-        multipliers: str = "persistent"  # lambda: persistent (the paper), or own: the objective's
-        dual_step: float = 0.1  # omega, step of persistent multipliers
-        population: str = "labeled"  # class masses of C in psi(C): labeled (pi) or balanced
-        smoothing: float = 0.01  # share of a uniform row in C, so that zero recall has a gradient
-
-        RULES: ClassVar[Rules] = {
-            "lambda_u": ">= 0",
-            "kl_threshold": "> 0",
-            "multipliers": ("persistent", "own"),
-            "dual_step": "> 0",
-            "population": ("labeled", "balanced"),
-            "smoothing": "[0, 1)",
-        }
+        lambda_u: float = at_least(0, 1.0)  # weight of the unlabeled loss
+        kl_threshold: float = positive(0.05)  # kappa, divergence below which a pseudo-label counts
+        # lambda: persistent (the paper), or own: the objective's
+        multipliers: str = one_of("persistent", "own")
+        dual_step: float = positive(0.1)  # omega, step of persistent multipliers
+        population: str = one_of("labeled", "balanced")  # class masses of C: labeled is pi
+        # share of a uniform row in C, so that zero recall has a gradient
+        smoothing: float = within("[0, 1)", 0.01)
 
         def build_objective(self, num_classes: int, tail: Sequence[int]) -> objectives.Objective:
             """The configured objective, by default with the multipliers of the paper."""
@@ -71,6 +62,7 @@ class CSST(Algorithm):
         self.register_buffer("prior", counts / counts.sum())
         self.register_buffer("gain", torch.diag(1 / self.prior))
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_x = mean l(z_x, y), L_u = mean 1[KL(Gn_yhat || p_w) < kappa] l(z_s, yhat)."""
         look = Look(self.net, batch)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_selmix.algorithms.mixup import Mixup
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import within
 
 
 class CutMix(Mixup):
@@ -19,9 +18,7 @@ class CutMix(Mixup):
     class Config(Mixup.Config):
         """Hyper-parameters."""
 
-        probability: float = 1.0  # of mixing a batch at all; the authors' CIFAR code has 0.5
-
-        RULES: ClassVar[Rules] = {"probability": "[0, 1]"}
+        probability: float = within("[0, 1]", 1.0)  # of mixing a batch; 0.5 in the CIFAR code
 
     config: Config
 
@@ -30,6 +27,8 @@ class CutMix(Mixup):
 
         The rectangle has sides H sqrt(1 - lambda) and W sqrt(1 - lambda) and its centre anywhere;
         what lies outside of the image is cut off, and lambda becomes the true share (eq. 1 and 2).
+
+        Shape: B×C×H×W twice -> B×C×H×W, scalar.
         """
         side = (1 - self.draw_share(first)).sqrt()
         height, width = first.shape[2:]

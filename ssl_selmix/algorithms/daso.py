@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context
+from ssl_selmix.algorithm import Context, keeps_rows
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import prototypes
@@ -19,7 +19,6 @@ class DASO(FixMatch):
     """Oh et al., CVPR 2022; with `balanced_head`, DASO + ABC of the same paper."""
 
     forwards = ("joint", "split")  # the alignment loss takes every strong view
-    mixes_images = False
 
     @dataclass
     class Config(FixMatch.Config, prototypes.Config):
@@ -33,12 +32,13 @@ class DASO(FixMatch):
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         num_features = net.classifier.in_features
-        self.semantic = prototypes.Semantic(task.num_classes, num_features, config)
+        self.semantic = prototypes.PrototypeClassifier(task.num_classes, num_features, config)
         self.balanced = None
         if config.balanced_head:
             self.balanced = BalancedHead(num_features, task.labeled_counts, config.threshold)
             self.head_name = "balanced"
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch with blended pseudo-labels p' and, after the warm-up, the alignment loss."""
         remembered = prototypes.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
@@ -23,21 +22,15 @@ class FixMatch(FollowsPool):
 
     views: Sequence[str] = ("weak", "strong")
     forwards: Sequence[str] = ("joint", "split", "lazy")
-    mixes_images = False
+    contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.Config, pseudo_labels.Config, PoolPrior.Config):
+    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        lambda_u: float = 1.0  # weight of the unlabeled loss
-        temperature: float = 1.0  # T, divides the weak logits before the threshold
-        logit_adjustment: float = 1.0  # tau of the adjusted labeled loss; 0: plain FixMatch
-
-        RULES: ClassVar[Rules] = {
-            "lambda_u": ">= 0",
-            "temperature": "> 0",
-            "logit_adjustment": ">= 0",
-        }
+        lambda_u: float = at_least(0, 1.0)  # weight of the unlabeled loss
+        temperature: float = positive(1.0)  # T, divides the weak logits before the threshold
+        logit_adjustment: float = at_least(0, 1.0)  # tau of the labeled loss; 0: plain FixMatch
 
     config: Config
 
@@ -47,6 +40,7 @@ class FixMatch(FollowsPool):
         self.pool_prior = PoolPrior(task, config)
         self.confidence = pseudo_labels.build(task, config)
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
         look = Look(self.net, batch)
@@ -80,6 +74,8 @@ class FixMatch(FollowsPool):
         """Logits whose softmax follows the pool's class prior q, if the configuration has one.
 
         The labeled loss leaves logits that follow pi^(1 - tau): the balanced prior for tau = 1.
+
+        Shape: N×K -> N×K.
         """
         if not self.pool_prior.used:
             return logits

@@ -27,11 +27,11 @@ class LearnableWeightScaling(FrozenBody):
         self.scale = nn.Parameter(torch.ones(task.num_classes))  # f
 
     def head(self, features: Tensor) -> Tensor:
-        """f_k (w_k . h + b_k), as one linear layer."""
+        """f_k (w_k . h + b_k), as one linear layer. Shape: N×D -> N×K."""
         return F.linear(features, *self.scaled())
 
     def scaled(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the scaled classifier."""
+        """Weight K×D and bias (K,) or None of the scaled classifier."""
         head = self.net.classifier
         bias = None if head.bias is None else self.scale * head.bias
         return self.scale[:, None] * head.weight, bias

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from ssl_selmix.algorithm import Context
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import positive
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch
 from ssl_selmix.selmix.fine_tuning import FineTuning
@@ -25,10 +24,8 @@ class Mixup(FineTuning):
     class Config(FineTuning.Config):
         """Hyper-parameters."""
 
-        alpha: float = 1.0  # lambda ~ Beta(alpha, alpha); 1 on CIFAR, 0.2 on ImageNet
+        alpha: float = positive(1.0)  # lambda ~ Beta(alpha, alpha); 1 on CIFAR, 0.2 on ImageNet
         balanced: bool = False  # draw every class equally often
-
-        RULES: ClassVar[Rules] = {"alpha": "> 0"}
 
     config: Config
 
@@ -42,10 +39,13 @@ class Mixup(FineTuning):
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, by their own frequencies or class by class."""
         cfg = self.config
-        return data.batches((), cfg.batch, cfg.mu, start, balanced=cfg.balanced)
+        return data.batches((), cfg.batch, 0, start, balanced=cfg.balanced)
 
     def mix(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """The images lambda x + (1 - lambda) x' and lambda, one for all as in the authors' code."""
+        """The images lambda x + (1 - lambda) x' and lambda, one for all as in the authors' code.
+
+        Shape: B×C×H×W twice -> B×C×H×W, scalar.
+        """
         share = self.draw_share(first)
         return torch.lerp(second, first, share), share
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_selmix.algorithm import Algorithm, Context
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import remixmatch
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
@@ -24,14 +23,12 @@ class ReMixMatch(FollowsPool):
     views: Sequence[str] = ("weak", "strong", "strong")
 
     @dataclass
-    class Config(Algorithm.Config, remixmatch.Config, PoolPrior.Config):
+    class Config(Algorithm.PoolConfig, remixmatch.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
         mu: int = 1  # as in the code of DASO, ABC, DARP and USB
         prior: str = "labeled"  # target of the alignment, as in the paper; none: no alignment
-        window: int = 128  # batches whose mean prediction is aligned with the target
-
-        RULES: ClassVar[Rules] = {"window": ">= 1"}
+        window: int = at_least(1, 128)  # batches whose mean prediction is aligned with the target
 
     config: Config
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import within
 from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.balanced_head import BalancedHead
 from ssl_selmix.models import Classifier
 
@@ -19,16 +19,15 @@ class ReMixMatchABC(ReMixMatch):
     """Lee, Shin & Kim, NeurIPS 2021: ReMixMatch shapes the features, the second head predicts."""
 
     head_name = "balanced"
+    contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
     class Config(ReMixMatch.Config):
         """Hyper-parameters."""
 
         ramp: float = 1.0  # lambda_U and lambda_U1 rise until the end in ABC's code
-        threshold: float = 0.95  # tau, confidence from which the second head follows itself
+        threshold: float = within("[0, 1]", 0.95)  # tau, from which the second head follows itself
         soft_targets: bool = True  # the second head learns its prediction; False: the arg-max
-
-        RULES: ClassVar[Rules] = {"threshold": "[0, 1]"}
 
     config: Config
 

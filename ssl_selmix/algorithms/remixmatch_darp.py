@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context, Evaluation
+from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.common.rules import one_of
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import refinement, remixmatch
+from ssl_selmix.methods.pool_prior import SOURCES
 from ssl_selmix.models import Classifier
 
 
-class ReMixMatchDARP(ReMixMatch):
+class ReMixMatchDARP(refinement.Refines, ReMixMatch):
     """Kim et al., NeurIPS 2020, on ReMixMatch: soft refined guesses, without a threshold.
 
     One q, that of `prior`, is the target of both the alignment and the refinement, as in the code
@@ -26,27 +26,15 @@ class ReMixMatchDARP(ReMixMatch):
     class Config(ReMixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
-        prior: str = "estimated"  # of q and the target counts c = N q
-
-        RULES: ClassVar[Rules] = {"prior": ("uniform", "labeled", "estimated", "given")}
+        prior: str = one_of(*SOURCES[1:], default="estimated")  # of q and of c = N q
 
     config: Config
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.refinery = refinement.Refinery(task, config)
+        self.refinery = refinement.RefinedLabels(task, config)
 
     def guess(self, seen: remixmatch.Seen, batch: Batch, ctx: Context) -> Tensor:
         """Rows of the refined table; before there is one, aligned and sharpened predictions."""
         guess = super().guess(seen, batch, ctx)
         return self.refinery(guess, batch.index_u)  # type: ignore[no-any-return]
-
-    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
-        """Also log how often pseudo-labels were refined: 0 without an estimate that is trusted."""
-        found = super().on_validation(evaluation, ctx)
-        return found | {"refinements": self.refinery.refinements.double()}
-
-    def after_step(self, ctx: Context) -> None:
-        """Refine every few steps after the warm-up, towards a q that is known."""
-        if self.refinery.due(ctx) and bool(self.pool_prior.known):
-            self.refinery.refine(self.pool_prior.q * self.task.num_unlabeled)

@@ -24,7 +24,8 @@ class ReMixMatchDASO(ReMixMatch):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        self.semantic = prototypes.Semantic(task.num_classes, net.classifier.in_features, config)
+        num_features = net.classifier.in_features
+        self.semantic = prototypes.PrototypeClassifier(task.num_classes, num_features, config)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """ReMixMatch with blended guesses and, after the warm-up, the alignment loss."""

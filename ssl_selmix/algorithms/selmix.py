@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses, objectives
-from ssl_selmix.algorithm import Context, Evaluation
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.algorithm import Context, Evaluation, keeps_rows
+from ssl_selmix.common.rules import at_least, one_of
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.models import Classifier
@@ -26,7 +26,6 @@ class SelMix(FineTuning):
     """Ramasubramanian et al., ICLR 2024; gains by the theorem, partners by pseudo-labels."""
 
     views = ("weak",)
-    mixes_images = False
     figures = ("objective",)
 
     @dataclass
@@ -36,24 +35,17 @@ class SelMix(FineTuning):
         train_bias: bool = True  # train the classifier's bias, and count it in the gain
         schedule: str = "auto"  # auto: constant while step=trust finds the rate, else cosine
         select: str = "objective"
-        step: str = "trust"  # trust: rate and interval follow the kept promises; fixed: the paper
-        stop: str = "none"  # early end: none, gain (the paper's rule) or patience
-        patience: int = 10  # re-estimations without a better objective
-        mix: str = "feature"  # feature, or none: train on the first image of each pair alone
-
-        RULES: ClassVar[Rules] = {
-            "step": ("trust", "fixed"),
-            "stop": ("none", "gain", "patience"),
-            "patience": ">= 1",
-            "mix": ("feature", "none"),
-        }
+        # trust: rate and interval follow the kept promises; fixed: the paper
+        step: str = one_of("trust", "fixed")
+        stop: str = one_of("none", "gain", "patience")  # early end; gain: the paper's rule
+        patience: int = at_least(1, 10)  # re-estimations without a better objective
+        mix: str = one_of("feature", "none")  # none: train on the first image of each pair alone
 
         def __post_init__(self) -> None:
             """Resolve the schedule; refuse values without meaning."""
             if self.schedule == "auto":
                 self.schedule = "constant" if self.step == "trust" else "cosine"
-            FineTuning.Config.__post_init__(self)
-            Pairing.Config.__post_init__(self)
+            super().__post_init__()
             if self.step == "trust" and (self.ema or self.momentum):
                 raise ValueError("step=trust takes single steps back; set ema=0 momentum=0")
             if self.stop != "patience" and self.patience != type(self).patience:
@@ -75,14 +67,18 @@ class SelMix(FineTuning):
         self.stopping = Stopping(config.stop, config.patience)
         net.classifier.bias.requires_grad_(config.train_bias)
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-entropy of the mixed features against the labeled image's class."""
+        """Cross-entropy of the mixed features against the labeled image's class.
+
+        The partner lends features and no label (section 4 of the paper).
+        """
         features = self.net.features(batch.x)
         if self.config.mix == "feature":
             low = self.config.beta_min
             beta = low + (1 - low) * torch.rand(len(features), device=features.device)
             features = losses.mix_features(features, self.net.features(batch.u[0]), beta)
-        return {"mixed": losses.mixed_cross_entropy(self.net.classifier(features), batch.y)}, {}
+        return {"mixed": F.cross_entropy(self.net.classifier(features), batch.y)}, {}
 
     def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
         """Compare the last promise with what happened; re-estimate gains, P and pseudo-labels."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Context
-from ssl_selmix.common.rules import Rules
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import labeled
@@ -21,16 +20,14 @@ class Supervised(Algorithm):
     """The baselines that see no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
 
     views = ()
-    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config, labeled.Config):
         """Hyper-parameters."""
 
         resample: bool = False  # draw every class equally often
-        logit_adjustment: float | None = None  # tau; None: 1, or 0 with another correction
-
-        RULES: ClassVar[Rules] = {"logit_adjustment": ">= 0"}
+        # tau; None: 1, or 0 with another correction
+        logit_adjustment: float | None = at_least(0, None)
 
         def __post_init__(self) -> None:
             """Resolve tau: a skew that is corrected twice is turned around."""
@@ -52,6 +49,7 @@ class Supervised(Algorithm):
         if self.cosine and net.classifier.bias is not None:
             net.classifier.bias.requires_grad_(False)  # a cosine has none
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The configured loss of the weak view."""
         features = self.net.features(batch.x)
@@ -62,10 +60,13 @@ class Supervised(Algorithm):
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, by their own frequencies or class by class."""
         cfg = self.config
-        return data.batches((), cfg.batch, cfg.mu, start, balanced=cfg.resample)
+        return data.batches((), cfg.batch, 0, start, balanced=cfg.resample)
 
     def head(self, features: Tensor) -> Tensor:
-        """The classifier; for ldam, the linear layer that ranks classes as the cosines do."""
+        """The classifier; for ldam, the linear layer that ranks classes as the cosines do.
+
+        Shape: N×D -> N×K.
+        """
         if self.cosine is None:
             return super().head(features)
         return F.linear(features, *self.cosine.folded(self.net.classifier))

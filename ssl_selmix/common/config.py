@@ -15,32 +15,31 @@ from yaml import YAMLError
 from ssl_selmix.common import fields, text
 from ssl_selmix.common.fields import shown
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.common.text import Word
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# Keys that every stage had in released versions and some have no more, with the default: a run that
+# recorded it can be resumed, and the fingerprints of checkpoints still count it in.
+RETIRED: Mapping[str, Any] = {"mu": 2}
+REASONS = {
+    "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig"
+}
 # May differ between a run and its resumption.
-MACHINE_KEYS = ("device", "threads", "data.workers", "data.cache", "data.strict")
+MACHINE_KEYS = ("device", "threads", "pictures", "data.workers", "data.cache", "data.strict")
 
 
 @dataclass
-class Run:
+class Run(Checked):
     """Settings of a run that belong to no part of it."""
 
-    seed: int = 0
+    seed: int = at_least(0, 0)  # of all random numbers
     device: str = "auto"  # auto: a GPU if there is one; else as torch names it
-    threads: int = 0  # of the CPU; 0: chosen from the machine and the work of a step
-    precision: str = "auto"  # of the body: fp32, bf16, fp16; auto: bf16 where hardware has it
+    threads: int = at_least(0, 0)  # of the CPU; 0: chosen from the machine and the work of a step
+    precision: str = one_of(*PRECISIONS)  # of the body; auto: bf16 where hardware has it
     compile: bool = False  # torch.compile for the network's body
+    pictures: bool = True  # draw confusion and gain matrices for TensorBoard at every validation
     sync_batch_norm: bool = False  # batch statistics over the images of all processes
-
-    def __post_init__(self) -> None:
-        """Refuse values without meaning."""
-        if self.precision not in PRECISIONS:
-            names = ", ".join(PRECISIONS)
-            raise ValueError(f"precision must be one of {names}, not {self.precision!r}")
-        for name, value in (("seed", self.seed), ("threads", self.threads)):
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, not {value}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -218,7 +217,23 @@ def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
         inside = sorted(k for k in known if k.startswith(key + "."))
         if inside:
             raise ValueError(f"{key} is a group; set one of {', '.join(inside)} ({origin})")
+        section, _, name = key.rpartition(".")
+        if name in REASONS and any(k.startswith(f"{section}.") for k in known):
+            raise ValueError(f"unknown key {key!r}: {REASONS[name]}; leave it out ({origin})")
         raise ValueError(f"{unknown('key', key, known)} ({origin})")
+
+
+def without_retired(
+    recorded: Mapping[str, Any], sections: Mapping[str, type[Any]]
+) -> dict[str, Any]:
+    """The flat settings of an older run, but for those that its sections do not have any more."""
+    known = {
+        f"{section}.{field.name}"
+        for section, kind in sections.items()
+        for field in dataclasses.fields(kind)
+    }
+    gone = {k for k in recorded if k not in known and k.rpartition(".")[2] in RETIRED}
+    return {key: value for key, value in recorded.items() if key not in gone}
 
 
 def deciding(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,6 +254,9 @@ def fingerprint(*parts: Any) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: old -> new` for every key that decides a result and differs."""
     before, after = flatten(old), flatten(new)
+    for key in before.keys() - after.keys():
+        if (name := key.rpartition(".")[2]) in RETIRED:
+            after[key] = RETIRED[name]
     keys = [k for k in sorted(before.keys() | after.keys()) if k not in MACHINE_KEYS]
     return [
         f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
 import numbers
 import re
@@ -87,6 +88,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@functools.cache  # resolving annotations takes longer than all else about a configuration
 def types_of(kind: type[Any]) -> dict[str, Any]:
     """The types of a dataclass's fields that can be set, by name.
 

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+
+class ProcessesApart(RuntimeError):
+    """Another process of this run ended, whose message says why."""
+
+
 PATIENCE = timedelta(hours=2)  # for a process that reads its images later than the others
+PEER_ENDED = ("by peer", "Connection refused")  # gloo has no exception class of its own for it
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class World:
     size: int
 
     def rows(self, num: int, device: torch.device | None = None) -> Tensor:
-        """Positions of the images that are this process's share: every N-th, equally many each.
+        """Positions (⌈num/size⌉,) of the images that are this process's share: every size-th.
 
         Neighbours go to different processes, so that each sees labeled, weak and strong views.
         """
@@ -42,11 +49,13 @@ class World:
         return rows % max(1, num)  # where the images do not divide evenly, some are seen twice
 
     def own(self, x: Tensor) -> Tensor:
-        """This process's share of a batch."""
+        """This process's share of a batch: N×... -> ⌈N/size⌉×..."""
         return x.index_select(0, self.rows(len(x), x.device))
 
     def gather(self, share: Tensor, num: int) -> Tensor:
-        """All n rows in order, from the share of each process; differentiable.
+        """All `num` rows in order, from each process's share; differentiable.
+
+        Shape: share ⌈num/size⌉×D -> num×D.
 
         The loss that follows must be the same in every process, computed from all rows.
         """
@@ -85,17 +94,27 @@ def local_rank() -> int | None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World | None]:
-    """Meet the other processes that torchrun started, if it did."""
+    """Meet the other processes that torchrun started, if it did.
+
+    Raises:
+        ProcessesApart: one of them ended.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield world()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         yield world()
+    except RuntimeError as error:
+        if any(words in str(error) for words in PEER_ENDED):
+            text = "another process of this run ended; see its message"
+            raise ProcessesApart(text) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def from_first(make: Callable[[], T], among: World | None) -> T:

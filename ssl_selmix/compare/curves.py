@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssl_selmix.compare.logged import Rows, validations
 from ssl_selmix.compare.methods import Cell, Group, Row
-from ssl_selmix.compare.reading import Unit
+from ssl_selmix.compare.reading import Rows, Unit, validations
 from ssl_selmix.compare.style import (
     COLOURS,
     SPAN,

@@ -59,7 +59,7 @@ class Measured:
     figures: Mapping[str, Any]
     counts: Sequence[int] | None  # images of each class; None: unknown
     unit: tuple[int, str]
-    labeled: Sequence[int] | None = None  # labeled images of each class; None: unknown
+    tail: Sequence[int] | None = None  # the classes of the tail; None: unknown
 
     @property
     def known(self) -> bool:
@@ -67,22 +67,6 @@ class Measured:
         if self.counts is None or self.name not in WITH_IMAGES:
             return False
         return self.name != HEAD_TAIL or self.tail is not None
-
-    @property
-    def tail(self) -> frozenset[int] | None:
-        """The classes that explain the recorded figure of head and tail; None if there are none."""
-        recalls = self.figures["per_class_recall"]
-        orders = [sorted(range(len(recalls)), key=lambda k: -n[k]) for n in [self.labeled] if n]
-        for order in [*orders, list(range(len(recalls)))]:
-            tail = frozenset(order[-_tail_size(len(recalls)) :])
-            parts = [
-                [r for k, r in enumerate(recalls) if r is not None and (k in tail) == last]
-                for last in (False, True)
-            ]
-            found = min(statistics.fmean(part) for part in parts if part)
-            if abs(found - self.figures.get(HEAD_TAIL, -1)) < 1e-9:
-                return tail
-        return None
 
     def same(self, other: Measured) -> bool:
         """Whether the predictions are the same: equal figures on the same images."""
@@ -96,7 +80,7 @@ class Measured:
         """Deviations (B,) by the choice of test images, mean 0; zeros where it is unknown."""
         if not self.known or self.counts is None:
             return np.zeros(DRAWS)
-        tail = (self.tail or frozenset()) if self.name == HEAD_TAIL else frozenset()
+        tail = (self.tail or ()) if self.name == HEAD_TAIL else ()
         kept = [
             (r, n, k in tail)
             for k, (r, n) in enumerate(
@@ -110,11 +94,6 @@ class Measured:
         if not kept:
             return np.zeros(DRAWS)
         return _drawn(hashlib.sha256(told.encode()).hexdigest(), tuple(kept))[self.name]
-
-
-def _tail_size(num_classes: int) -> int:
-    """As `metrics.tail_size`, whose module loads torch."""
-    return max(1, round(0.1 * num_classes))
 
 
 @lru_cache(maxsize=4096)

@@ -13,12 +13,11 @@ from functools import cache
 from typing import Any
 
 from ssl_selmix.common.config import flatten
-from ssl_selmix.compare import protocol, starts
+from ssl_selmix.compare import protocol, reading
 from ssl_selmix.compare.reading import Run, Stage, Unit
+from ssl_selmix.runs.folder import RESULTS
 
 USUAL = 2 / 3  # a value that more of the methods share goes without saying
-
-COMMON = ("model",)  # section of the configuration that no protocol repeats in full
 
 SAME = {"network": "model.name"}  # a key of the protocol and what the configuration calls it
 
@@ -72,15 +71,12 @@ def _say(key: str, value: str, words: list[list[str]]) -> None:
         before = part
 
 
-def names(runs: Sequence[Run], words: Words) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For every run of one table the names of its stages; and notes on how they were found."""
-    words = [[list(stage) for stage in run] for run in words]
-    notes = _by_file_names(runs, words)
-    found = [
+def names(runs: Sequence[Run], words: Words) -> list[tuple[str, ...]]:
+    """For every run of one table the names of its stages."""
+    return [
         tuple(f"{a} [{', '.join(w)}]" if w else a for a, w in zip(run.chain, mine, strict=True))
         for run, mine in zip(runs, words, strict=True)
     ]
-    return found, notes
 
 
 def _same_parts(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -140,70 +136,20 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def _by_file_names(runs: Sequence[Run], words: Words) -> list[str]:
-    """Tell runs without settings apart by the words of their paths; notes on which.
+def _refuse_contradictions(runs: Sequence[Run], words: Words) -> None:
+    """Refuse runs that say that they are the same, on one seed, and have different figures.
 
     Raises:
-        ValueError: two runs claim to be the same and have different figures.
+        ValueError: names the first two.
     """
-    notes = []
-    kinds: dict[str, list[int]] = {}
-    for i, run in enumerate(runs):
-        kinds.setdefault(repr((run.chain, words[i])), []).append(i)
-    for same in kinds.values():
-        units = [runs[i].unit for i in same]
-        if len(set(units)) == len(units):
-            continue
-        tags = _path_words([runs[i] for i in same])
-        known = all(s.settings is not None for i in same for s in runs[i].stages)
-        if known or len({*zip(units, tags, strict=True)}) < len(units):
-            raise ValueError(_contradiction([runs[i] for i in same], () if known else tags))
-        position = _where_they_part([runs[i] for i in same], tags)
-        for i, tag in zip(same, tags, strict=True):
-            words[i][position] += [tag] if tag else []
-        shown = ", ".join(sorted(f"'{tag}'" for tag in set(tags) if tag))
-        chain = " + ".join(runs[same[0]].chain)
-        notes.append(f"runs of {chain} are told apart by their file names: {shown}")
-    return notes
-
-
-def _contradiction(runs: Sequence[Run], tags: Sequence[str]) -> str:
-    """The first two runs that say that they are the same."""
-    first: dict[Any, Run] = {}
-    for run, tag in zip(runs, tags or [""] * len(runs), strict=True):
-        other = first.setdefault((run.unit, tag), run)
+    seen: dict[Any, Run] = {}
+    for run, mine in zip(runs, words, strict=True):
+        other = seen.setdefault((run.chain, run.unit, repr(mine)), run)
         if other is not run:
-            break
-    return (
-        f"{other.name} and {run.name} are both {' + '.join(run.chain)} with seed {run.seed} on the "
-        "same images, and their figures differ; leave one of them out"
-    )
-
-
-def _path_words(runs: Sequence[Run]) -> list[str]:
-    """What is special in each path: no seeds, no algorithms, no words that all have."""
-    split = [re.split(r"[/\\.\s-]+", run.name) for run in runs]
-    common = set.intersection(*(set(words) for words in split))
-    return [
-        " ".join(
-            w
-            for w in dict.fromkeys(words)
-            if w not in common | set(run.chain) and not re.fullmatch(r"(seed|s)?\d*|json", w)
-        )
-        for run, words in zip(runs, split, strict=True)
-    ]
-
-
-def _where_they_part(runs: Sequence[Run], tags: Sequence[str]) -> int:
-    """The first stage in which runs of one seed with different tags differ."""
-    last = len(runs[0].stages) - 1
-    for position in range(last):
-        seen: dict[Unit, Stage] = {}
-        for run in runs:
-            stage = run.stages[position]
-            if not stage.same_figures(seen.setdefault(run.unit, stage)):
-                return position
-    return last
+            raise ValueError(
+                f"{other.name} and {run.name} are both {' + '.join(run.chain)} with seed "
+                f"{run.seed} on the same images, and their figures differ; leave one of them out"
+            )
 
 
 def _settings(run: Run, position: int) -> dict[str, Any] | None:
@@ -211,8 +157,8 @@ def _settings(run: Run, position: int) -> dict[str, Any] | None:
     stage = run.stages[position]
     if stage.settings is None:
         return None
-    common = {k: run.config[k] for k in COMMON if k in run.config} if run.config else {}
-    own = flatten(dict(stage.settings)) | (flatten(common) if position == 0 else {})
+    network = flatten({"model": run.model}) if run.model and position == 0 else {}
+    own = flatten(dict(stage.settings)) | network
     return {k: v for k, v in own.items() if k != "steps"}
 
 
@@ -285,7 +231,7 @@ def group(
         ValueError: runs of a table differ in what makes figures comparable, or contradict.
     """
     allow, by = (protocol.with_implied(names) for names in (allow, by))
-    runs, notes = starts.join(runs)
+    runs, notes = reading.join(runs)
     protocol.check_names(runs, allow, "--allow")
     protocol.check_names(runs, by, "--by")
     # Over all tables: who reads one beside the other compares them as well.
@@ -342,19 +288,17 @@ def _checked(runs: list[Run], allow: Sequence[str]) -> tuple[list[Run], list[str
 
 
 def _group(title: str, runs: list[Run], words: Words, notes: Sequence[str]) -> Group:
-    labels, told = names(runs, words)
-    rows, merged = _rows(runs, labels)
-    first = protocol.summary(runs)
-    return Group(
-        title, runs, rows, first, [*notes, *told, *merged, *_unrecorded(runs), *_gaps(rows)]
-    )
+    _refuse_contradictions(runs, words)
+    rows, merged = _rows(runs, names(runs, words))
+    told = [*notes, *merged, *_unrecorded(runs), *_gaps(rows)]
+    return Group(title, runs, rows, protocol.summary(runs), told)
 
 
 def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """One of every set of identical results: the one whose folder is there."""
     kept: list[Run] = []
     notes = []
-    for run in sorted(runs, key=lambda r: (r.config is None, str(r.path))):
+    for run in sorted(runs, key=lambda r: (r.path.name != RESULTS, str(r.path))):
         twin = next((other for other in kept if _identical(run, other)), None)
         if twin is None:
             kept.append(run)
@@ -417,5 +361,5 @@ def _unrecorded(runs: Sequence[Run]) -> list[str]:
         return []
     return [
         f"settings unknown of {len(bare)} of {len(runs)} runs (no config.yaml beside the results): "
-        "what has the same stages and file name is taken for the same method"
+        "what has the same stages is taken for the same method"
     ]

@@ -7,15 +7,13 @@ from typing import Any
 
 from ssl_selmix.common.config import flatten
 from ssl_selmix.common.names import unknown
-from ssl_selmix.compare.reading import GIVEN, Run
+from ssl_selmix.compare.reading import BEFORE, GIVEN, Run
 
 # The question that an experiment asks: runs that differ in these get tables of their own.
 CONDITIONS = ("data.labeled.", "data.unlabeled.", "data.labeled_in_pool")
 # Where images lie says nothing about which they are; their SHA-256 does.
 PLACES = ("data.root", "data.manifest")
 IMAGES = "images"
-# What runs did before they recorded it.
-BEFORE = {"step": "joint", "processes": 1}
 NOT_RECORDED = "not recorded"
 THEN = ", then "  # joins what stages differ in
 # Loaders of a user's own images all have one name.

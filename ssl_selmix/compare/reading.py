@@ -1,24 +1,81 @@
-"""Finds the results of runs on disk, and checks that they are what they seem."""
+"""Finds the results of runs, and joins those that `--init` started to what they came from."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssl_selmix.compare import checks
+from pydantic import ValidationError
 
-FILE = "results.json"
+from ssl_selmix.runs import archive, released
+from ssl_selmix.runs import results as schema
+from ssl_selmix.runs.folder import CONFIG, RESULTS, RunError, RunFolder
+from ssl_selmix.runs.results import PARTS, Results
+
 BESIDE = ("manifest.json", "environment.json")  # JSON files of a run that hold no results
-PARTS = ("validation", "test")
-LABELED = "labeled"  # whose counts say which classes are the tail
 GIVEN = "given weights"  # what a stage starts from whose first stage nobody knows
+PRIORS = ("estimated_prior", "estimated_prior_low", "estimated_prior_high", "true_prior")
+SQUARES = ("gain_matrix", "pair_distribution")
+# What runs did before they recorded it.
+BEFORE = {"step": "joint", "processes": 1}
 Unit = tuple[int, str]  # seed and images: what pairs
+Rows = list[dict[str, Any]]
 Counts = Mapping[str, Sequence[int]]
-DAMAGED = "is damaged (it is no JSON); restore it or leave it out"
+
+
+class Log:
+    """The validation rows of a stage's metrics.jsonl: those that can be used, and what cannot."""
+
+    def __init__(self, run: RunFolder, name: str, num_classes: int) -> None:
+        self._run, self._name, self._k = run, name, num_classes
+
+    @property
+    def note(self) -> list[str]:
+        """What was left out, in a line."""
+        if not (bad := self._read[1]):
+            return []
+        file = self._run.file(self._name)
+        return [f"{file}: left out {len(bad)} value(s) or row(s), such as {bad[0]}"]
+
+    @property
+    def rows(self) -> Rows:
+        """The rows in order; half a row at the end is left out."""
+        return self._read[0]
+
+    @cached_property
+    def _read(self) -> tuple[Rows, list[str]]:
+        rows: Rows = []
+        bad: list[str] = []
+        lines = self._run.lines(self._name)
+        for i, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                if i < len(lines) or "\ufffd" in line:  # the last one may be half written
+                    bad.append(f"line {i}, which is no JSON")
+                continue
+            if isinstance(row, dict) and row.get("kind") == "validation":
+                wrong = dict(self._wrong(row))
+                bad += [f"line {i}, where {why}" for why in wrong.values()]
+                if "step" not in wrong:
+                    rows.append({key: value for key, value in row.items() if key not in wrong})
+        return rows, bad
+
+    def _wrong(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The keys whose values cannot be drawn or averaged, and why."""
+        try:
+            schema.Row.model_validate(row)
+        except ValidationError as error:
+            yield from ((str(one["loc"][0]), schema.told(one)) for one in error.errors())
+        for key in row.keys() & {*PRIORS, *SQUARES}:
+            sides = [row[key], *(row[key] if key in SQUARES and isinstance(row[key], list) else [])]
+            if any(isinstance(side, list) and len(side) != self._k for side in sides):
+                yield key, f"{key} is not of {self._k} classes"
 
 
 @dataclass(frozen=True)
@@ -33,7 +90,7 @@ class Stage:
     last: Mapping[str, Mapping[str, Any]] | None  # None: not recorded
     settings: Mapping[str, Any] | None  # None: not recorded
     rule: str  # which weights are kept
-    log: Path | None  # metrics.jsonl, if it is there
+    log: Log | None  # if it is there
 
     def same_figures(self, other: Stage) -> bool:
         """Whether both were measured alike, class by class, on both parts."""
@@ -44,20 +101,42 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """One results.json, with what its folder adds."""
+    """One results.json, with the stages of the runs that it started from."""
 
-    path: Path
-    dataset: str
-    seed: int
-    images: str  # SHA-256 of the images and the split
-    data: str | None  # SHA-256 of all images of the data set; None: not recorded
+    path: Path  # of the results
+    file: Path  # that holds them: the same, or an archive
+    recorded: Results
     protocol: Mapping[str, Any]
     stages: tuple[Stage, ...]
     start: Stage | None = None  # the weights that --init gave
     counts: Counts | None = None  # images of each class, by part
     class_names: tuple[str, ...] = ()
-    config: Mapping[str, Any] | None = None  # what config.yaml says, if it is there
-    unfinished: bool = False  # whether stages are missing
+    model: Mapping[str, Any] | None = None  # settings of the network; None: not recorded
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return self.recorded.dataset
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.recorded.seed
+
+    @property
+    def images(self) -> str:
+        """SHA-256 of the images and the split."""
+        return self.recorded.manifest_sha256
+
+    @property
+    def data(self) -> str | None:
+        """SHA-256 of all images of the data set; None: not recorded."""
+        return self.recorded.images_sha256
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether stages are missing."""
+        return len(self.recorded.protocol.steps) > len(self.recorded.stages)
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -72,12 +151,17 @@ class Run:
     @property
     def name(self) -> str:
         """What the user calls it: the folder, or the file if it has another name."""
-        path = self.path.parent if self.path.name == FILE else self.path
+        path = self.path.parent if self.path.name == RESULTS else self.path
         return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def validations(stage: Stage) -> Rows:
+    """The validation rows of a stage's log."""
+    return stage.log.rows if stage.log else []
+
+
 def read(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """All runs in files and folders, in the order of their paths, and notes on what is missing.
+    """All runs in files, folders and archives, in the order of their paths, and notes.
 
     Raises:
         ValueError: a path does not exist, a named file holds no results, or there is no run.
@@ -86,16 +170,26 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs: dict[Path, Run] = {}
     notes: list[str] = []
     for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; give run folders or {FILE} files")
         if path.is_dir():
             notes += _below(path, runs)
-        else:
-            runs.setdefault(path.resolve(), _run(path))
+        elif path.name.endswith(archive.SUFFIX) and path.is_file():
+            _add(((path, run) for run in archive.read(path)), runs)
+        elif path.exists():
+            runs.setdefault(path.resolve(), _of_file(path))
+        elif not _add(archive.below(path), runs):
+            raise ValueError(f"{path} does not exist; give run folders or {RESULTS} files")
     if not runs:
         why = f" ({'; '.join(notes)})" if notes else ""
         raise ValueError(f"no finished run in {', '.join(map(str, paths))}{why}")
     return list(runs.values()), notes
+
+
+def _add(found: Iterable[tuple[Path, archive.ArchivedRun]], runs: dict[Path, Run]) -> bool:
+    """Add the runs of archives; whether there was one."""
+    made = [_run(run.file(RESULTS), file, run) for file, run in found]
+    for run in made:
+        runs.setdefault(run.path.resolve(), run)
+    return bool(made)
 
 
 def _below(folder: Path, runs: dict[Path, Run]) -> list[str]:
@@ -103,20 +197,25 @@ def _below(folder: Path, runs: dict[Path, Run]) -> list[str]:
     notes: list[str] = []
     foreign = 0
     entries = _entries(folder)
-    for file in (path for path in entries if path.suffix == ".json"):
+    for file in (path for path in entries if path.name.endswith((".json", archive.SUFFIX))):
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "is a link to nothing or no regular file"
             notes.append(f"left out: {file} {what}")
             continue
         try:
-            runs.setdefault(file.resolve(), _run(file))
+            if file.suffix == ".json":
+                runs.setdefault(file.resolve(), _of_file(file))
+            else:
+                _add(((file, run) for run in archive.read(file)), runs)
         except NoResults:
             foreign += file.name not in BESIDE
         except ValueError as error:
             notes.append(f"left out: {error}")
     if foreign:
         notes.append(f"{folder}: left out {foreign} JSON file(s) that hold no results of a run")
-    return notes + _unfinished(entries)
+    folders = [path.parent for path in entries if path.name == CONFIG]
+    missing = [place for place in folders if not (place / RESULTS).exists()]
+    return notes + [f"{place} has no finished stage yet and is left out" for place in missing]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -137,179 +236,142 @@ class NoResults(ValueError):
     """A JSON file that is something else."""
 
 
-def _unfinished(entries: Iterable[Path]) -> list[str]:
-    folders = [path.parent for path in entries if path.name == "config.yaml"]
-    missing = [folder for folder in folders if not (folder / FILE).exists()]
-    return [f"{folder} has no finished stage yet and is left out" for folder in missing]
+class _Alone(RunFolder):
+    """A results file under another name, without the other files of its run."""
+
+    def file(self, name: str) -> Path:
+        """The file itself, or what does not exist."""
+        return self.path if name == RESULTS else self.path / name
 
 
-def _run(file: Path) -> Run:
+def _of_file(file: Path) -> Run:
+    run = RunFolder(file.parent) if file.name == RESULTS else _Alone(file)
     try:
-        content = _json(file)
-    except ValueError as error:
+        content = run.content(RESULTS)
+    except RunError as error:
         if file.suffix != ".json":
-            raise NoResults(f"{file} is no {FILE}; give a run's folder or its {FILE}") from error
-        raise
+            raise NoResults(
+                f"{file} is no {RESULTS}; give a run's folder or its {RESULTS}"
+            ) from error
+        raise RunError(f"{error} or leave it out") from error
     if not isinstance(content, dict) or not {"stages", "protocol"} <= content.keys():
-        if file.name == FILE:
-            raise ValueError(f"{file} lacks stages or protocol; restore it or leave it out")
-        raise NoResults(f"{file} holds no results of a run; give a {FILE}")
+        if file.name == RESULTS:
+            raise RunError(f"{file} lacks stages or protocol; restore it or leave it out")
+        raise NoResults(f"{file} holds no results of a run; give a {RESULTS}")
     if not content["stages"]:
-        raise ValueError(f"{file} has no finished stage; continue the run with --resume")
-    folder = file.parent if file.name == FILE else None
-    return _with_folder(_explained(file, lambda: _build(file, content, folder)), folder)
+        raise RunError(f"{file} has no finished stage; continue the run with --resume")
+    return _run(file, file, run)
 
 
-def _explained(file: Path, make: Callable[[], Run]) -> Run:
-    """What is made of a file; an error names the file and what is wrong with it.
+def _run(path: Path, file: Path, folder: RunFolder) -> Run:
+    """A run as tables take it.
 
     Raises:
-        ValueError: the file says what cannot be so.
+        RunError: a file of it says what cannot be so.
     """
     try:
-        return make()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-        raise ValueError(f"{file} {what}; restore it or leave it out") from error
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
-        raise ValueError(f"{file} {DAMAGED}") from error
-
-
-def _build(file: Path, content: Mapping[str, Any], folder: Path | None) -> Run:
-    protocol = checks.mapping(content["protocol"], "protocol")
-    rules, steps = (checks.needed(protocol, k, "protocol") for k in ("checkpoint_rule", "steps"))
-    rules = checks.mapping(rules, "protocol.checkpoint_rule")
-    steps = checks.listing(steps, "protocol.steps")
-    given = checks.listing(content["stages"], "stages")
-    if len(steps) < len(given):
-        raise ValueError(f"{len(given)} stages, steps of {len(steps)}")
-    stages = []
-    for i, (one, told) in enumerate(zip(given, steps, strict=False), 1):
-        stage = _stage(one, f"stages[{i}]", rules, folder / f"{i}-" if folder else None)
-        stages.append(replace(stage, steps=checks.whole(told, "protocol.steps")))
-    start = _stage(content["start"], "start", None, None) if "start" in content else None
-    sizes = {len(s.measured[p]["per_class_recall"]) for s in (*stages, start) if s for p in PARTS}
-    if len(sizes) != 1:
-        raise ValueError("its parts have different numbers of classes")
-    count = sizes.pop()
+        found = folder.results
+    except RunError as error:
+        raise RunError(f"{error} or leave it out") from error
+    k, rules = found.num_classes, found.protocol.checkpoint_rule
+    each = zip(found.stages, found.protocol.steps, strict=False)
+    logs = [f"{i}-{stage.algorithm}/metrics.jsonl" for i, stage in enumerate(found.stages, 1)]
+    stages = [
+        replace(
+            _stage(one, str(rules[one.algorithm])),
+            algorithm=one.algorithm,
+            steps=steps,
+            log=Log(folder, log, k) if folder.has(log) else None,
+        )
+        for (one, steps), log in zip(each, logs, strict=True)
+    ]
+    held = {part: [n] * k for part in PARTS if (n := found.protocol.split.get(part))}
     return Run(
-        path=file,
-        dataset=checks.text(content["dataset"], "dataset"),
-        seed=checks.whole(content["seed"], "seed"),
-        images=checks.text(content["manifest_sha256"], "manifest_sha256"),
-        data=_data(content),
-        protocol=protocol,
+        path=path,
+        file=file,
+        recorded=found,
+        protocol=found.protocol.plain(),
         stages=tuple(stages),
-        start=start,
-        counts=_counts(content, protocol, count),
-        class_names=tuple(map(str, range(count))),
-        unfinished=len(steps) > len(stages),
+        start=_stage(found.start, "given") if found.start else None,
+        counts=held | found.counts,
+        class_names=tuple(found.class_names or map(str, range(k))),
+        model=found.model,
     )
 
 
-def _data(content: Mapping[str, Any]) -> str | None:
-    """Which images the data set has, as results and manifests say it."""
-    told = content.get("images_sha256")
-    return None if told is None else checks.text(told, "images_sha256")
-
-
-def _counts(content: Mapping[str, Any], protocol: Mapping[str, Any], count: int) -> Counts:
-    """Images of each class, by part, as far as the results know them."""
-    split = checks.mapping(checks.needed(protocol, "split", "protocol"), "protocol.split")
-    found = {
-        p: [checks.whole(split[p], f"protocol.split.{p}")] * count for p in PARTS if split.get(p)
-    }
-    told = checks.mapping(content.get("counts") or {}, "counts")
-    return found | {p: checks.counts(told[p], f"counts.{p}", count) for p in told}
-
-
-def _stage(given: Any, where: str, rules: Mapping[str, Any] | None, place: Path | None) -> Stage:
-    """A stage; without rules, the weights that another run handed on."""
-    stage = checks.mapping(given, where)
-    for key in ("algorithm", "steps", "kept_step", "seconds", *PARTS):
-        checks.needed(stage, key, where)
-    name = checks.text(stage["algorithm"], f"{where}.algorithm")
-    if rules is not None:
-        checks.needed(rules, stage["algorithm"], "protocol.checkpoint_rule")
-    measured = {part: checks.figures(stage[part], f"{where}.{part}") for part in PARTS}
-    last = _last(stage, where, measured)
-    settings = stage.get("settings")
-    log = place.with_name(f"{place.name}{stage['algorithm']}") / "metrics.jsonl" if place else None
+def _stage(given: schema.Stage, rule: str) -> Stage:
+    """A stage as weights that another run handed on."""
+    measured = {part: getattr(given, part).plain() for part in PARTS}
+    last = {part: getattr(given.last, part).plain() for part in PARTS} if given.last else None
     return Stage(
-        algorithm=name if rules is not None else GIVEN,
+        algorithm=GIVEN,
         steps=None,
-        kept_step=checks.whole(stage["kept_step"], f"{where}.kept_step"),
-        seconds=checks.number(stage["seconds"], f"{where}.seconds"),
+        kept_step=given.kept_step,
+        seconds=given.seconds,
         measured=measured,
-        last=last,
-        settings=None if settings is None else checks.mapping(settings, f"{where}.settings"),
-        rule="given" if rules is None else str(rules[stage["algorithm"]]),
-        log=log if log and log.is_file() else None,
+        last=last or (measured if given.kept_step == given.steps else None),
+        settings=given.settings,
+        rule=rule,
+        log=None,
     )
 
 
-def _last(stage: Mapping[str, Any], where: str, measured: Mapping[str, Any]) -> Any:
-    """Figures by the weights of the last step, if they are known."""
-    if stage.get("last") is None:
-        return measured if stage["kept_step"] == stage["steps"] else None
-    last = checks.mapping(stage["last"], f"{where}.last")
-    return {part: checks.figures(last[part], f"{where}.last.{part}") for part in PARTS}
+def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs in their order, each with all stages that are known; and notes on the joints."""
+    notes = released.find_parents([released.Placed(Path(r.name), r.recorded) for r in runs])
+    by_id = {run.recorded.run_id: run for run in runs}
+    handed_on: dict[tuple[Unit, str], list[tuple[Run, int]]] = {}
+    for run in runs:
+        for n, stage in enumerate(run.recorded.stages, 1):
+            handed_on.setdefault((run.unit, stage.handed_on_sha256 or ""), []).append((run, n))
+    done: dict[str, Run] = {}
+    told: dict[str, list[str]] = {}
+
+    def joined(run: Run) -> Run:
+        if run.start is None or run.name in done:
+            return done.get(run.name, run)
+        origin = run.recorded.stages[0].started_from
+        parent = by_id.get(origin.run_id or "") if origin else None
+        length = origin.stages if origin and parent else None
+        if origin and origin.sha256 and length is None:
+            # A run that kept what it was given handed on its own start.
+            same = [
+                one for one in handed_on.get((run.unit, origin.sha256), ()) if one[0] is not run
+            ]
+            parent, length = same[0] if same else (None, None)
+        done[run.name] = _joined(run, None, 0)  # in case that a run starts from itself
+        if parent is None or length is None or parent.unit != run.unit:
+            kind, line = (
+                GIVEN,
+                f"{run.name} starts from weights (--init) of no run that is given here",
+            )
+        else:
+            before = joined(parent)
+            known = before.stages[: len(before.stages) - len(parent.stages) + length]
+            done[run.name] = _joined(run, before, len(known))
+            start = "+".join(stage.algorithm for stage in known)
+            line = f"{run.name} starts (--init) where {parent.name} has its {start}"
+            kind = " + ".join(done[run.name].chain)
+        told.setdefault(kind, []).append(line)
+        return done[run.name]
+
+    found = [joined(run) for run in runs]
+    more = {kind: f"; {len(lines) - 1} more run(s) likewise" for kind, lines in told.items()}
+    lines = [lines[0] + (more[kind] if lines[1:] else "") for kind, lines in told.items()]
+    return found, [*lines, *notes]
 
 
-def _with_folder(run: Run, folder: Path | None) -> Run:
-    """What manifest.json and config.yaml beside the results know."""
-    if folder is None:
-        return run
-    file = folder / "manifest.json"
-    if file.exists():
-        content = _json(file)
-        run = _explained(file, lambda: _with_manifest(run, content))
-    config = _yaml(folder / "config.yaml")
-    return _explained(folder / "config.yaml", lambda: _with_settings(run, config))
-
-
-def _with_manifest(run: Run, content: Any) -> Run:
-    manifest = checks.mapping(content, "it")
-    told = checks.mapping(manifest["counts"], "counts")
-    count = len(run.class_names)
-    parts = [p for p in (*PARTS, LABELED) if told.get(p)]
-    counts = {p: checks.counts(told[p], f"counts.{p}", count) for p in parts}
-    names = checks.listing(manifest["class_names"], "class_names", count)
-    known = {p: n for p, n in counts.items() if sum(n)}
-    names = [" ".join(str(name).split()) for name in names]
-    return replace(
-        run,
-        counts={**(run.counts or {}), **known},
-        class_names=tuple(names),
-        data=run.data or _data(manifest),
-    )
-
-
-def _with_settings(run: Run, config: Mapping[str, Any] | None) -> Run:
-    if config is None:
-        return run
-    stages = []
-    for stage in run.stages:
-        section = config.get(stage.algorithm)
-        if stage.settings is None and section is not None:
-            stage = replace(stage, settings=checks.mapping(section, stage.algorithm))
-        stages.append(stage)
-    return replace(run, config=config, stages=tuple(stages))
-
-
-def _yaml(file: Path) -> Mapping[str, Any] | None:
-    if not file.exists():
-        return None
-    from ssl_selmix.common import text
-
-    try:
-        return text.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); restore it") from error
+def _joined(run: Run, parent: Run | None, length: int) -> Run:
+    """The run with the first stages of its parent, and with what these say of the first stage."""
+    assert run.start is not None
+    if parent is None:
+        return replace(run, stages=(run.start, *run.stages), start=None)
+    told = dict(run.protocol)
+    if "step" in parent.protocol:  # second stages have no views to split
+        told["step"] = parent.protocol["step"]
+    for key in ("precision", "processes", "sync_batch_norm"):
+        before, after = (one.protocol.get(key, BEFORE.get(key)) for one in (parent, run))
+        if before != after:
+            told[key] = f"{before}, then {after}"
+    stages, model = (*parent.stages[:length], *run.stages), parent.model or run.model
+    return replace(run, stages=stages, start=None, model=model, protocol=told)

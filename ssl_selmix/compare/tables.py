@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from ssl_selmix.common.names import unknown
 from ssl_selmix.compare import intervals
 from ssl_selmix.compare.intervals import DIGITS, Estimate, Measured
-from ssl_selmix.compare.logged import validations
 from ssl_selmix.compare.methods import Cell, Group, Row
-from ssl_selmix.compare.reading import LABELED, Unit
+from ssl_selmix.compare.reading import Unit, validations
 from ssl_selmix.runs.summary import FIGURES
 
 TITLES = {
@@ -76,7 +75,7 @@ def measured(cell: Cell, figure: str, part: str, *, start: bool = False) -> Meas
     value = figures.get(figure)
     if value is None:
         return None
-    known = (counts.get(part), cell.run.unit, counts.get(LABELED))
+    known = (counts.get(part), cell.run.unit, cell.run.recorded.tail)
     return Measured(float(value), figure, figures, *known)
 
 

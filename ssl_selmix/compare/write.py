@@ -1,4 +1,4 @@
-"""A comparison as terminal tables, Markdown, LaTeX and CSV; the same input gives the same bytes."""
+"""A comparison as terminal tables, Markdown, LaTeX, CSV and HTML; same input, same bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
-from html import escape
+from functools import cache
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from ssl_selmix.compare.methods import Cell, Group, Row
-from ssl_selmix.compare.reading import PARTS
-from ssl_selmix.compare.style import Picture, Pictures, slug, svg
-from ssl_selmix.compare.tables import TITLES, Sheet, Text, median_of_last
+from ssl_selmix.compare.style import Pictures, svg
+from ssl_selmix.compare.tables import TITLES, Sheet, median_of_last
+from ssl_selmix.runs.results import PARTS
 
 COLUMNS = (
     *("table", "method", "stage", "steps", "seed", "images_sha256", "run", "part", "weights"),
@@ -121,38 +121,41 @@ def tex(text: str) -> str:
     return "".join(ESCAPES.get(c, c) for c in text)
 
 
+class _Raw(str):
+    """LaTeX as it stands."""
+
+
+def _comment(text: str) -> _Raw:
+    return _Raw(" ".join(text.split()))
+
+
+@cache
+def _templates() -> dict[str, Any]:
+    """Environments of the templates, each with the escaping of what it makes."""
+    import jinja2
+
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    options |= {"keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
+    options |= {"loader": jinja2.PackageLoader("ssl_selmix.compare")}
+    for_tex = jinja2.Environment(
+        block_start_string="((*",
+        block_end_string="*))",
+        variable_start_string="(((",
+        variable_end_string=")))",
+        comment_start_string="((#",
+        comment_end_string="#))",
+        finalize=lambda value: value if isinstance(value, _Raw) else tex(str(value)),
+        autoescape=False,  # which is for HTML; `finalize` escapes
+        **options,
+    )
+    for_tex.filters |= {"raw": _Raw, "comment": _comment}
+    return {"tex": for_tex, "html": jinja2.Environment(autoescape=True, **options)}
+
+
 def latex(made: Made, notes: Sequence[str]) -> str:
     r"""Every table as a `table` environment, for a preamble with booktabs and graphicx."""
-    lines = [r"% needs \usepackage{booktabs,graphicx}", *(f"% {_comment(n)}" for n in notes)]
-    for group, sheets in made:
-        for sheet in sheets:
-            lines += ["", *_latex_table(group, sheet)]
-    return "\n".join(lines) + "\n"
-
-
-def _comment(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _latex_table(group: Group, sheet: Sheet) -> Iterator[str]:
-    rows = [
-        [rf"\textbf{{\boldmath {tex(c.text)}}}" if c.bold else tex(c.text) for c in row]
-        for row in sheet.rows
-    ]
-    yield from (r"\begin{table}", r"\centering")
-    yield rf"\caption{{{tex(sheet.title)}. {' '.join(tex(n) + '.' for n in sheet.notes)}}}"
-    yield rf"\label{{tab:{group.slug}-{sheet.slug}}}"
-    yield from (f"% {_comment(note)}" for note in (*group.protocol, *group.notes))
-    # No wider than the text and no higher than leaves room for the caption, else as it is.
-    yield r"\resizebox*{!}{\ifdim\totalheight>0.8\textheight 0.8\textheight\else\totalheight\fi}{%"
-    yield r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    align = "l" * sheet.words + "r" * (len(sheet.head) - sheet.words)
-    yield rf"\begin{{tabular}}{{{align}}}"
-    yield r"\toprule"
-    yield " & ".join(tex(name) for name in sheet.head) + r" \\"
-    yield r"\midrule"
-    yield from (" & ".join(row) + r" \\" for row in rows)
-    yield from (r"\bottomrule", r"\end{tabular}}}", r"\end{table}")
+    template = _templates()["tex"].get_template("tables.tex.jinja")
+    return str(template.render(made=made, notes=notes))
 
 
 def table_of_values(groups: Sequence[Group]) -> str:
@@ -205,115 +208,20 @@ def _per_class(cell: Cell, what: list[Any], part: str, start: Any) -> Iterator[l
 
 Drawn = Sequence[tuple[Group, Sequence[Sheet], Pictures]]
 PIXELS = 132  # per inch of a figure, where there is room for them
-CSS = """
-:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fff; --rule: #c9c9d1; --band: #f3f3f6;
-  --soft: #5a5a64; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8ec; --paper: #17171b; --rule: #44444e;
-  --band: #212127; --soft: #a5a5b0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; border-top: 2px solid var(--rule);
-  padding-top: 1rem; margin-top: 2rem; } h3 { font-size: 1rem; margin-bottom: .4rem; }
-.box { overflow-x: auto; border: 1px solid var(--rule); border-radius: 6px; }
-.box:focus { outline: 2px solid currentColor; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
-  width: 100%; overflow-wrap: normal; }
-th, td { padding: .3rem .6rem; white-space: nowrap; text-align: right; }
-th.word, td.word { text-align: left; }
-thead th { border-bottom: 2px solid var(--rule); }
-tbody tr:nth-child(even) td { background: var(--band); }
-th:first-child, td:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper);
-  white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 40vw;
-  border-right: 1px solid var(--rule); }
-figure { margin: 1.5rem 0; }
-figure .box { background: #fff; text-align: center; }
-figure img { max-width: 100%; height: auto; vertical-align: middle; }
-figcaption, .notes { color: var(--soft); font-size: .875rem; }
-.notes { padding-left: 1.1rem; }
-@media print { .box { overflow: visible; } }
-"""
 
 
 def report(drawn: Drawn, notes: Sequence[str]) -> str:
-    """The whole page; the same input gives the same bytes."""
+    """Tables and figures as one page of HTML; the same input gives the same bytes."""
     seen: set[str] = set()
-    parts = [*_contents(drawn), *_notes(fresh(notes, seen))]
-    for group, tables, pictures in drawn:
-        parts.append(f'<h2 id="{group.slug}">{escape(heading(group))}</h2>')
-        parts += _notes([*group.protocol, *fresh(group.notes, seen)])
-        first = [picture for picture in pictures.made if picture.slug == slug("plane", group)]
-        parts += [line for picture in first for line in _figure(picture)]
-        for sheet in tables:
-            parts.append(f'<h3 id="{_anchor(group, sheet)}">{escape(sheet.title)}</h3>')
-            parts += [*_table(sheet), *_notes(fresh(sheet.notes, seen))]
-        rest = [picture for picture in pictures.made if picture not in first]
-        parts += [line for picture in rest for line in _figure(picture)]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Comparison of runs</title><style>{CSS}</style></head><body>",
-            "<h1>Comparison of runs</h1>",
-            *parts,
-            "</body></html>\n",
-        ]
+    template = _templates()["html"].get_template("report.html.jinja")
+    page = template.render(
+        parts=[(group, sheets, pictures.made) for group, sheets, pictures in drawn],
+        notes=notes,
+        runs=sum(len(group.runs) for group, _, _ in drawn),
+        methods=len({row.name for group, _, _ in drawn for row in group.rows}),
+        heading=heading,
+        fresh=lambda told: fresh(told, seen),
+        width=lambda picture: round(PIXELS * picture.figure.get_figwidth()),
+        drawn=lambda picture: base64.b64encode(svg(picture)).decode(),
     )
-
-
-def _anchor(group: Group, sheet: Sheet) -> str:
-    return f"{sheet.slug}-{group.slug}"
-
-
-def _contents(drawn: Drawn) -> Iterator[str]:
-    """How much there is, and links to it."""
-    runs = [run for group, _, _ in drawn for run in group.runs]
-    methods = {row.name for group, _, _ in drawn for row in group.rows}
-    yield f"<p>{len(runs)} runs, {len(methods)} methods.</p>"
-    yield "<nav><ul>"
-    for group, tables, pictures in drawn:
-        links = [(_anchor(group, sheet), sheet.slug) for sheet in tables]
-        links += [
-            (picture.slug, picture.slug.removesuffix(f"-{group.slug}")) for picture in pictures.made
-        ]
-        told = ", ".join(f'<a href="#{where}">{escape(name)}</a>' for where, name in links)
-        yield f'<li><a href="#{group.slug}">{escape(heading(group))}</a>: {told}</li>'
-    yield "</ul></nav>"
-
-
-def _notes(notes: Sequence[str]) -> Iterator[str]:
-    if notes:
-        yield f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
-
-
-def _table(sheet: Sheet) -> Iterator[str]:
-    # The box can be scrolled from the keyboard, too.
-    yield f'<div class="box" tabindex="0" role="region" aria-label="{escape(sheet.title)}"><table>'
-    head = "".join(
-        f'<th scope="col"{_class(i, sheet)}>{escape(name)}</th>'
-        for i, name in enumerate(sheet.head)
-    )
-    yield f"<thead><tr>{head}</tr></thead><tbody>"
-    for row in sheet.rows:
-        cells = "".join(f"<td{_class(i, sheet)}>{_cell(c)}</td>" for i, c in enumerate(row))
-        yield f"<tr>{cells}</tr>"
-    yield "</tbody></table></div>"
-
-
-def _class(column: int, sheet: Sheet) -> str:
-    return ' class="word"' if column < sheet.words else ""
-
-
-def _cell(cell: Text) -> str:
-    text = escape(cell.text)
-    return f"<strong>{text}</strong>" if cell.bold else text
-
-
-def _figure(picture: Picture) -> Iterator[str]:
-    data = base64.b64encode(svg(picture)).decode()
-    alt = escape(picture.caption.partition(". ")[0])
-    yield f'<figure id="{picture.slug}"><div class="box" tabindex="0">'
-    width = round(PIXELS * picture.figure.get_figwidth())
-    yield f'<img width="{width}" src="data:image/svg+xml;base64,{data}" alt="{alt}"></div>'
-    yield f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    return str(page)

@@ -5,7 +5,22 @@ it returns if the promise is kept and raises otherwise. All of them train on twe
 one 8×8 pattern per class, for a few steps, on the CPU.
 """
 
-from ssl_selmix.contract.reporting import CHECKS, Outcome, outcomes, report
-from ssl_selmix.contract.subjects import Broken, subject
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_selmix.contract.reporting import CHECKS, Outcome, outcomes, report
+    from ssl_selmix.contract.subjects import Broken, subject
 
 __all__ = ["CHECKS", "Broken", "Outcome", "outcomes", "report", "subject"]
+
+_PLACES = {"Broken": "subjects", "subject": "subjects"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `ssl-selmix check --help` does without torch.
+    if name not in __all__:
+        raise AttributeError(f"module 'ssl_selmix.contract' has no attribute {name!r}")
+    return getattr(import_module(f"ssl_selmix.contract.{_PLACES.get(name, 'reporting')}"), name)

@@ -15,7 +15,6 @@ from torch import Tensor
 from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.contract.settings import _shown
 from ssl_selmix.contract.subjects import (
-    Quiet,
     Subject,
     backward,
     demand,
@@ -29,7 +28,9 @@ from ssl_selmix.contract.subjects import (
 from ssl_selmix.data import Data
 from ssl_selmix.metrics import NAMES
 from ssl_selmix.models import Classifier, batch_norm
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import checkpoint, engine
+from ssl_selmix.training.log import SilentLog
 
 
 def check_on_validation(subject: Subject, folder: Path) -> None:
@@ -37,7 +38,7 @@ def check_on_validation(subject: Subject, folder: Path) -> None:
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
     evaluation = engine.evaluate(algorithm, data, pool=algorithm.needs_pool(0))
-    log = Quiet()
+    log = SilentLog(keep=True)
     fit(subject.make(data), data, folder, log=log)
     for extra in (algorithm.on_validation(evaluation, ctx), *log.extras):
         taken = extra.keys() & set(NAMES)
@@ -118,10 +119,10 @@ def check_export(subject: Subject, folder: Path) -> None:
         [module.momentum for module in batch_norm.batch_norms(exported)] == expected_momenta,
         "batch norms come back with another momentum; restore it in `export`",
     )
-    fitted.net.autocast = torch.bfloat16
+    fitted.net.prepared(Execution("bf16"))
     demand(
-        exported.rebuild is not None and fitted.export().autocast is torch.bfloat16,
-        "the exported network lacks `rebuild` or `autocast`; begin with super().export(), which "
+        exported.rebuild is not None and fitted.export().execution.precision == "bf16",
+        "the exported network lacks `rebuild` or `execution`; begin with super().export(), which "
         "keeps both",
     )
 

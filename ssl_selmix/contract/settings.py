@@ -11,15 +11,23 @@ from typing import Any
 
 from torch import Tensor
 
+from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config, plugins
 from ssl_selmix.contract.subjects import Broken, Skipped, Subject, demand, make_data
 
 
 def check_config_refuses(subject: Subject, folder: Path) -> None:
     """The configuration refuses values without meaning."""
-    wrong: dict[str, Any] = {"steps": 0, "batch": 0, "mu": 0, "lr": 0.0, "momentum": 1.0}
+    wrong: dict[str, Any] = {"steps": 0, "batch": 0, "lr": 0.0, "momentum": 1.0}
     wrong |= {"weight_decay": -1.0, "schedule": "linear", "ema": 1.0, "ema_buffers": "no"}
     wrong |= {"evaluate_every": 0, "keep": "first"}
+    if issubclass(subject.kind.Config, Algorithm.PoolConfig):
+        wrong["mu"] = 0
+        data, _ = make_data()
+        demand(
+            subject.make(data).views,
+            "mu does nothing in a method without views; derive Config from Algorithm.Config",
+        )
     for field, value in wrong.items():
         message = _refusal(functools.partial(subject.kind.Config, **{field: value}))
         demand(
@@ -38,8 +46,8 @@ def check_config_nan(subject: Subject, folder: Path) -> None:
             build = functools.partial(subject.make, data, None, **{f.name: math.nan})
             demand(
                 f.name in _refusal(build),
-                f"{f.name} may be NaN; add a line to RULES, such as "
-                f'RULES: ClassVar[Rules] = {{"{f.name}": ">= 0"}}',
+                f"{f.name} may be NaN; write a rule at the field, such as "
+                f"{f.name}: float = at_least(0, 1.0), from ssl_selmix.common.rules",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +25,7 @@ from ssl_selmix.contract.subjects import (
 from ssl_selmix.data import Data
 from ssl_selmix.methods.views import Look
 from ssl_selmix.models import batch_norm
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import checkpoint
 
 
@@ -114,7 +116,8 @@ def check_views(subject: Subject, folder: Path) -> None:
     algorithm, ctx = subject.started(data)
     names = tuple(algorithm.views)
     demand(set(names) <= {"weak", "strong"}, f"a view is weak or strong, but views is {names}")
-    images = data.images.clone()
+    everything = torch.cat([data.labeled, data.unlabeled, data.validation])
+    images = data.take(everything)
     batch = next(algorithm.batches(data, 0))
     demand(
         len(batch.u) == len(names),
@@ -133,7 +136,7 @@ def check_views(subject: Subject, folder: Path) -> None:
     after = [batch.x, batch.y, batch.index_u, *(batch.u[view] for view in range(len(batch.u)))]
     kept = [torch.equal(a, b) for a, b in zip([*before, *made], after, strict=True)]
     demand(
-        all(kept) and torch.equal(data.images, images),
+        all(kept) and torch.equal(data.take(everything), images),
         "forward changes its batch; work on copies, not in place",
     )
 
@@ -147,12 +150,8 @@ def check_forwards(subject: Subject, folder: Path) -> None:
         needed.extend([] if rows is None else [rows])
         return original(look, rows)
 
-    has_threshold = hasattr(subject.kind.Config, "threshold")
-    cases: list[dict[str, Any]] = [{}]
-    if has_threshold:  # from most to few pseudo-labels that count
-        cases = [{"threshold": threshold} for threshold in (0.38, 0.6, 0.9)]
     with mock.patch.object(Look, "rest", rest):
-        for case, scale in itertools.product(cases, (10.0, 100.0)):
+        for case, scale in itertools.product(subject.kind.contract_cases, (10.0, 100.0)):
             _same_steps(subject, case, scale)
     lazy = "lazy" in subject.kind.forwards
     some = [0 < int(rows.sum()) < len(rows) for rows in needed]
@@ -163,12 +162,12 @@ def check_forwards(subject: Subject, folder: Path) -> None:
     )
 
 
-def _same_steps(subject: Subject, settings: dict[str, Any], scale: float) -> None:
+def _same_steps(subject: Subject, settings: Mapping[str, Any], scale: float) -> None:
     data, _ = make_data()
     found = {}
     for how in ("joint", "split", "lazy"):
         algorithm, ctx = subject.started(data, **settings)
-        algorithm.net.step = how
+        algorithm.net.prepared(Execution(views=how))
         with torch.no_grad():
             algorithm.net.classifier.weight.mul_(scale)  # surer, and not of all images alike
         for module in batch_norm.batch_norms(algorithm.net):
@@ -185,7 +184,7 @@ def _same_steps(subject: Subject, settings: dict[str, Any], scale: float) -> Non
         remedy = "use joint_features, or Look and declare it in `forwards`"
         if how in algorithm.forwards:
             remedy = f'ask Look.rest for every image that counts, or take "{how}" out of `forwards`'
-        demand(same, f"step.{how}=true changes losses or gradients; {remedy}")
+        demand(same, f"views.{how}=true changes losses or gradients; {remedy}")
 
 
 def check_batches(subject: Subject, folder: Path) -> None:

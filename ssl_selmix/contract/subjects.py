@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_selmix import models
@@ -22,7 +19,7 @@ from ssl_selmix.data import Data, Diagnostics, ImageSet, assemble
 from ssl_selmix.models import Classifier
 from ssl_selmix.splits import Counts, LongTailSplit
 from ssl_selmix.training import checkpoint, engine
-from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.log import SilentLog, StageLog
 
 TINY = {"steps": 4, "batch": 4, "evaluate_every": 2}
 
@@ -39,31 +36,6 @@ def demand(condition: object, message: str) -> None:
     """Raise Broken with this message unless the condition holds."""
     if not condition:
         raise Broken(message)
-
-
-class Quiet(StageLog):
-    """A log that keeps rows in memory and draws no picture."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), "test", (), Console(file=io.StringIO()), 1)
-        self.rows: list[dict[str, Any]] = []
-        self.extras: list[dict[str, Tensor]] = []  # what `on_validation` returned
-
-    @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:
-        """Open nothing."""
-        yield
-
-    def training(self, step: int, values: dict[str, float]) -> None:
-        """Keep the row."""
-        self.rows.append({"kind": "train", "step": step, **values})
-
-    def validation(
-        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
-    ) -> None:
-        """Keep the row."""
-        self.rows.append({"kind": "validation", "step": step, **figures, **extra})
-        self.extras.append(extra)
 
 
 class Recorder(Views):
@@ -86,11 +58,11 @@ class Recorder(Views):
         return self.views.select(view, rows)
 
 
-def make_source(num_classes: int = 3) -> ImageSet:
-    """Twenty noisy copies of one 8×8 pattern per class."""
+def make_source(num_classes: int = 3, per_class: int = 20) -> ImageSet:
+    """Noisy copies of one 8×8 pattern per class."""
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randint(2, (num_classes, 1, 8, 8), generator=generator) * 180
-    labels = np.arange(num_classes).repeat(20)
+    labels = np.arange(num_classes).repeat(per_class)
     noise = torch.randint(76, (len(labels), 1, 8, 8), generator=generator)
     return ImageSet(
         train=(patterns[torch.from_numpy(labels)] + noise).to(torch.uint8),
@@ -124,19 +96,21 @@ def make_net(data: Data, seed: int = 1) -> Classifier:
 
 @dataclass(frozen=True)
 class Subject:
-    """The algorithm under test, by its short name and its class."""
+    """The algorithm under test: its short name, its class, and settings beside `contract_cases`."""
 
     name: str
     kind: type[Algorithm]
-    settings: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # that wake a part of it up
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def make(self, data: Data, net: Classifier | None = None, **options: Any) -> Algorithm:
-        """The algorithm with few steps, on a network that is the same at each call."""
-        if hasattr(self.kind.Config, "threshold"):  # at 0 every pseudo-label takes part
-            options.setdefault("threshold", 0.0)
-        settings = self.kind.Config(**TINY | dict(self.settings) | options)
+        """The algorithm with few steps, on a network that is the same at each call.
+
+        Raises:
+            ValueError: the Config refuses a setting.
+            TypeError: the Config has no such setting.
+        """
+        cases = dict(self.kind.contract_cases[0])
+        settings = self.kind.Config(**TINY | cases | dict(self.settings) | options)
         net = net or make_net(data)
         torch.manual_seed(2)
         return self.kind(net, data.task, settings)
@@ -192,7 +166,7 @@ def fit(
     log: StageLog | None = None,
 ) -> engine.Fitted:
     """A whole stage."""
-    log = log or Quiet()
+    log = log or SilentLog()
     return engine.fit(algorithm, data, folder, log, "f", resume=resume, diagnostics=diagnostics)
 
 

@@ -5,12 +5,14 @@ Shapes: B labeled and M unlabeled images of a batch, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ssl_selmix.common.processes import World
 from ssl_selmix.metrics import tail_size
 
 
@@ -83,6 +85,51 @@ class Draw:
     y: Tensor
     unlabeled: Tensor
     index_u: Tensor
+
+
+class SeededView(NamedTuple):
+    """An augmentation by its name, weak or strong, and the seed of its random numbers."""
+
+    name: str
+    seed: int
+
+
+class SeededDraw(NamedTuple):
+    """A draw, and which views are made of its labeled and of its unlabeled images."""
+
+    draw: Draw
+    labeled: SeededView
+    unlabeled: tuple[SeededView, ...]
+
+
+class Pool(Protocol):
+    """Images by their position, wherever they lie. It knows no split, no stage and no step.
+
+    Shape: index (n,) positions, on the CPU.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where network inputs are delivered."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """C×H×W of the images."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """The images as they are kept, n×C×H×W, neither augmented nor normalised."""
+
+    def plain(self, index: Tensor, size: int) -> Iterator[Tensor]:
+        """Un-augmented network inputs in order, in batches of `size`."""
+
+    def views(self, index: Tensor, views: Sequence[SeededView]) -> Views:
+        """Augmented network inputs of the images."""
+
+    def stream(self, draws: Iterable[SeededDraw], world: World | None) -> Iterator[Batch]:
+        """The batches that were drawn.
+
+        Of several processes each may make its share of the rows only, and leave the others black.
+        """
 
 
 class Augmentation(Protocol):

@@ -1,80 +1,215 @@
-"""Image pools and endless batches.
+"""Images in memory, and the split of a run with its endless batches.
 
-All images of a run lie in one uint8 tensor on the training device. A batch is a function of
-(seed, stage, step): every random draw comes from a generator made for that purpose, on the CPU,
-so that nothing of the loader needs saving and a GPU sees the batches that a CPU would see.
+A batch is a function of (seed, stage, step): every random draw comes from a generator made for that
+purpose, on the CPU, so that nothing of the loader needs saving and a GPU sees the batches that a
+CPU would see. `Data` says which images make up a batch and with which seeds; a `Pool` makes them.
 
-Shapes: N images of the pool, B labeled and M unlabeled images of a batch, K classes.
+Shapes: N images of the pool, n positions in it, B labeled and M unlabeled images of a batch,
+K classes, T test images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
 from torch import Tensor
 
-from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common.processes import World
 from ssl_selmix.common.seeds import seed_of
-from ssl_selmix.data.batch import Augmentation, Batch, Draw, Task, Views
+from ssl_selmix.data.batch import (
+    Augmentation,
+    Batch,
+    Draw,
+    Pool,
+    SeededDraw,
+    SeededView,
+    Task,
+    Views,
+)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Makes float network inputs, channels last, of uint8 images.
+
+    Shape: mean and std C×1×1, in units of 0..255.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalisation:
+        """By these constants of each channel, on the device where images are normalised."""
+        return cls(*(torch.tensor(v, device=device).view(-1, 1, 1) for v in (mean, std)))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images n×C×H×W, normalised."""
+        if images.is_contiguous() or images.shape[1] == 1:
+            x = images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+            return x.contiguous(memory_format=torch.channels_last)
+        # Images from files are channels-last. Whole rows of W×3 values are normalised at once:
+        # broadcasting over 3 channels is slower than decoding the file.
+        x = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        rows = x.permute(0, 2, 3, 1).flatten(2)
+        width = images.shape[3]
+        rows.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        return x
+
+
+class ReadyViews:
+    """Views whose images exist, each normalised when first asked for."""
+
+    def __init__(self, images: Sequence[Tensor], normalise: Callable[[Tensor], Tensor]) -> None:
+        self._images, self._normalise = images, normalise
+        self._normalised: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, view: int) -> Tensor:
+        if view not in self._normalised:
+            self._normalised[view] = self._normalise(self._images[view])
+        return self._normalised[view]
+
+    def select(self, view: int, rows: Tensor) -> Tensor:
+        """The view of the images at `rows` (m,), m×C×H×W."""
+        images = self._images[view]
+        return self._normalise(images.index_select(0, rows.to(images.device)))
 
 
 class LazyViews:
-    """Views of one batch of unlabeled images, each augmented when first asked for."""
+    """Views of images in memory, each augmented when first asked for.
 
-    def __init__(self, data: Data, index: Tensor, names: Sequence[str], step: int) -> None:
-        self._data, self._index, self._names, self._step = data, index, names, step
+    Shape: index (n,) positions in the pool.
+    """
+
+    def __init__(self, pool: MemoryPool, index: Tensor, views: Sequence[SeededView]) -> None:
+        self._pool, self._index, self._views = pool, index, views
         self._made: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._views)
 
     def __getitem__(self, view: int) -> Tensor:
         if view not in self._made:
-            self._made[view] = self.select(view, torch.arange(len(self._index)))
+            self._made[view] = self._make(view)
         return self._made[view]
 
     def select(self, view: int, rows: Tensor) -> Tensor:
-        """The view of the images at `rows`, as it would be in the whole batch."""
-        augmentation = self._data.augmentation(self._names[view])
-        generator = self._data.generator("view", view, self._step)
-        params = augmentation.draw(len(self._index), generator)
-        rows = rows.cpu()
-        images = self._data.take(self._index[rows])
-        return self._data.normalise(augmentation(images, params.rows(rows)))
+        """The view of the images at `rows` (m,), m×C×H×W, as it would be in the whole batch."""
+        return self._make(view, rows.cpu())
+
+    def _make(self, view: int, rows: Tensor | None = None) -> Tensor:
+        name, seed = self._views[view]
+        augmentation = self._pool.augmentation(name)
+        # Drawn for all images, so that an image looks the same alone as in the whole batch.
+        params = augmentation.draw(len(self._index), torch.Generator().manual_seed(seed))
+        index = self._index
+        if rows is not None:
+            index, params = index[rows], params.rows(rows)
+        return self._pool.normalise(augmentation(self._pool.take(index), params))
+
+
+@dataclass(frozen=True)
+class MemoryPool:
+    """Images in one uint8 tensor, usually on the device that trains, where they are augmented.
+
+    Shape: images N×C×H×W.
+    """
+
+    images: Tensor
+    normalise: Normalisation
+    weak: Augmentation
+    strong: Augmentation
+
+    @property
+    def device(self) -> torch.device:
+        """Where network inputs are delivered; the images may lie elsewhere."""
+        return self.normalise.mean.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """C×H×W of the images."""
+        return tuple(self.images.shape[1:])
+
+    def augmentation(self, name: str) -> Augmentation:
+        """The augmentation behind a view's name, weak or strong."""
+        return self.weak if name == "weak" else self.strong
+
+    def take(self, index: Tensor) -> Tensor:
+        """The images at these positions, n×C×H×W uint8."""
+        index = index.to(self.images.device, non_blocking=True)
+        return self.images.index_select(0, index).to(self.device)
+
+    def plain(self, index: Tensor, size: int) -> Iterator[Tensor]:
+        """Un-augmented network inputs in order, in batches of `size`."""
+        for part in index.split(size):
+            yield self.normalise(self.take(part))
+
+    def views(self, index: Tensor, views: Sequence[SeededView]) -> Views:
+        """Augmented network inputs of the images, made when asked for."""
+        return LazyViews(self, index, views)
+
+    def stream(self, draws: Iterable[SeededDraw], world: World | None) -> Iterator[Batch]:
+        """The batches that were drawn; the labeled images are augmented at once."""
+        return in_turn(self, draws)
+
+
+# The pool of training images; test images of its own, if a data set has some: their pool, and (T,)
+# their positions in it.
+Pools = tuple[Pool, tuple[Pool, Tensor] | None]
+
+
+def in_turn(pool: Pool, draws: Iterable[SeededDraw]) -> Iterator[Batch]:
+    """The batches that were drawn, each made whole when it is asked for."""
+    for draw, labeled, unlabeled in draws:
+        yield Batch(
+            x=pool.views(draw.labeled, (labeled,))[0],
+            y=draw.y.to(pool.device, non_blocking=True),
+            u=pool.views(draw.unlabeled, unlabeled),
+            index_u=draw.index_u.to(pool.device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
 class Data:
     """The images of a run, split; labels exist for labeled, validation and test images only.
 
-    Shape: images N×C×H×W uint8 on the training device; labeled, unlabeled, validation are index
-    vectors into it on the CPU; mean and std C×1×1.
+    A data set with test images of its own may keep them in a pool of their own. With `world`, each
+    of its processes need make only its share of a batch.
+
+    Shape: labeled, unlabeled, validation are vectors of positions in `pool`, test (T,) in
+    `test_pool`, on the CPU; labels of the labeled images there as well; validation_labels and
+    test_labels on the device.
     """
 
-    images: Tensor
+    pool: Pool
     labeled: Tensor
     labels: Tensor
     unlabeled: Tensor
     validation: Tensor
     validation_labels: Tensor
-    test_images: Tensor
+    test_pool: Pool
+    test: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
-    weak: Weak
-    strong: Strong
     seed: int = 0
     stage: str = ""
+    world: World | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the images lie."""
-        return self.images.device
+        """Where batches are delivered."""
+        return self.pool.device
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """C×H×W of a network input."""
+        return self.pool.shape
 
     @property
     def task(self) -> Task:
@@ -88,43 +223,18 @@ class Data:
 
     def shared(self, world: World | None) -> Data:
         """The same data for a process that passes its share of every batch through the network."""
-        return self
+        return replace(self, world=world)
 
     def generator(self, *purpose: int | str) -> torch.Generator:
         """A fresh CPU generator for one purpose of this seed and stage."""
-        return torch.Generator().manual_seed(seed_of(self.seed, self.stage, *purpose))
+        return torch.Generator().manual_seed(self._seed_of(*purpose))
 
-    def augmentation(self, name: str) -> Augmentation:
-        """The augmentation behind a view's name."""
-        if name not in ("weak", "strong"):
-            raise ValueError(f"a view is weak or strong, not {name!r}; correct Algorithm.views")
-        return self.weak if name == "weak" else self.strong
+    def _seed_of(self, *purpose: int | str) -> int:
+        return seed_of(self.seed, self.stage, *purpose)
 
     def take(self, index: Tensor) -> Tensor:
-        """The images at these positions of the pool, uint8."""
-        return self.images.index_select(0, index.to(self.device, non_blocking=True))
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Float network input, channels last, from uint8 images."""
-        if images.is_contiguous() or images.shape[1] == 1:
-            x = images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
-            return x.contiguous(memory_format=torch.channels_last)
-        # Files come channels last. Whole rows of pixels: three channels at a time would take longer
-        # than decoding does.
-        x = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
-        rows = x.permute(0, 2, 3, 1).flatten(2)
-        width = images.shape[3]
-        rows.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
-        return x
-
-    def weak_view(self, index: Tensor, purpose: str, step: int) -> Tensor:
-        """Weakly augmented network input of the images at `index`."""
-        params = self.weak.draw(len(index), self.generator(purpose, step))
-        return self.normalise(self.weak(self.take(index), params))
-
-    def views(self, index: Tensor, names: Sequence[str], step: int) -> Views:
-        """Augmented views of the images at `index`, by name, made when asked for."""
-        return LazyViews(self, index, names, step)
+        """The images at these positions (n,) as they are kept, n×C×H×W, usually uint8."""
+        return self.pool.take(index)
 
     def batches(
         self, views: Sequence[str], batch: int, mu: int, start: int, *, balanced: bool = False
@@ -134,7 +244,8 @@ class Data:
         With `balanced`, every class that has labeled images is drawn equally often.
 
         Raises:
-            ValueError: views of unlabeled images are wanted and there are none.
+            ValueError: views of unlabeled images are wanted and there are none, or a view is
+                neither weak nor strong.
         """
         if views and not len(self.unlabeled):
             raise ValueError("this method needs unlabeled images; use --algo supervised without")
@@ -158,25 +269,31 @@ class Data:
             yield Draw(step, self.labeled[rows], self.labels[rows], self.unlabeled[pool], pool)
 
     def stream(self, draws: Iterable[Draw], views: Sequence[str]) -> Iterator[Batch]:
-        """The batches that were drawn, unlabeled images in these views."""
-        for draw in draws:
-            yield Batch(
-                x=self.weak_view(draw.labeled, "labeled", draw.step),
-                y=draw.y.to(self.device, non_blocking=True),
-                u=self.views(draw.unlabeled, views, draw.step),
-                index_u=draw.index_u.to(self.device, non_blocking=True),
-            )
+        """The batches that were drawn, labeled images weakly augmented, unlabeled in these views.
+
+        Raises:
+            ValueError: a view is neither weak nor strong.
+        """
+        for name in views:
+            if name not in ("weak", "strong"):
+                raise ValueError(f"a view is weak or strong, not {name!r}; correct Algorithm.views")
+        return self.pool.stream((self._seeded(draw, views) for draw in draws), self.world)
+
+    def _seeded(self, draw: Draw, names: Sequence[str]) -> SeededDraw:
+        seeds = (self._seed_of("view", view, draw.step) for view in range(len(names)))
+        labeled = SeededView("weak", self._seed_of("labeled", draw.step))
+        return SeededDraw(draw, labeled, tuple(map(SeededView, names, seeds)))
 
     def plain(self, index: Tensor, size: int = 512) -> Iterator[Tensor]:
-        """Un-augmented network inputs of the images at `index`, in order."""
-        for part in index.split(size):
-            yield self.normalise(self.take(part))
+        """Un-augmented network inputs of the images at `index`, in order, `size`×C×H×W each."""
+        return self.pool.plain(index, size)
 
     def test_batches(self, rows: Tensor | None = None, size: int = 512) -> Iterator[Tensor]:
-        """Un-augmented network inputs of the test images, or of these rows of them, in order."""
-        images = self.test_images if rows is None else self.test_images[rows]
-        for part in images.split(size):
-            yield self.normalise(part.to(self.device))
+        """Un-augmented network inputs of the test images, `size`×C×H×W each, in order.
+
+        Shape: rows (m,) which of the T test images; None: all.
+        """
+        return self.test_pool.plain(self.test if rows is None else self.test[rows], size)
 
 
 def any_order(num: int, device: torch.device) -> Tensor:

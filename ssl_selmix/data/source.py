@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.augment.tensor import Strong, Weak
-from ssl_selmix.data.pool import Data
+from ssl_selmix.data.files import FileSet
+from ssl_selmix.data.pool import Data, MemoryPool, Normalisation, Pools
 from ssl_selmix.splits import Split
 
 
@@ -58,17 +59,35 @@ class ImageSet:
         parts = (self.train, self.test, self.extra_unlabeled)
         return sha256_of_arrays(*(images.numpy() for images in parts if images is not None))
 
-    def pools(self, test: Tensor, device: torch.device) -> tuple[type[Data], dict[str, Any]]:
-        """What keeps the images of a run, and what it keeps, as arguments of its class.
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image file becomes what the network takes: whole, resized to the set's size."""
+        size = list(self.train.shape[-2:])
+        return {"kind": "whole", "size": size, "resize": None, "interpolation": "bilinear"}
 
-        Shape: test (T,) positions in `train` of test images that are held out of it.
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """C×H×W."""
+        return tuple(self.train.shape[1:])
+
+    def pools(self, device: torch.device) -> Pools:
+        """The training images and those of unknown class; test images of its own on the CPU.
+
+        Raises:
+            ValueError: images of unknown class are of another kind than the training images.
         """
         images = self.train
-        if self.extra_unlabeled is not None:
-            images = torch.cat([images, self.extra_unlabeled])
-        own = self.test if self.test_labels is not None else None
-        test_images = self.train[test] if own is None else own
-        return Data, {"images": images.to(device), "test_images": test_images}
+        if (extra := self.extra_unlabeled) is not None:
+            if extra.shape[1:] != images.shape[1:] or extra.dtype != images.dtype:
+                raise ValueError(
+                    f"extra unlabeled images are {tuple(extra.shape[1:])} {extra.dtype} and "
+                    f"training images {self.image_shape} {images.dtype}; make them alike"
+                )
+            images = torch.cat([images, extra])
+        scale = Normalisation.of(self.mean, self.std, device)
+        pool = MemoryPool(images.to(device), scale, self.weak, self.strong)
+        if self.test is None or self.test_labels is None:
+            return pool, None
+        return pool, (replace(pool, images=self.test), torch.arange(len(self.test)))
 
 
 @dataclass(frozen=True)
@@ -89,50 +108,41 @@ class Diagnostics:
         }
 
 
+Source = ImageSet | FileSet
+
+
 def assemble(
-    source: ImageSet, split: Split, seed: int, device: torch.device
+    source: Source, split: Split, seed: int, device: torch.device
 ) -> tuple[Data, Diagnostics]:
-    """Put images on the device and separate what training may see from what only reports may."""
+    """Put images on the device and separate what training may see from what only reports may.
+
+    Raises:
+        ValueError: the parts of the data set do not fit together.
+    """
     labels = torch.from_numpy(np.asarray(source.train_labels, dtype=np.int64))
     part = {
         name: torch.from_numpy(np.asarray(getattr(split, name), dtype=np.int64))
         for name in ("labeled", "unlabeled", "validation", "test")
     }
-    if source.test is None or source.test_labels is None:
-        test_labels = labels[part["test"]]
-    else:
+    pool, own_test = source.pools(device)
+    test_pool, test = own_test or (pool, part["test"])
+    test_labels = labels[part["test"]]
+    if own_test is not None:
         test_labels = torch.from_numpy(np.asarray(source.test_labels, dtype=np.int64))
-    extra = _where_extra(source)
-    unlabeled = torch.cat([part["unlabeled"], extra])
-    truth = torch.cat([labels[part["unlabeled"]], torch.full_like(extra, -1)])
-    scale = [torch.tensor(v, device=device).view(-1, 1, 1) for v in (source.mean, source.std)]
-    kind, pools = source.pools(part["test"], device)
-    data = kind(
-        **pools,
+    num_extra = 0 if source.extra_unlabeled is None else len(source.extra_unlabeled)
+    # The images of unknown class follow the training images.
+    extra = torch.arange(num_extra) + len(source.train)
+    data = Data(
+        pool=pool,
         labeled=part["labeled"],
         labels=labels[part["labeled"]],
-        unlabeled=unlabeled,
+        unlabeled=torch.cat([part["unlabeled"], extra]),
         validation=part["validation"],
         validation_labels=labels[part["validation"]].to(device),
+        test_pool=test_pool,
+        test=test,
         test_labels=test_labels.to(device),
         class_names=source.class_names,
-        mean=scale[0],
-        std=scale[1],
-        weak=source.weak,
-        strong=source.strong,
         seed=seed,
     )
-    return data, Diagnostics(truth)
-
-
-def _where_extra(source: ImageSet) -> Tensor:
-    """Positions of the images without a label, which follow the training images."""
-    train, extra = source.train, source.extra_unlabeled
-    if extra is None:
-        return torch.empty(0, dtype=torch.int64)
-    if extra.shape[1:] != train.shape[1:] or extra.dtype != train.dtype:
-        raise ValueError(
-            f"extra unlabeled images are {tuple(extra.shape[1:])} {extra.dtype} and training "
-            f"images {tuple(train.shape[1:])} {train.dtype}; make them alike"
-        )
-    return torch.arange(len(train), len(train) + len(extra))
+    return data, Diagnostics(torch.cat([labels[part["unlabeled"]], torch.full_like(extra, -1)]))

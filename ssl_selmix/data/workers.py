@@ -1,13 +1,31 @@
-"""Worker processes that decode and augment the images of files, in advance and in order."""
+"""Worker processes that decode and augment the images of files, in advance and in order.
+
+Why a DataLoader is not enough by itself: given whole steps, it would have two steps for each worker
+in flight, and memory for all of them. Here a step is cut into one job for each worker, so that two
+steps are in flight however many workers there are. Starting workers takes seconds, so they are kept
+for the next stream of jobs. A DataLoader keeps them only if it is iterated again, over the sampler
+that it was made with: what is exchanged is the iterator inside that sampler.
+
+    run(jobs) ──▶ READING ──── all jobs are done, or the stream is closed ────▶ IDLE
+                  ▲     │                                                         │
+                  │     └── an error, or a worker died ──▶ dropped, and the       │
+                  │                                        processes end          │
+                  └────────────────────────── run(jobs) ──────────────────────────┘
+
+One passage through READING is a turn. The end of a turn raises a count that the workers see, so
+that they do not make what was asked for in advance by a stream that is over. A second stream beside
+the first one (validation in the middle of training) finds none idle and gets workers of its own.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +52,7 @@ class Reader:
     """Makes the views of a job."""
 
     def __init__(self, paths: Sequence[str], size: int, strict: bool = True) -> None:
-        self._paths, self._size, self._strict = paths, size, strict
+        self._paths, self.size, self._strict = paths, size, strict
 
     def make(self, job: Job) -> Made:
         """The views of every request.
@@ -48,8 +66,8 @@ class Reader:
         from ssl_selmix.augment import image
         from ssl_selmix.images.photo import Photo
 
-        makers = image.views(self._size)
-        shape = (len(request.rows), self._size, self._size, 3)
+        makers = image.views(self.size)
+        shape = (len(request.rows), self.size, self.size, 3)
         made = [np.empty(shape, dtype=np.uint8) for _ in request.views]
         for i, row in enumerate(request.rows):
             path = self._paths[row]
@@ -59,26 +77,75 @@ class Reader:
         return [torch.from_numpy(array).permute(0, 3, 1, 2) for array in made]
 
 
-class _Tasks(Dataset[Made | str]):
-    """The reader as it runs in a worker."""
+class WorkerDied(ValueError):
+    """A process that reads images was killed, or had no shared memory left; names the remedy."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        # Counts the streams. Shared: what was begun in advance for a stream that is over is left.
+
+@contextmanager
+def naming_deaths(workers: int) -> Iterator[None]:
+    """Raise WorkerDied in the place of what torch raises when one of so many workers dies.
+
+    Raises:
+        WorkerDied: a worker was killed or had no shared memory, as opposed to a mistake in it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)  # torch has no class for these
+        if "DataLoader worker (pid" not in text and "shared memory" not in text:
+            raise
+        raise WorkerDied(
+            f"a worker that reads images died ({text.splitlines()[0]}); memory, or the shared "
+            f"memory in /dev/shm, is too small for data.workers={workers}; lower it"
+        ) from error
+
+
+class _NamesDeaths:
+    """What answers the death of a child, in the words of `naming_deaths`."""
+
+    def __init__(self, answer: Callable[[int, Any], Any], workers: int) -> None:
+        self.answer, self.workers = answer, workers
+
+    def __call__(self, number: int, frame: Any) -> None:
+        with naming_deaths(self.workers):
+            self.answer(number, frame)
+
+
+def name_deaths_anywhere(workers: int) -> None:
+    """From now on a death that interrupts training, wherever it is, raises WorkerDied.
+
+    torch's answer to SIGCHLD, which it installs when the first workers start, raises in whatever
+    line the main thread has reached.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() != threading.main_thread():
+        return
+    answer = signal.getsignal(signal.SIGCHLD)
+    if isinstance(answer, _NamesDeaths):
+        answer.workers = workers
+    elif callable(answer):
+        signal.signal(signal.SIGCHLD, _NamesDeaths(answer, workers))
+
+
+class _Tasks(Dataset[Made | ValueError]):
+    """The reader as it runs in one of so many workers."""
+
+    def __init__(self, reader: Reader, workers: int) -> None:
+        self._reader, self._workers = reader, workers
+        # Shared by all processes: jobs of another turn are not made.
         self.turn = multiprocessing.Value("q", lock=False)
 
-    def __getitem__(self, task: tuple[int, Job]) -> Made | str:
-        """The views, or what is wrong with a file: of an exception a user would see two traces."""
+    def __getitem__(self, task: tuple[int, Job]) -> Made | ValueError:
+        """The views, or what is wrong: of an exception a user would see two traces."""
         turn, job = task
         try:
             made = self._reader.make(job) if turn == self.turn.value else []
+            # Shared here: in the thread of torch's queue a full /dev/shm would lose the job, and
+            # training would wait for it for ever.
+            with naming_deaths(self._workers):
+                for view in (view for views in made for view in views):
+                    view.share_memory_()
         except ValueError as error:
-            return str(error)
-        for views in made:
-            for view in views:
-                # Here, for in the thread of torch's queue a full /dev/shm would lose the job, and
-                # training would wait for it for ever.
-                view.share_memory_()
+            return error
         return made
 
 
@@ -93,11 +160,11 @@ def start_worker(index: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_is(made: Made | str) -> Made | str:
+def _as_is(made: Made | ValueError) -> Made | ValueError:
     return made
 
 
-class _Queue(Sampler[tuple[int, Job]]):
+class _NextTasks(Sampler[tuple[int, Job]]):
     """What the workers do next; exchanged when a stream begins."""
 
     def __init__(self) -> None:
@@ -107,20 +174,20 @@ class _Queue(Sampler[tuple[int, Job]]):
         return self.tasks
 
 
-class _Crew:
+class _Processes:
     """A DataLoader whose worker processes outlive a stream of jobs and take on the next."""
 
     def __init__(self, reader: Reader, workers: int, pin: bool) -> None:
-        # Here once, instead of in every worker that is forked: it takes seconds.
+        # Imported here once, instead of in every worker that is forked: it takes seconds.
         import ssl_selmix.augment.image  # noqa: F401
 
-        self._tasks, self._queue = _Tasks(reader), _Queue()
+        self._tasks, self._next, self._num = _Tasks(reader, workers), _NextTasks(), workers
         with warnings.catch_warnings():
             # More workers than cores are the user's choice; torch would say so at every stream.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            self._loader: DataLoader[Made | str] = DataLoader(
+            self._loader: DataLoader[Made | ValueError] = DataLoader(
                 self._tasks,
-                sampler=self._queue,
+                sampler=self._next,
                 batch_size=None,  # a job is a batch already
                 collate_fn=_as_is,
                 num_workers=workers,
@@ -132,13 +199,18 @@ class _Crew:
                 generator=torch.Generator(),
             )
 
-    def run(self, jobs: Iterator[Job]) -> Iterator[Made]:
+    def run(self, jobs: Iterator[Job]) -> Generator[Made, None, None]:
         turn = self._tasks.turn.value
-        self._queue.tasks = tasks = ((turn, job) for job in jobs)
+        self._next.tasks = tasks = ((turn, job) for job in jobs)
         try:
-            for made in self._loader:
-                if isinstance(made, str):
-                    raise ValueError(made)
+            results = iter(self._loader)
+            name_deaths_anywhere(self._num)
+            for made in results:
+                if isinstance(made, ValueError):
+                    try:
+                        raise made
+                    finally:
+                        del made  # or its trace, which has this frame, would be part of a circle
                 yield made
         finally:
             self._tasks.turn.value += 1
@@ -153,46 +225,34 @@ class Workers:
     def __init__(self, reader: Reader, num: int, pin: bool) -> None:
         self.reader, self.num = reader, num
         self._pin = pin
-        self._idle: list[_Crew] = []
+        self._idle: list[_Processes] = []
 
     @property
     def shares(self) -> int:
         """Into how many jobs a step is cut."""
         return max(1, self.num)
 
-    def run(self, jobs: Iterator[Job]) -> Iterator[Made]:
+    def run(self, jobs: Iterator[Job]) -> Generator[Made, None, None]:
         """The results, in the order of the jobs, of which some are begun in advance.
 
-        Streams may run side by side: validation, say, in the middle of training. Each has workers
-        of its own, which are free for another when it is closed.
+        Streams may run side by side. Each has workers of its own, which are free for another when
+        it is closed.
 
         Raises:
-            ValueError: a file is damaged, or a worker died.
+            WorkerDied: a worker was killed or had no shared memory left.
+            ValueError: a file is damaged.
         """
         if not self.num:
             yield from map(self.reader.make, jobs)
             return
-        crew = self._idle.pop() if self._idle else _Crew(self.reader, self.num, self._pin)
+        processes = self._idle.pop() if self._idle else _Processes(self.reader, self.num, self._pin)
         try:
-            with closing(crew.run(jobs)) as results:  # type: ignore[type-var]
+            with naming_deaths(self.num), closing(processes.run(jobs)) as results:
                 yield from results
-        except RuntimeError as error:
-            if not died(error):
-                raise
-            raise ValueError(
-                f"a worker that reads images died ({str(error).splitlines()[0]}); memory, or the "
-                f"shared memory in /dev/shm, is too small for data.workers={self.num}; lower it"
-            ) from error
         except GeneratorExit:
-            self._idle.append(crew)
+            self._idle.append(processes)
             raise
-        self._idle.append(crew)
-
-
-def died(error: Exception) -> bool:
-    """Whether a worker was killed or had no shared memory left, as opposed to a mistake in it."""
-    text = str(error)
-    return "DataLoader worker (pid" in text or "shared memory" in text
+        self._idle.append(processes)
 
 
 def check_settings(size: int | None, workers: int | None) -> None:

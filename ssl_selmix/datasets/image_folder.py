@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
-from ssl_selmix.data.files import file_set
+from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images.cache import PoolCache, folder_of
 from ssl_selmix.images.checks import check_same_classes
@@ -49,7 +47,7 @@ class Config(LongTailSplit):
         check_settings(self.size, self.workers)
 
 
-def load(config: Config) -> ImageSet:
+def load(config: Config) -> ImageSet | FileSet:
     """The folders as uint8 RGB pools, decoded or found in the cache; above 64 px as files."""
     if not config.root:
         raise ValueError(
@@ -100,18 +98,18 @@ def load(config: Config) -> ImageSet:
     )
 
 
-def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> ImageSet:
-    def part(name: str) -> tuple[FileImages, np.ndarray]:
-        found, labels = listing(root / name, names)
-        return FileImages.below(root, found), labels
-
-    own = config.unlabeled.shape == "unknown"
-    return file_set(
-        part("train"),
-        names,
-        size,
-        test=None if config.test else part("test"),
-        extra=FileImages.below(root, unlabeled(root)) if own else None,
+def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> FileSet:
+    train, train_labels = listing(root / "train", names)
+    test, test_labels = ([], None) if config.test else listing(root / "test", names)
+    extra = unlabeled(root) if config.unlabeled.shape == "unknown" else []
+    return FileSet(
+        train=FileImages.below(root, train),
+        train_labels=train_labels,
+        class_names=names,
+        size=size,
+        test=FileImages.below(root, test) if test else None,
+        test_labels=test_labels,
+        extra_unlabeled=FileImages.below(root, extra) if extra else None,
         workers=config.workers,
         memory=folder_of(config.cache),
         strict=config.strict,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.data.files import FileSet, file_set
+from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images import folder
 from ssl_selmix.images.cache import folder_of
@@ -64,10 +64,11 @@ def load(config: Config) -> FileSet:
         paths += found
         labels.append(of_part)
         counts.append(len(found))
-    return file_set(
-        (FileImages.below(root, paths), np.concatenate(labels)),
-        names,
-        config.size,
+    return FileSet(
+        train=FileImages.below(root, paths),
+        train_labels=np.concatenate(labels),
+        class_names=names,
+        size=config.size,
         workers=config.workers,
         apart=counts[1],
         memory=folder_of(config.cache),

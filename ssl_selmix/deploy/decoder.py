@@ -1,6 +1,6 @@
 """Image files as the network of a finished run takes them: found, decoded, resized, in batches.
 
-A run's manifest says what shape its images had and how they were normalised. Data sets that stream
+A run's manifest says what shape its images had and how files became them: data sets that stream
 from files (`data.files`) show the central square of an image; all others, the whole image resized.
 
 Shapes: n images of a batch, C×H×W pixels of a run's images.
@@ -18,10 +18,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_selmix.data import files
-from ssl_selmix.data.workers import Reader, Request, died, start_worker
+from ssl_selmix.data.workers import (
+    Reader,
+    Request,
+    name_deaths_anywhere,
+    naming_deaths,
+    start_worker,
+)
 from ssl_selmix.images.decode import CORRECTIONS, contents, rgb
 from ssl_selmix.images.find import shown
+from ssl_selmix.runs import released
 
 OTHER_SIZE = "other-sized"
 
@@ -40,17 +46,16 @@ class Decoder:
                 f"the run's images have {self.channels} channels and image files give 1 or 3; "
                 "pass tensors to ssl_selmix.load(run).predict"
             )
-        # Only `file_set` normalises by these constants, and it shows the central square.
-        constants = (tuple(manifest["mean"]), tuple(manifest["std"]))
-        self.crops = constants == (files.MEAN, files.STD) and self.height == self.width
+        how = manifest.get("preprocessing") or released.preprocessing(manifest)
+        self.crops, self._resize = how["kind"] == "central_square", how["resize"]
 
     @property
     def how(self) -> str:
         """What becomes of images of any size, in words."""
         if self.crops:
-            shorter = round(self.width * 256 / 224)
             square = f"{self.width}×{self.height}"
-            return f"shorter side resized to {shorter} pixels, bilinear; central {square} pixels"
+            resized = f"shorter side resized to {self._resize} pixels, bilinear"
+            return f"{resized}; central {square} pixels"
         return f"resized to {self.width}×{self.height} pixels, bilinear"
 
     def told(self, kind: str) -> str:
@@ -145,22 +150,16 @@ def chunks(decoder: Decoder, names: Sequence[str], size: int, workers: int) -> I
     """The files in pieces of `size`, in order, decoded by so many processes (0: by this one).
 
     Raises:
-        ValueError: a worker died.
+        WorkerDied: a worker was killed or had no shared memory left.
     """
     dataset = _Chunks(decoder, names, size)
     if decoder.crops:
-        # Here once, instead of in every worker that is forked: it takes seconds.
+        # Imported here once, instead of in every worker that is forked: it takes seconds.
         import ssl_selmix.augment.image  # noqa: F401
     with warnings.catch_warnings():
         # More workers than cores are the user's choice.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         stream = iter(_loader(dataset, min(workers, len(dataset))))
-    try:
+    name_deaths_anywhere(workers)
+    with naming_deaths(workers):
         yield from stream
-    except RuntimeError as error:
-        if not died(error):
-            raise
-        raise ValueError(
-            f"a worker that reads images died ({str(error).splitlines()[0]}); memory, or the "
-            f"shared memory in /dev/shm, is too small for data.workers={workers}; lower it"
-        ) from error

@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_selmix import label_shift
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.label_shift import Estimate
-from ssl_selmix.models import execution
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.runs import load
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import reopen
@@ -76,9 +76,7 @@ def of_run(
     plan = reopen(run, settings)
     inputs = reload(plan)
     data = inputs.data
-    net = load.load(run).net.to(data.device)
-    net.autocast = execution.DTYPES[plan.run.precision]
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in training
+    net = load.load(run).net.prepared(Execution(plan.run.precision), data.device)
     model = Algorithm(net, data.task, Algorithm.Config())
     if not data.task.num_unlabeled:
         raise ValueError(f"{run} has no unlabeled images, whose class distribution to estimate")

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import say, tell
+from ssl_selmix.common.names import unknown
 from ssl_selmix.data import assemble
 from ssl_selmix.deploy.decoder import Decoder
 from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
-from ssl_selmix.runs.folder import Opened, check_free, open_run
+from ssl_selmix.runs.folder import MANIFEST, RunFolder, check_free, open_run
 from ssl_selmix.runs.plan import reopen
+from ssl_selmix.runs.weights import Predictor
 from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
@@ -87,8 +89,9 @@ def export(
     """
     _check_request(files, normalise, force, tolerance)
     opened = open_run(run)
-    model = Deployed(opened.model, opened.settings["model.name"], normalise)
-    inputs, images = _inputs(run, opened, normalise, settings)
+    predictor = opened.last_model()
+    model = Deployed(predictor, opened.network, normalise)
+    inputs, images = _inputs(opened, None if normalise else predictor, settings)
     tell(f"model: {opened.stage}")
     if opened.precision != "fp32":
         say(f"the run computed in {opened.precision}; it is exported and checked in fp32")
@@ -101,15 +104,33 @@ def export(
 def _check_request(
     files: Mapping[str, Path], normalise: bool, force: bool, tolerance: float
 ) -> None:
+    _check_options(files, normalise, tolerance)
+    _check_places(files, force)
+    if "onnx" in files:
+        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"--onnx needs the package {missing[0]}; pip install 'ssl_selmix[onnx]'"
+            )
+
+
+def _check_options(files: Mapping[str, Path], normalise: bool, tolerance: float) -> None:
     if not files:
         raise ValueError("no format; name a file for one, such as --onnx model.onnx")
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be > 0, not {tolerance}; 1e-5 is the default")
+    for kind in files:
+        if kind not in FORMATS:
+            raise ValueError(unknown("format", kind, FORMATS))
     if normalise and "state_dict" in files:
         raise ValueError(
             "a state dict has no place for the normalisation; leave out --normalise, for the "
             "JSON file beside it has mean and std"
         )
+
+
+def _check_places(files: Mapping[str, Path], force: bool) -> None:
+    """Refuse files that cannot be written, before anything is."""
     for kind, path in files.items():
         if not path.name:
             raise ValueError(
@@ -128,12 +149,6 @@ def _check_request(
             raise ValueError(f"no folder {folder}; create it")
         for place in (path, _sidecar(path)):
             check_free(place, force)
-    if "onnx" in files:
-        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-        if missing:
-            raise ValueError(
-                f"--onnx needs the package {missing[0]}; pip install 'ssl_selmix[onnx]'"
-            )
 
 
 def _sidecar(path: Path) -> Path:
@@ -143,7 +158,7 @@ def _sidecar(path: Path) -> Path:
 def _write(
     kind: str,
     path: Path,
-    opened: Opened,
+    opened: RunFolder,
     model: Deployed,
     inputs: Sequence[Tensor],
     tolerance: float,
@@ -166,7 +181,7 @@ def _write(
     return Written(path, found, about)
 
 
-def _about(kind: str, opened: Opened, model: Deployed) -> dict[str, Any]:
+def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
     """What somebody needs to know who has the file and neither the run nor this package."""
     manifest = opened.manifest
     inside = "pixels in 0..255, which the model normalises by mean and std"
@@ -192,30 +207,30 @@ def _about(kind: str, opened: Opened, model: Deployed) -> dict[str, Any]:
 
 
 def _inputs(
-    run: Path, opened: Opened, normalise: bool, settings: Sequence[str]
+    opened: RunFolder, scale: Predictor | None, settings: Sequence[str]
 ) -> tuple[list[Tensor], str]:
-    """Batches to compare on, as the exported model takes them, and where they come from."""
+    """Batches to compare on, normalised as `scale` does it, and where they come from."""
     noise = torch.Generator().manual_seed(0)
     num, shape = sum(BATCHES), tuple(opened.manifest["image_shape"])
     found = [torch.randint(256, (num, *shape), generator=noise).float()]
     words = f"{num} random images"
     try:
-        found.append(_validation(run, opened, num, settings).float())
+        found.append(_validation(opened, num, settings).float())
         words += f" and {len(found[1])} of validation"
     except (ValueError, OSError, IndexError) as error:
         if settings:  # which are there for these images alone
             raise
         say(f"checked on random images alone, for the run's are not at hand: {error}")
-    if not normalise:
-        found = [(images - opened.model.mean) / opened.model.std for images in found]
+    if scale is not None:
+        found = [(images - scale.mean) / scale.std for images in found]
     return [batch for images in found for batch in images.split(BATCHES) if len(batch)], words
 
 
-def _validation(run: Path, opened: Opened, num: int, settings: Sequence[str]) -> Tensor:
+def _validation(opened: RunFolder, num: int, settings: Sequence[str]) -> Tensor:
     """So many validation images of the run, N×C×H×W uint8."""
     stays = ["data.download=false"] if "data.download" in opened.settings else []
-    plan = reopen(run, [*stays, *settings])
-    split = Split.load(run / "manifest.json")
+    plan = reopen(opened.path, [*stays, *settings])
+    split = Split.load(opened.path / MANIFEST)
     data, _ = assemble(plan.dataset.load(plan.config["data"]), split, 0, torch.device("cpu"))
     rows = torch.linspace(0, len(data.validation) - 1, num).long()
     images = data.take(data.validation[rows])

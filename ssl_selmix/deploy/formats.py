@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import models
-from ssl_selmix.runs.load import Predictor
+from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
 OTHER_NETWORK = 1e-3  # deviation that no rounding explains
@@ -53,7 +53,9 @@ class Deployed(nn.Module):
 
 @torch.inference_mode()
 def deviation(loaded: Model, model: Model, inputs: Sequence[Tensor]) -> float:
-    """The largest difference of two logits, relative to the largest; inf if a logit is none.
+    """The largest difference of two logits N×K, relative to the largest; inf if one is no number.
+
+    Shape: inputs, batches n×C×H×W that both models take.
 
     Raises:
         ValueError: the loaded model does not run.
@@ -131,13 +133,6 @@ def _onnx_runtime(path: Path) -> tuple[Model, str]:
     return run, name
 
 
-def _torchscript(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
-    # torch 2.15 calls it deprecated, names torch.export instead, and writes it all the same.
-    with _explained(model, "torchscript"), torch.no_grad():
-        torch.jit.save(torch.jit.trace(model, (inputs[-1],), check_trace=False), path)
-        return torch.jit.load(path), {}
-
-
 def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "pt2"):
         dynamic = ({0: torch.export.Dim("batch")},)
@@ -211,6 +206,5 @@ Writer = Callable[[Deployed, Path, Sequence[Tensor]], Found]
 WRITERS: dict[str, Writer] = {
     "onnx": _onnx,
     "state_dict": _state_dict,
-    "torchscript": _torchscript,
     "pt2": _pt2,
 }

@@ -22,8 +22,8 @@ from ssl_selmix.common.processes import default_workers
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.deploy.decoder import Chunk, Decoder, chunks
 from ssl_selmix.images.find import find
-from ssl_selmix.models import execution
-from ssl_selmix.runs.folder import Opened, Source, open_run
+from ssl_selmix.models.execution import Execution, precision_of
+from ssl_selmix.runs.folder import RunFolder, Source, open_run
 from ssl_selmix.training import machine
 
 BATCH = 128
@@ -53,11 +53,10 @@ class Network:
         chosen, self._reading = _machine(opened, settings)
         self._device = machine.set_up_device(chosen.device)
         if chosen.threads:
-            torch.set_num_threads(chosen.threads)
-        self._model = opened.model.to(self._device)
-        self._model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        precision = execution.precision_of(chosen.precision, self._device)
-        self._model.net.autocast = execution.DTYPES[precision]
+            machine.use_threads(chosen.threads)
+        self._model = opened.last_model().to(self._device)
+        precision = precision_of(chosen.precision, self._device)
+        self._model.net.prepared(Execution(precision), self._device)
         self.manifest, self.stage = opened.manifest, opened.stage
         self.class_names = self._model.class_names
 
@@ -82,7 +81,7 @@ class Network:
             yield chunk, probs
 
 
-def _machine(opened: Opened, settings: Sequence[str]) -> tuple[config.Run, Reading]:
+def _machine(opened: RunFolder, settings: Sequence[str]) -> tuple[config.Run, Reading]:
     given = config.parse_overrides(settings)
     for key in given:
         if key not in SETTINGS:

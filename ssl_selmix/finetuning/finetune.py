@@ -24,9 +24,10 @@ from ssl_selmix.common.console import console
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
-from ssl_selmix.finetuning.given import Arrays, Images, LabeledImages, Part, check_judge
+from ssl_selmix.data import Data
+from ssl_selmix.finetuning import given
+from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.surgery import head_of, merged, split_classifier
-from ssl_selmix.models import Classifier
 from ssl_selmix.objectives import Function, Objective, get
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
@@ -112,30 +113,37 @@ def finetune(
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
     config = _config(settings, steps, objective)
-    data = Arrays.of(model, net, labeled, validation, unlabeled, augment, class_names, seed)
+    data = given.assemble(
+        model, net, labeled, validation, unlabeled, test, augment, class_names, seed
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = expanded(out) if out is not None else Path(temporary)
         if (folder / "metrics.jsonl").exists():
             raise ValueError(f"{folder} holds another run, which is not overwritten; choose out=")
-        test_set = _judge(test, net) if test is not None else None
         # The engine seeds the global generators at every step; the caller's stay as they were.
         with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
             selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
-            before = _logits(selmix, data, test_set)
-            log = StageLog(folder, "selmix", data.class_names, _out(progress), 2 * config.batch)
+            before = _logits(selmix, data)
+            log = StageLog(
+                folder,
+                "selmix",
+                data.class_names,
+                _out(progress),
+                2 * config.batch,
+                pictures=out is not None,
+            )
             fitted = engine.fit(selmix, data, folder, log, "finetune")
         rows = (folder / "metrics.jsonl").read_text().splitlines()
         history = [json.loads(row) for row in rows]
-    after = _logits(fitted.algorithm, data, test_set)
-    labels = data.validation_labels if test_set is None else test_set.labels.to(data.device)
+    after = _logits(fitted.algorithm, data)
     measured = copy.deepcopy(selmix.objective).cpu()
-    change, interval = bootstrap(measured, before, after, labels, seed)
+    change, interval = bootstrap(measured, before, after, data.test_labels, seed)
     k, tail = len(data.class_names), data.task.tail
     return Result(
         model=merged(model, fitted.algorithm.export(), classifier),
         history=[row for row in history if row["kind"] == "validation"],
-        before=metrics.evaluate(before, labels, k, tail=tail),
-        after=metrics.evaluate(after, labels, k, tail=tail),
+        before=metrics.evaluate(before, data.test_labels, k, tail=tail),
+        after=metrics.evaluate(after, data.test_labels, k, tail=tail),
         change=change,
         interval=interval,
         measured_on="validation" if test is None else "test",
@@ -146,13 +154,8 @@ def _config(
     settings: dict[str, Any], steps: int, objective: str | Function | Objective
 ) -> SelMix.Config:
     # The two stay at their values: the rest of this module depends on it.
-    known = {f.name for f in fields(SelMix.Config)} - {
-        "objective",
-        "steps",
-        "ema",
-        "constraints",
-        "mu",
-    }
+    own = {"objective", "steps", "ema", "constraints"}
+    known = {f.name for f in fields(SelMix.Config)} - own
     for name in settings:
         if name not in known:
             raise ValueError(unknown("setting", name, known))
@@ -166,30 +169,20 @@ def _config(
     return SelMix.Config(**{"steps": steps, "objective": name, **settings})
 
 
-def _own(objective: str | Function | Objective, data: Arrays) -> Objective | None:
+def _own(objective: str | Function | Objective, data: Data) -> Objective | None:
     """A copy of the caller's objective, whose multipliers stay; None for one given by name."""
     if isinstance(objective, str):
         return None
     return get(copy.deepcopy(objective), len(data.class_names))
 
 
-def _judge(test: LabeledImages, net: Classifier) -> Part:
-    """The test images, refused before anything is trained if they cannot judge."""
-    part = Part.of(test, "test")
-    check_judge(part.labels, "test", net.classifier.out_features)
-    return part
-
-
 def _out(progress: bool) -> Console:
     return console() if progress else Console(quiet=True)
 
 
-def _logits(algorithm: Algorithm, data: Arrays, test: Part | None) -> Tensor:
-    images, num = data.plain(data.validation), len(data.validation)
-    if test is not None:
-        index, num = torch.arange(len(test)), len(test)
-        images = (test.take(part).to(data.device, data.dtype) for part in index.split(512))
-    return engine.predict(algorithm, images, num, keep_features=False)[1]
+def _logits(algorithm: Algorithm, data: Data) -> Tensor:
+    num = len(data.test_labels)
+    return engine.predict(algorithm, data.test_batches(), num, keep_features=False)[1]
 
 
 def bootstrap(

@@ -1,11 +1,11 @@
-"""The images of a caller behind the interface of `Data`, and checks of what was given.
+"""The images of a caller as a pool, and checks of what was given.
 
-Shapes: N images, C×H×W pixels, K classes, D features.
+Shapes: n positions among the images, C×H×W pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Views
-from ssl_selmix.augment.tensor import Strong, Weak
+from ssl_selmix.common.processes import World
 from ssl_selmix.data import Data
+from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
+from ssl_selmix.data.pool import ReadyViews, in_turn
 from ssl_selmix.finetuning.surgery import check_linear
 from ssl_selmix.models import Classifier
 
@@ -106,75 +107,28 @@ def _labels(source: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Arrays(Data):
-    """The caller's images behind the interface of `Data`; positions count through the parts."""
+class GivenPool:
+    """The caller's images, which are network inputs already; positions count through the parts."""
 
-    parts: tuple[Part, ...] = ()
-    dtype: torch.dtype = torch.float32
+    parts: tuple[Part, ...]
+    device: torch.device
+    dtype: torch.dtype
     augment: Callable[[Tensor], Tensor] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        net: Classifier,
-        labeled: LabeledImages,
-        validation: LabeledImages,
-        unlabeled: Images | None,
-        augment: Callable[[Tensor], Tensor] | None,
-        class_names: Sequence[str] | None,
-        seed: int,
-    ) -> Arrays:
-        """The parts in one row: labeled, validation, unlabeled images.
-
-        Raises:
-            ValueError: the model or the labels are not what SelMix needs.
-        """
-        parts = [Part.of(labeled, "labeled"), Part.of(validation, "validation")]
-        if unlabeled is not None:
-            parts.append(Part.of(unlabeled, "unlabeled", labeled=False))
-        device = net.classifier.weight.device
-        if len(parts[0]):
-            first = parts[0].take(torch.arange(1)).to(device, net.classifier.weight.dtype)
-            check_linear(model, net, first)
-        k = net.classifier.out_features
-        _check_labels(parts[0].labels, "labeled", k)
-        check_judge(parts[1].labels, "validation", k)
-        if class_names is not None and len(class_names) != k:
-            raise ValueError(f"class_names has {len(class_names)} names and the model {k} classes")
-        starts = torch.tensor([0] + [len(p) for p in parts]).cumsum(0)
-        spans = [torch.arange(a, b) for a, b in pairwise(starts)]
-        blank = torch.empty(0, device=device)
-        return cls(
-            images=blank,
-            labeled=spans[0],
-            labels=parts[0].labels,
-            unlabeled=spans[2] if unlabeled is not None else torch.empty(0, dtype=torch.int64),
-            validation=spans[1],
-            validation_labels=parts[1].labels.to(device),
-            test_images=blank,
-            test_labels=blank,
-            class_names=tuple(class_names or map(str, range(k))),
-            mean=blank,
-            std=blank,
-            weak=Weak(),
-            strong=Strong(weak=Weak()),
-            seed=seed,
-            stage="finetune",
-            parts=tuple(parts),
-            dtype=net.classifier.weight.dtype,
-            augment=augment,
-        )
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """C×H×W of the images."""
+        return tuple(self.take(torch.arange(1)).shape[1:])
 
     def take(self, index: Tensor) -> Tensor:
-        """The images at these positions, as the model takes them."""
+        """The images at these positions, n×C×H×W, in the model's precision on its device."""
         images: Tensor | None = None
         start = 0
         for part in self.parts:
             # By rows, not by a mask: the device would have to be asked how many there are.
             here = ((index >= start) & (index < start + len(part))).nonzero()[:, 0]
             if len(here):
-                # In the model's precision, on its device: parts may come from different ones.
+                # Each part by itself: they may come from different devices.
                 found = part.take(index[here] - start).to(self.device, self.dtype)
                 if images is None:
                     images = found.new_empty((len(index), *found.shape[1:]))
@@ -183,23 +137,74 @@ class Arrays(Data):
         assert images is not None
         return images
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Nothing: the caller's images are what the model takes."""
-        return images
+    def plain(self, index: Tensor, size: int) -> Iterator[Tensor]:
+        """The images in order, in batches of `size`."""
+        return map(self.take, index.split(size))
 
-    def weak_view(self, index: Tensor, purpose: str, step: int) -> Tensor:
-        """The images with the caller's augmentation."""
-        images = self.take(index)
-        return images if self.augment is None else self.augment(images)
+    def views(self, index: Tensor, views: Sequence[SeededView]) -> Views:
+        """The images with the caller's augmentation, anew for each view."""
+        augment = self.augment or _unchanged
+        return ReadyViews([augment(self.take(index)) for _ in views], _unchanged)
 
-    def views(self, index: Tensor, names: Sequence[str], step: int) -> Views:
-        """The images with the caller's augmentation, once per name."""
-        return _Eager([self.weak_view(index, name, step) for name in names])
+    def stream(self, draws: Iterable[SeededDraw], world: World | None) -> Iterator[Batch]:
+        """The batches that were drawn."""
+        return in_turn(self, draws)
 
 
-class _Eager(list[Tensor]):
-    def select(self, view: int, rows: Tensor) -> Tensor:
-        return self[view][rows]
+def _unchanged(images: Tensor) -> Tensor:
+    """Return the images unchanged; the caller has normalised them."""
+    return images
+
+
+def assemble(
+    model: nn.Module,
+    net: Classifier,
+    labeled: LabeledImages,
+    validation: LabeledImages,
+    unlabeled: Images | None,
+    test: LabeledImages | None,
+    augment: Callable[[Tensor], Tensor] | None,
+    class_names: Sequence[str] | None,
+    seed: int,
+) -> Data:
+    """The data of a stage named finetune; without test images, those of validation stand for them.
+
+    Raises:
+        ValueError: the model or the labels are not what SelMix needs.
+    """
+    parts = {"labeled": Part.of(labeled, "labeled")}
+    parts["validation"] = Part.of(validation, "validation")
+    if unlabeled is not None:
+        parts["unlabeled"] = Part.of(unlabeled, "unlabeled", labeled=False)
+    if test is not None:
+        parts["test"] = Part.of(test, "test")
+    weight = net.classifier.weight
+    pool = GivenPool(tuple(parts.values()), weight.device, weight.dtype, augment)
+    if len(parts["labeled"]):
+        check_linear(model, net, pool.take(torch.arange(1)))
+    k = net.classifier.out_features
+    _check_labels(parts["labeled"].labels, "labeled", k)
+    for name in ("validation", "test") if test is not None else ("validation",):
+        _check_judge(parts[name].labels, name, k)
+    if class_names is not None and len(class_names) != k:
+        raise ValueError(f"class_names has {len(class_names)} names and the model {k} classes")
+    starts = torch.tensor([0] + [len(part) for part in parts.values()]).cumsum(0)
+    at = dict(zip(parts, (torch.arange(a, b) for a, b in pairwise(starts)), strict=True))
+    judge = "validation" if test is None else "test"
+    return Data(
+        pool=pool,
+        labeled=at["labeled"],
+        labels=parts["labeled"].labels,
+        unlabeled=at.get("unlabeled", torch.empty(0, dtype=torch.int64)),
+        validation=at["validation"],
+        validation_labels=parts["validation"].labels.to(pool.device),
+        test_pool=pool,
+        test=at[judge],
+        test_labels=parts[judge].labels.to(pool.device),
+        class_names=tuple(class_names or map(str, range(k))),
+        seed=seed,
+        stage="finetune",
+    )
 
 
 def _check_labels(labels: Tensor, name: str, k: int) -> None:
@@ -213,7 +218,7 @@ def _check_labels(labels: Tensor, name: str, k: int) -> None:
         )
 
 
-def check_judge(labels: Tensor, name: str, k: int) -> None:
+def _check_judge(labels: Tensor, name: str, k: int) -> None:
     """Refuse labels by which the recall of some class cannot be measured.
 
     Raises:

@@ -125,7 +125,7 @@ class PoolCache:
                 f"images cannot be cached in {self.folder} ({error.strerror or error}) and are "
                 "decoded at every start; set data.cache to another folder, or to none"
             )
-            self.folder = None  # said once
+            self.folder = None  # no further attempt, so that the warning appears once
             return None
         finally:
             with suppress(OSError):

@@ -82,7 +82,7 @@ def _difference(one: str, other: str) -> str:
         return f"in another Unicode normal form: {spelled}"
     if " ".join(one.split()) == " ".join(other.split()):
         return f"with other spaces: {spelled}"
-    if one.casefold() == other.casefold():
+    if one.lower() == other.lower():
         return "in other case"
     return f"of other Unicode characters: {spelled}"
 

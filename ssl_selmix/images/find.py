@@ -1,4 +1,4 @@
-"""Image files below folders."""
+"""Image files below folders, the same for training and for `predict`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 LeftOut = dict[str, list[str]]  # why -> files and folders
+NO_SUFFIX = "without a known image suffix"
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow names and cannot decode
 
 
@@ -33,7 +34,7 @@ def find(sources: Sequence[str | os.PathLike[str]]) -> tuple[list[str], LeftOut]
         if not source:
             raise ValueError("an empty path names no image; check the words of the command")
         if os.path.isdir(source):
-            found += _below(source, left_out)
+            found += below(source, left_out)
         elif os.path.lexists(source):
             found.append(source)
         else:
@@ -46,7 +47,8 @@ def find(sources: Sequence[str | os.PathLike[str]]) -> tuple[list[str], LeftOut]
     return found, left_out
 
 
-def _below(folder: str, left_out: LeftOut) -> Iterator[str]:
+def below(folder: str, left_out: LeftOut) -> Iterator[str]:
+    """The images below a folder, sorted by name in each folder; a folder that is locked itself."""
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -56,7 +58,7 @@ def _below(folder: str, left_out: LeftOut) -> Iterator[str]:
     for entry in entries:
         hidden = entry.name.startswith(".")
         if not hidden and entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path, left_out)
+            yield from below(entry.path, left_out)
         elif why := "with a hidden name" if hidden else _no_image(entry):
             left_out.setdefault(why, []).append(entry.path)
         else:
@@ -68,7 +70,7 @@ def _no_image(entry: os.DirEntry[str]) -> str:
     if entry.is_dir():
         return "that link to a folder"  # it may hold this one
     if os.path.splitext(entry.name)[1].lower() not in suffixes():
-        return "without the suffix of an image format"
+        return NO_SUFFIX
     # Reading a link to nothing will say so; reading a pipe would wait for ever.
     return "" if entry.is_file() or entry.is_symlink() else "that are no regular files"
 

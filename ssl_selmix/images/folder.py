@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +23,13 @@ from ssl_selmix.images.checks import (
     without_tools,
 )
 from ssl_selmix.images.decode import DECODING, contents, rgb, warn_of_corrections
+from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below
 
 UNLABELED = "unlabeled"  # the folder of images without a class
 LARGEST = 64  # pixels; a pool of larger images does not belong into memory
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 BATCH = 250  # images that a thread decodes in one go
 # Bytes; a smaller file is parsed, under Python's lock, for longer than it is decoded.
 SMALL_FILE = 16 << 10
-
-LeftOut = dict[str, list[str]]  # why -> files below a class folder that are no images of the class
 
 
 def unlabeled(root: Path) -> list[str]:
@@ -47,7 +45,7 @@ def unlabeled(root: Path) -> list[str]:
             "nobody knows; draw the pool from the training images with another shape"
         )
     left_out: LeftOut = {}
-    files = without_tools(folder, list(_images(str(folder), left_out)), left_out)
+    files = without_tools(folder, list(below(str(folder), left_out)), left_out)
     _tell_left_out(folder, left_out)
     if not files:
         raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
@@ -84,9 +82,9 @@ def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     if loose := sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir()):
         left_out["beside the class folders"] = loose
     for name in names:
-        found = without_tools(folder, list(_images(str(folder / name), left_out)), left_out)
+        found = without_tools(folder, list(below(str(folder / name), left_out)), left_out)
         if not found:
-            other = left_out.get("without a known image suffix", [])
+            other = left_out.get(NO_SUFFIX, [])
             holds = f" (but {Path(other[-1]).name})" if other else ""
             raise ValueError(
                 f"class folder {folder / name} holds no image{holds}; add some or remove it"
@@ -101,32 +99,6 @@ def _tell_left_out(folder: Path, left_out: LeftOut) -> None:
     for why, entries in left_out.items():
         files_ = "file" if len(entries) == 1 else "files"
         warn(f"{folder}: left out {len(entries)} {files_} {why} (first: {entries[0]})")
-
-
-def _images(folder: str, left_out: LeftOut) -> Iterator[str]:
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        hidden = entry.name.startswith(".")
-        if not hidden and entry.is_dir(follow_symlinks=False):
-            yield from _images(entry.path, left_out)
-        elif why := "with a hidden name" if hidden else _no_image(entry):
-            left_out.setdefault(why, []).append(entry.path)
-        else:
-            yield entry.path
-
-
-def _no_image(entry: os.DirEntry[str]) -> str:
-    """Why a file cannot be an image, or nothing."""
-    known = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    if known and entry.is_file():
-        return ""
-    if entry.is_dir():
-        return "that link to a folder"  # it may hold this one
-    if not known:
-        return "without a known image suffix"
-    # Reading a link to nothing will say so; reading a pipe would wait for ever.
-    return "" if entry.is_symlink() else "that are no regular files"
 
 
 @dataclass(frozen=True)

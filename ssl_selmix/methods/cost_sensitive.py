@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import objectives
-from ssl_selmix.gains import confusion_gradient
-from ssl_selmix.objectives import Objective
+from ssl_selmix.objectives import Objective, confusion_gradient
 
 DIAGONAL_FLOOR = 1e-6  # of G, as a share of its largest diagonal entry: log G_ii stays finite
 SMALL = 1e-7  # inside the logarithms of the divergence

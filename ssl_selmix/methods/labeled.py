@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Rules, Task
+from ssl_selmix.algorithm import Task
+from ssl_selmix.common.rules import Checked, at_least, one_of, positive, within
 from ssl_selmix.losses import log_prior
 from ssl_selmix.models import Classifier
 
@@ -84,26 +84,18 @@ WEIGHTS = ("none", "inverse", "effective")
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """Which loss, and which weights."""
 
-    loss: str = "ce"  # ce: cross-entropy; focal; ldam: cross-entropy of cosines with margins
-    gamma: float = 2.0  # gamma of the focal loss
-    margin: float = 0.5  # C of LDAM, margin of the rarest class
-    scale: float = 30.0  # s of LDAM, which multiplies the cosines
-    reweight: str = "none"  # class weights: none, inverse (1 / n) or effective (class-balanced)
-    beta: float = 0.9999  # beta of the effective number of images
-    drw: float = 0.0  # share of the steps before class weights set in; LDAM-DRW: 160 of 200 epochs
-
-    RULES: ClassVar[Rules] = {
-        "loss": tuple(LOSSES),
-        "gamma": ">= 0",
-        "margin": ">= 0",
-        "scale": "> 0",
-        "reweight": WEIGHTS,
-        "beta": "[0, 1)",
-        "drw": "[0, 1)",
-    }
+    # ce: cross-entropy; focal; ldam: cross-entropy of cosines with margins
+    loss: str = one_of(*LOSSES)
+    gamma: float = at_least(0, 2.0)  # gamma of the focal loss
+    margin: float = at_least(0, 0.5)  # C of LDAM, margin of the rarest class
+    scale: float = positive(30.0)  # s of LDAM, which multiplies the cosines
+    reweight: str = one_of(*WEIGHTS)  # class weights; inverse: 1 / n, effective: class-balanced
+    beta: float = within("[0, 1)", 0.9999)  # beta of the effective number of images
+    # share of the steps before class weights set in; LDAM-DRW: 160 of 200 epochs
+    drw: float = within("[0, 1)", 0.0)
 
 
 class LabeledLoss(nn.Module):

@@ -6,13 +6,13 @@ Shapes: K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ssl_selmix import label_shift
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, Task
+from ssl_selmix.common.rules import Checked, at_least, one_of
 
 SOURCES = ("none", "uniform", "labeled", "estimated", "given")
 FLOOR = 0.01  # of an estimate, in units of 1/K: a class that seems to be absent may yet turn up
@@ -26,19 +26,13 @@ class PoolPrior(nn.Module):
     """
 
     @dataclass
-    class Config:
+    class Config(Checked):
         """Where q comes from."""
 
-        prior: str = "none"  # q: none (not used), uniform, labeled, estimated, given
+        prior: str = one_of(*SOURCES)  # where q comes from; none: q is not used
         prior_given: list[float] = field(default_factory=list)  # K shares or counts
-        prior_method: str = "em"  # of label_shift: em, rlls, bbse, count or soft_count
-        prior_every: int = 500  # steps between estimates; the first is made after as many
-
-        RULES: ClassVar[Rules] = {
-            "prior": SOURCES,
-            "prior_method": label_shift.METHODS,
-            "prior_every": ">= 1",
-        }
+        prior_method: str = one_of(*label_shift.METHODS, default="em")  # of `label_shift`
+        prior_every: int = at_least(1, 500)  # steps before and between estimates
 
     q: Tensor  # (K,) float64
     estimates: Tensor  # how many estimates q has taken up
@@ -68,7 +62,10 @@ class PoolPrior(nn.Module):
         return estimated and step > 0 and step % self.config.prior_every == 0
 
     def estimate(self, evaluation: Evaluation) -> dict[str, Tensor]:
-        """Estimate q from held-out and pool logits; what to log."""
+        """Estimate q from held-out and pool logits; what to log.
+
+        Shape: `estimated_prior` and its bounds (K,) in shares, the other figures scalars.
+        """
         assert evaluation.pool_logits is not None
         found = label_shift.estimate(
             self.config.prior_method,

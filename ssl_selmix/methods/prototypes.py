@@ -7,42 +7,31 @@ remembered per class.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Algorithm, Context, Rules
+from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.common.rules import Checked, at_least, one_of, positive, within
 from ssl_selmix.models.execution import in_mode
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """The semantic classifier and how far it is followed."""
 
-    proto_temperature: float = 0.05  # T_proto, of the similarities to the prototypes
-    dist_temperature: float = 0.3  # T_dist; 1.5 in the paper on CIFAR-10 with gamma_l = gamma_u
+    proto_temperature: float = positive(0.05)  # T_proto, of the similarities to the prototypes
+    dist_temperature: float = positive(0.3)  # T_dist; 1.5 in the paper for gamma_l = gamma_u
     distribution_aware: bool = True  # v_k follows the pseudo-label counts; False: v = blend_weight
-    blend_weight: float = 0.5  # v of every class, unless distribution_aware
-    align_weight: float = 1.0  # lambda_align
-    queue_length: int = 256  # L, the newest labeled images that are remembered of each class
-    warmup: float = 0.02  # share of the steps before blending and alignment; 5,000 of 250,000
+    blend_weight: float = within("[0, 1]", 0.5)  # v of every class, unless distribution_aware
+    align_weight: float = at_least(0, 1.0)  # lambda_align
+    queue_length: int = at_least(1, 256)  # L, newest labeled images remembered of each class
+    warmup: float = within("[0, 1]", 0.02)  # share of the steps before blending and alignment
     # Steps between the counts m. A number of steps and no share of them: it makes a sample, of
     # 100 * mu * B pseudo-labels, large enough to count K classes in.
-    count_every: int = 100
-    teacher_mode: str = "eval"  # of the teacher's batch norms; train: as published
-
-    RULES: ClassVar[Rules] = {
-        "proto_temperature": "> 0",
-        "dist_temperature": "> 0",
-        "blend_weight": "[0, 1]",
-        "align_weight": ">= 0",
-        "queue_length": ">= 1",
-        "warmup": "[0, 1]",
-        "count_every": ">= 1",
-        "teacher_mode": ("eval", "train"),
-    }
+    count_every: int = at_least(1, 100)
+    teacher_mode: str = one_of("eval", "train")  # of the teacher's batch norms; train: as published
 
 
 @torch.no_grad()
@@ -68,7 +57,7 @@ def similarities(features: Tensor, prototypes: Tensor) -> Tensor:
     return unit[0] @ unit[1].T
 
 
-class Semantic(nn.Module):
+class PrototypeClassifier(nn.Module):
     """A balanced memory of labeled features, its prototypes, and the counts of pseudo-labels."""
 
     queue: Tensor  # Q, K×L×D, a ring per class

@@ -9,37 +9,31 @@ Shapes: M unlabeled images of a batch, N images of the pool, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Rules, Task
+from ssl_selmix.algorithm import Task
+from ssl_selmix.common.rules import Checked, at_least, one_of, within
 
+# Of methods with a `threshold`, for the contract: from all to few pseudo-labels that count.
+CONTRACT_CASES = tuple({"threshold": threshold} for threshold in (0.0, 0.38, 0.6, 0.9))
 TINY = 1e-12  # against division by zero, where what is divided is zero as well
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """Which pseudo-labels count; fields that begin with a rule's name belong to that rule."""
 
-    confidence: str = "fixed"  # rule: fixed (FixMatch), flex, free or soft (FlexMatch, ...)
-    threshold: float = 0.95  # tau of fixed and flex, confidence from which a pseudo-label counts
-    confidence_ema: float = 0.999  # lambda (free) and m (soft), memory of their averages
+    confidence: str = one_of("fixed", "flex", "free", "soft")  # of FixMatch, FlexMatch, ...
+    threshold: float = within("[0, 1]", 0.95)  # tau of fixed and flex, from which a label counts
+    confidence_ema: float = within("[0, 1)", 0.999)  # lambda (free) and m (soft), of averages
     flex_warmup: bool = True  # images that were never sure of a class hold all thresholds down
-    free_fairness: float = 0.01  # w_f, weight of the self-adaptive fairness loss
-    soft_width: float = 2.0  # n_sigma: below mu_t, weights fall with sigma_t / n_sigma
+    free_fairness: float = at_least(0, 0.01)  # w_f, weight of the self-adaptive fairness loss
+    soft_width: float = at_least(0, 2.0)  # n_sigma: below mu_t, weights fall with sigma_t / n_sigma
     soft_alignment: bool = True  # weigh predictions that were aligned to equal classes (UA)
-
-    RULES: ClassVar[Rules] = {
-        "confidence": ("fixed", "flex", "free", "soft"),
-        "threshold": "[0, 1]",
-        "confidence_ema": "[0, 1)",
-        "free_fairness": ">= 0",
-        "soft_width": ">= 0",
-    }
 
 
 class Confidence(nn.Module):

@@ -6,13 +6,14 @@ Shapes: N images of the pool, M of them in a batch, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Context, Rules, Task
+from ssl_selmix.algorithm import Context, Evaluation, Task
+from ssl_selmix.common.rules import Checked, at_least, positive, within
 from ssl_selmix.data.pool import any_order
+from ssl_selmix.methods.pool_prior import FollowsPool
 
 SMALL = 1e-6  # added to entries of tables and counts, and inside the logarithm of entropies
 TOLERANCE = 1e-6  # of the last Newton step, relative; what it leaves is about its square
@@ -87,23 +88,16 @@ def _roots(log_b: Tensor, h: Tensor, log_c: Tensor, start: Tensor) -> Tensor:
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """When and how much pseudo-labels are refined."""
 
-    refine_warmup: float = 0.4  # share of the steps before the first refinement; 200 of 500 epochs
-    refine_every: int = 10  # steps between refinements
-    refine_alpha: float = 2.0  # alpha, a class keeps its alpha c_k largest entries
-    refine_rounds: int = 10  # alternations of the solver
-
-    RULES: ClassVar[Rules] = {
-        "refine_warmup": "[0, 1]",
-        "refine_every": ">= 1",
-        "refine_alpha": "> 0",
-        "refine_rounds": ">= 1",
-    }
+    refine_warmup: float = within("[0, 1]", 0.4)  # share of the steps before the first refinement
+    refine_every: int = at_least(1, 10)  # steps between refinements
+    refine_alpha: float = positive(2.0)  # alpha, a class keeps its alpha c_k largest entries
+    refine_rounds: int = at_least(1, 10)  # alternations of the solver
 
 
-class Refinery(nn.Module):
+class RefinedLabels(nn.Module):
     """The latest predictions for every image of the pool, and the refined ones, as state."""
 
     original: Tensor  # P_orig, N×K; uniform rows for images that were not seen yet
@@ -130,6 +124,8 @@ class Refinery(nn.Module):
         """Take up the predictions of a batch; of an image that was drawn twice, the last one.
 
         All rows of an image write the same values, so that the order of writing does not matter.
+
+        Shape: p M×K, index (M,) positions in the pool.
         """
         rows = torch.arange(len(index), device=index.device)
         last = torch.where(index[:, None] == index, rows, -1).amax(1)
@@ -158,3 +154,23 @@ class Refinery(nn.Module):
         pruned[order] = prune(table[order], counts.double(), cfg.refine_alpha)
         self.refined.copy_(project(pruned, counts, cfg.refine_rounds)[0])
         self.refinements += 1
+
+
+class Refines(FollowsPool):
+    """A method whose `refinery`, so called in checkpoints, is refined towards the pool's prior.
+
+    Nothing is refined before there is an estimate of that prior: a wrong one does more harm than
+    none.
+    """
+
+    refinery: RefinedLabels
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """Also log how often pseudo-labels were refined: 0 without an estimate that is trusted."""
+        found = super().on_validation(evaluation, ctx)
+        return found | {"refinements": self.refinery.refinements.double()}
+
+    def after_step(self, ctx: Context) -> None:
+        """Refine every few steps after the warm-up, as soon as the counts c = N q are known."""
+        if self.refinery.due(ctx) and bool(self.pool_prior.known):
+            self.refinery.refine(self.pool_prior.q * self.task.num_unlabeled)

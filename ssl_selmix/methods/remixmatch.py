@@ -7,38 +7,28 @@ ones), H×H pixels, K classes, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Batch, Rules
+from ssl_selmix.algorithm import Batch
+from ssl_selmix.common.rules import Checked, at_least, positive, within
 from ssl_selmix.methods.views import together
 from ssl_selmix.models import Classifier
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """Hyper-parameters of ReMixMatch, by the names of its paper."""
 
-    strong_views: int = 2  # K; 8 in the paper, 2 in the code of DASO, ABC, DARP and USB
-    temperature: float = 0.5  # T, sharpens the guesses
-    mixup_alpha: float = 0.75  # alpha of lambda ~ Beta(alpha, alpha)
-    lambda_u: float = 1.5  # lambda_U, weight of the mixed unlabeled images
-    lambda_u1: float = 0.5  # lambda_U1, weight of the first strong view, not mixed
-    lambda_r: float = 0.5  # weight of the rotation loss; 0: no rotated images either
-    ramp: float = 1 / 64  # share of the steps in which lambda_U and lambda_U1 rise (2^14 of 2^20)
-
-    RULES: ClassVar[Rules] = {
-        "strong_views": ">= 1",
-        "temperature": "> 0",
-        "mixup_alpha": "> 0",
-        "lambda_u": ">= 0",
-        "lambda_u1": ">= 0",
-        "lambda_r": ">= 0",
-        "ramp": "[0, 1]",
-    }
+    strong_views: int = at_least(1, 2)  # K; 8 in the paper, 2 in the code of its successors
+    temperature: float = positive(0.5)  # T, sharpens the guesses
+    mixup_alpha: float = positive(0.75)  # alpha of lambda ~ Beta(alpha, alpha)
+    lambda_u: float = at_least(0, 1.5)  # lambda_U, weight of the mixed unlabeled images
+    lambda_u1: float = at_least(0, 0.5)  # lambda_U1, weight of the first strong view, not mixed
+    lambda_r: float = at_least(0, 0.5)  # weight of the rotation loss; 0: no rotated images either
+    ramp: float = within("[0, 1]", 1 / 64)  # share of the steps in which lambda_U, lambda_U1 rise
 
 
 @dataclass(frozen=True)
@@ -153,7 +143,7 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
 
 
 def mix(x: Tensor, draw: Draw) -> Tensor:
-    """Rows lambda x_i + (1 - lambda) x_partner(i)."""
+    """Rows lambda x_i + (1 - lambda) x_partner(i). Shape: (B+VM)×... -> the same."""
     partner = draw.partner.to(x.device, non_blocking=True)
     return draw.share * x + (1 - draw.share) * x[partner]
 

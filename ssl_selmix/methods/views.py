@@ -29,16 +29,17 @@ def _views_together(
 
     Several processes make only the views that are their share.
     """
-    if net.world is None:
+    world = net.execution.world
+    if world is None:
         seen = [batch.u[v] if rows is None else batch.u.select(v, rows) for v in views]
         return together(net, [batch.x, *seen])
     wanted = torch.arange(len(batch.index_u)) if rows is None else rows
-    own = net.world.rows(len(wanted), wanted.device)
-    parts = [net.world.own(batch.x), *(batch.u.select(v, wanted[own]) for v in views)]
+    own = world.rows(len(wanted), wanted.device)
+    parts = [world.own(batch.x), *(batch.u.select(v, wanted[own]) for v in views)]
     x = torch.cat(parts).contiguous(memory_format=torch.channels_last)
     shares = net.share_features(x).split([len(part) for part in parts])
     nums = [len(batch.x), *(len(wanted) for _ in views)]
-    return [net.world.gather(h, num) for h, num in zip(shares, nums, strict=True)]
+    return [world.gather(h, num) for h, num in zip(shares, nums, strict=True)]
 
 
 def joint_features(net: Classifier, batch: Batch) -> list[Tensor]:
@@ -58,14 +59,14 @@ def joint_logits(net: Classifier, batch: Batch) -> list[Tensor]:
 
 
 class Look:
-    """A batch whose weak views are looked at before the others; `net.step` says how.
+    """A batch whose weak views are looked at before the others; `net.execution.views` says how.
 
     For methods that learn nothing through the weak view, which comes first in `views`. They
     name "split", and "lazy" if they call `rest` with the images that count, in `forwards`.
     """
 
     def __init__(self, net: Classifier, batch: Batch) -> None:
-        self.net, self.batch, self.how = net, batch, net.step
+        self.net, self.batch, self.how = net, batch, net.execution.views
         self._joint: list[Tensor] = []  # labeled, weak, strong ...
         self._logits: list[Tensor] = []  # of the same
         self._weak: Tensor | None = None
@@ -105,14 +106,15 @@ class Look:
 
     def _rows(self, needed: Tensor) -> Tensor:
         """Positions of the needed rows; others fill up to a bucket where sizes should be few."""
-        few_sizes = needed.is_cuda or self.net.runner is not None
+        world = self.net.execution.world
+        few_sizes = needed.is_cuda or self.net.execution.runner is not None
         # One wait for the device: which images count decides what is augmented and computed next.
         needed = needed.cpu()
-        if not few_sizes and self.net.world is None:
+        if not few_sizes and world is None:
             return needed.nonzero()[:, 0]
         bucket = -(-len(needed) // BUCKETS) if few_sizes else 1
-        if self.net.world is not None:  # every process has the same number of images
-            bucket = -(-bucket // self.net.world.size) * self.net.world.size
+        if world is not None:  # every process has the same number of images
+            bucket = -(-bucket // world.size) * world.size
         size = min(len(needed), -(-int(needed.sum()) // bucket) * bucket)
         order = needed.to(torch.uint8).argsort(descending=True, stable=True)
         return order[:size].sort().values
@@ -138,11 +140,12 @@ class Look:
 
 
 def _view(net: Classifier, batch: Batch, view: int) -> Tensor:
-    if net.world is None:
+    world = net.execution.world
+    if world is None:
         return net.features(batch.u[view])
     num = len(batch.index_u)
-    share = net.share_features(batch.u.select(view, net.world.rows(num)))
-    return net.world.gather(share, num)
+    share = net.share_features(batch.u.select(view, world.rows(num)))
+    return world.gather(share, num)
 
 
 def _classify(net: Classifier, features: Sequence[Tensor]) -> list[Tensor]:

@@ -11,22 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_selmix.common.rules import Checked, within
 from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.classifier import Classifier
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """Which network to build."""
 
     # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME or timm:NAME
     name: str = "wrn-28-2"
-    bn_momentum: float = 0.1  # the FixMatch code uses 0.001, for runs of 2^20 steps
-
-    def __post_init__(self) -> None:
-        """Refuse a momentum that is none."""
-        if not 0 < self.bn_momentum <= 1:
-            raise ValueError(f"bn_momentum must be in (0, 1], not {self.bn_momentum}")
+    # The FixMatch code uses 0.001, for runs of 2^20 steps.
+    bn_momentum: float = within("(0, 1]", 0.1)
 
 
 class _Block(nn.Module):
@@ -150,6 +147,4 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
         module.momentum = config.bn_momentum
     classifier = nn.Linear(num_features, num_classes)
     nn.init.zeros_(classifier.bias)
-    net = Classifier(backbone, classifier)
-    net.rebuild = partial(build, config, num_classes, channels)
-    return net
+    return Classifier(backbone, classifier, rebuild=partial(build, config, num_classes, channels))

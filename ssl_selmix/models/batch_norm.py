@@ -12,7 +12,7 @@ from ssl_selmix.common.processes import world
 
 
 class _Sum(torch.autograd.Function):
-    """Over the processes, of values as of gradients."""
+    """Adds up over the processes, values and gradients alike."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -31,8 +31,18 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     Takes the place of torch's SyncBatchNorm, which runs on GPUs only.
     """
 
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> SharedBatchNorm2d:
+        """A layer with the tensors of this one, which the two share."""
+        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        made.track_running_stats = norm.track_running_stats
+        made.weight, made.bias = norm.weight, norm.bias
+        made.running_mean, made.running_var = norm.running_mean, norm.running_var
+        made.num_batches_tracked = norm.num_batches_tracked
+        return made.train(norm.training)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise N×C×H×W by the statistics of all processes; as ever in evaluation mode."""
+        """Normalise N×C×H×W by the statistics of all processes; as torch in evaluation mode."""
         if not self.training or world() is None:
             return super().forward(x)
         values = x.float()
@@ -60,7 +70,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norms(net: nn.Module, device: torch.device) -> None:
-    """Let batch normalisation see the images of all processes, in place; what is so stays so.
+    """Let batch normalisation see the images of all processes, in place.
+
+    Layers that are synchronised already are left alone.
 
     Raises:
         ValueError: the network has layers that do more than normalise, as some of timm's.
@@ -78,9 +90,12 @@ def share_batch_norms(net: nn.Module, device: torch.device) -> None:
         for name, child in net.named_children():
             setattr(net, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
         return
-    for module in norms:
+    made: dict[nn.Module, SharedBatchNorm2d] = {}
+    for place, module in list(net.named_modules(remove_duplicate=False)):
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm2d
+            parent, _, name = place.rpartition(".")
+            shared = made.setdefault(module, SharedBatchNorm2d.of(module))
+            setattr(net.get_submodule(parent), name, shared)
 
 
 def batch_norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

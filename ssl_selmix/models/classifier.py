@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix.common.processes import World
+from ssl_selmix.models.execution import Execution, placed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Classifier(nn.Module):
     """`features` N×C×H×W -> N×D, and a linear `classifier` D -> K on top.
 
-    With `autocast` set to a dtype the backbone computes in it; features, logits and losses are
-    float32 all the same.
+    `execution` says how it computes. A copy computes in the same way, and is not compiled.
     """
 
-    autocast: torch.dtype | None = None
-    step: str = "joint"  # how a training step looks at its views: joint, split or lazy (forward.py)
-    runner: Callable[[Tensor], Tensor] | None = None  # the backbone as it trains: compiled, say
-    world: World | None = None  # processes that share every batch
-    rebuild: Callable[[], Classifier] | None = None  # makes the network anew, untrained
-
-    def __init__(self, backbone: nn.Module, classifier: nn.Linear) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Linear,
+        *,
+        rebuild: Callable[[], Classifier] | None = None,
+    ) -> None:
+        """With `rebuild`, which returns an untrained network, this one can begin anew."""
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
+        self.rebuild = rebuild
+        self.execution = Execution()
+
+    def prepared(self, execution: Execution, device: torch.device | None = None) -> Self:
+        """The network itself, which computes in this way; channels last, on the device if named."""
+        self.execution = execution
+        return placed(self, device)
+
+    @contextmanager
+    def trained_by(self, runner: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+        """Let the runner, if there is one, take the place of the body in training mode."""
+        before = self.execution
+        self.execution = replace(before, runner=runner)
+        try:
+            yield
+        finally:
+            self.execution = before
 
     def features(self, x: Tensor) -> Tensor:
         """Features N×D of normalised images N×C×H×W."""
-        if self.world is None:
+        world = self.execution.world
+        if world is None:
             return self.share_features(x)
-        return self.world.gather(self.share_features(self.world.own(x)), len(x))
+        return world.gather(self.share_features(world.own(x)), len(x))
 
     def share_features(self, x: Tensor) -> Tensor:
-        """Features of images that are this process's share of a batch."""
-        body = self.runner if self.runner is not None and self.training else self.backbone
-        if self.autocast is None:
+        """Features n×D of images n×C×H×W that are this process's share of a batch."""
+        how = self.execution
+        body = how.runner if how.runner is not None and self.training else self.backbone
+        if how.dtype is None:
             return body(x)  # type: ignore[no-any-return]
-        with torch.autocast(x.device.type, self.autocast):
+        with torch.autocast(x.device.type, how.dtype):
             features: Tensor = body(x)
         return features.float()
 
@@ -51,12 +76,12 @@ class Classifier(nn.Module):
         """Random weights from the global generator, as the network was built.
 
         Raises:
-            ValueError: the network was put together by hand.
+            ValueError: the network was put together without `rebuild`.
         """
         if self.rebuild is None:
             raise ValueError(
-                "this network cannot be made anew; build it with models.build, or set its "
-                "`rebuild` to a function that returns an untrained one"
+                "this network cannot be made anew; build it with models.build, or give "
+                "Classifier(..., rebuild=) a function that returns an untrained one"
             )
         self.load_state_dict(self.rebuild().state_dict())
 

@@ -5,12 +5,48 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ssl_selmix.common.processes import World
+
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network computes; `Classifier.prepared` takes it, and whoever asks reads it there.
+
+    precision: number format of the body, a key of DTYPES; features, logits and losses are float32.
+    views: how a training step looks at its views: joint, split or lazy (`methods.views`).
+    world: the processes that share every batch; None if there is one only.
+    compiled: whether the body is compiled for training.
+    runner: what trains in the place of the body; there is one only while a stage trains.
+    """
+
+    precision: str = "fp32"
+    views: str = "joint"
+    world: World | None = None
+    compiled: bool = False
+    runner: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """In what the body computes; None: as its weights are."""
+        return DTYPES[self.precision]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Execution:
+        """A runner holds the body of one network, so that the copy of a network has none."""
+        return replace(self, runner=None)
+
+
+def placed(module: Module, device: torch.device | None = None) -> Module:
+    """The module itself, channels last, on the device; where it is if that is None."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def precision_of(name: str, device: torch.device) -> str:

@@ -18,6 +18,7 @@ from ssl_selmix.objectives.kinds import (
     Objective,
     RecallMean,
     WorstRecall,
+    confusion_gradient,
 )
 from ssl_selmix.objectives.named import (
     DESCRIPTIONS,
@@ -40,6 +41,7 @@ __all__ = [
     "RecallMean",
     "WorstRecall",
     "check_confusion",
+    "confusion_gradient",
     "cost_matrix",
     "get",
     "import_function",

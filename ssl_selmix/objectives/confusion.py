@@ -17,43 +17,60 @@ RECALL_FLOOR = 1e-7
 
 
 def check_confusion(confusion: Tensor, num_classes: int | None = None) -> Tensor:
-    """The confusion matrix as a floating tensor, or a ValueError that says what is wrong."""
+    """The confusion matrix as a floating tensor; looks at its entries once.
+
+    Shape: (K, K) -> (K, K).
+
+    Raises:
+        ValueError: it is no square matrix of `num_classes` >= 2 classes, an entry is negative or no
+            number, or a class has no image.
+    """
+    _check_shape(confusion, num_classes)
+    confusion = confusion if confusion.is_floating_point() else confusion.double()
+    entries = confusion.detach()
+    sums = entries.sum(1)
+    # One look: every `bool` of a tensor waits for its device.
+    if bool((entries.isfinite() & (entries >= 0) & (sums != 0)[:, None]).all()):
+        return confusion
+    raise ValueError(_complaint(entries, sums))
+
+
+def _check_shape(confusion: Tensor, num_classes: int | None) -> None:
     if not isinstance(confusion, Tensor) or confusion.ndim != 2 or len(set(confusion.shape)) != 1:
         shape = tuple(getattr(confusion, "shape", ())) or type(confusion).__name__
         raise ValueError(
-            f"a confusion matrix must be a square tensor, got {shape}; pass (K, K), rows = "
-            "true class"
+            f"a confusion matrix must be a square tensor, got {shape}; pass (K, K), rows = true "
+            "class"
         )
-    if len(confusion) < 2:
+    k = len(confusion)
+    if k < 2:
         raise ValueError(
-            f"a confusion matrix needs at least 2 classes, got {len(confusion)}; pass (K, K) "
-            "with K >= 2"
+            f"a confusion matrix needs at least 2 classes, got {k}; pass (K, K) with K >= 2"
         )
-    if num_classes is not None and len(confusion) != num_classes:
+    if num_classes is not None and k != num_classes:
         raise ValueError(
-            f"the confusion matrix must have the objective's {num_classes} classes, got "
-            f"{len(confusion)}; "
-            f"build the objective with num_classes={len(confusion)}"
+            f"the confusion matrix must have the objective's {num_classes} classes, got {k}; build "
+            f"the objective with num_classes={k}"
         )
-    confusion = confusion if confusion.is_floating_point() else confusion.double()
-    entries = confusion.detach()
+
+
+def _complaint(entries: Tensor, sums: Tensor) -> str:
+    """What is wrong with the entries (K, K), whose rows have these sums (K,)."""
     if not bool(entries.isfinite().all()):
-        raise ValueError(
+        return (
             "confusion entries must be finite, got inf or nan; check the predictions it was "
             "counted from"
         )
     if bool((entries < 0).any()):
-        raise ValueError(
+        return (
             f"confusion entries must be >= 0, got {float(entries.min()):g}; pass counts or "
             "frequencies"
         )
-    empty = (entries.sum(1) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"every class needs a validation image, classes {empty} have none (zero rows); "
-            "add images of them to the validation set or drop the classes"
-        )
-    return confusion
+    empty = (sums == 0).nonzero().flatten().tolist()
+    return (
+        f"every class needs a validation image, classes {empty} have none (zero rows); add images "
+        "of them to the validation set or drop the classes"
+    )
 
 
 def _balance(confusion: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -72,6 +89,9 @@ def normalise_rows(confusion: Tensor, smoothing: float = 0.0) -> Tensor:
     respect to its logits is proportional to the recall itself.
 
     Shape: (K, K) -> (K, K).
+
+    Raises:
+        ValueError: smoothing is no share, or the matrix is none (`check_confusion`).
 
     Examples:
         >>> import torch

@@ -43,7 +43,11 @@ class Groups(nn.Module):
 
 
 class Objective(nn.Module):
-    """ψ(C) with its multipliers; larger is better. Subclasses override underscored methods."""
+    """ψ(C) with its multipliers; larger is better. Subclasses override underscored methods.
+
+    Public methods check the matrix that they are given and raise ValueError for one that is none
+    (`check_confusion`); the underscored ones trust it.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class Objective(nn.Module):
         return self.value(confusion)
 
     def update(self, confusion: Tensor) -> None:
-        """Set the multipliers, in place, from a measured confusion matrix."""
+        """Set the multipliers, in place, from a measured confusion matrix (K, K)."""
         confusion = check_confusion(confusion, self.num_classes)
         with torch.no_grad():
             self._update(confusion.double())
@@ -74,19 +78,19 @@ class Objective(nn.Module):
         return self._merit(check_confusion(confusion, self.num_classes))
 
     def metric(self, confusion: Tensor) -> float:
-        """The figure to report: the unrelaxed, unconstrained metric."""
+        """The figure to report at a matrix (K, K): the unrelaxed, unconstrained metric."""
         confusion = check_confusion(confusion, self.num_classes)
         with torch.no_grad():
             return float(self._metric(confusion.double()))
 
     def constraints(self, confusion: Tensor) -> dict[str, float]:
-        """Slack of every constraint at this confusion matrix; >= 0 means that it holds."""
+        """Slack of every constraint at this confusion matrix (K, K); >= 0 means that it holds."""
         confusion = check_confusion(confusion, self.num_classes)
         with torch.no_grad():
             return self._slacks(confusion.double())
 
     def feasibility(self, confusion: Tensor) -> float:
-        """The smallest slack if a constraint is violated, else 0."""
+        """The smallest slack at a confusion matrix (K, K) if a constraint is violated, else 0."""
         return min([0.0, *self.constraints(confusion).values()])
 
     @property
@@ -259,9 +263,33 @@ def _stacked_terms(confusion: Tensor, functions: Sequence[Function]) -> Tensor:
     return torch.stack([_result(function, confusion) for function in functions])
 
 
-def _geometric_mean(recall: Tensor) -> Tensor:
-    return recall.log().mean().exp()
+def confusion_gradient(objective: Objective | Function, confusion: Tensor) -> Tensor:
+    """dψ/dC, every entry of C by itself: nothing keeps the mass of a row.
 
+    Shape: (K, K) -> (K, K).
 
-def _harmonic_mean(recall: Tensor) -> Tensor:
-    return recall.reciprocal().mean().reciprocal()
+    Raises:
+        ValueError: there is no scalar to differentiate, or its derivative is not finite.
+
+    Examples:
+        >>> confusion_gradient(lambda c: c.trace(), torch.full((2, 2), 0.25)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    # Validation code often runs under no_grad or inference_mode, and calls this from there.
+    with torch.inference_mode(False), torch.enable_grad():
+        point = confusion.clone().requires_grad_()
+        value = objective.value(point) if isinstance(objective, Objective) else objective(point)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise ValueError(
+                "an objective must return a scalar tensor that depends on the confusion matrix, "
+                f"got {value!r}; compute it in torch, without .item(), .detach() or arg-max"
+            )
+        gradient = torch.autograd.grad(value.sum(), point, allow_unused=True)[0]
+    if gradient is None or not bool(gradient.isfinite().all()):
+        reason = "missing" if gradient is None else "inf or nan"
+        raise ValueError(
+            f"the derivative of the objective must exist and be finite, it is {reason} at this "
+            "confusion matrix; use the confusion matrix in the objective, and pass smoothing=0.01 "
+            "if it is singular at recall 0"
+        )
+    return gradient

@@ -6,7 +6,7 @@ import difflib
 import functools
 import importlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_selmix import metrics
 from ssl_selmix.common import plugins
-from ssl_selmix.metrics import tail_size
+from ssl_selmix.common.rules import Checked
 from ssl_selmix.objectives.confusion import RECALL_FLOOR, Function, _tried, name_of
 from ssl_selmix.objectives.kinds import (
     Constrained,
@@ -25,8 +26,6 @@ from ssl_selmix.objectives.kinds import (
     RecallMean,
     WorstRecall,
     _coverage_terms,
-    _geometric_mean,
-    _harmonic_mean,
     _stacked_terms,
 )
 
@@ -44,8 +43,8 @@ DESCRIPTIONS: dict[str, str] = {
 }
 _MEANS: dict[str, tuple[Function, float]] = {
     "mean_recall": (torch.mean, 0.0),
-    "g_mean": (_geometric_mean, RECALL_FLOOR),
-    "h_mean": (_harmonic_mean, RECALL_FLOOR),
+    "g_mean": (metrics.geometric_mean, RECALL_FLOOR),
+    "h_mean": (metrics.harmonic_mean, RECALL_FLOOR),
 }
 
 # option -> default, lowest, highest, whether the lowest is itself allowed
@@ -127,15 +126,14 @@ def _build(objective: str | Function, num_classes: int, options: Mapping[str, An
         if objective.num_classes != num_classes:
             raise ValueError(
                 f"the objective must be for num_classes={num_classes}, got one for "
-                f"{objective.num_classes}; "
-                "build it again with get(name, num_classes)"
+                f"{objective.num_classes}; build it again with get(name, num_classes)"
             )
         return objective
     if not isinstance(objective, str):
         return FunctionObjective(num_classes, _tried(objective, num_classes))
     index, coverage_labels = list(range(num_classes)), ["min_coverage"]
     if "_ht_" in objective:
-        tail = _tail_classes(num_classes, options["tail"])
+        tail = metrics.tail_classes(num_classes, options["tail"])
         index, coverage_labels = (
             [int(i in tail) for i in range(num_classes)],
             ["head_coverage", "tail_coverage"],
@@ -208,20 +206,6 @@ def _checked_options(
     return values
 
 
-def _tail_classes(num_classes: int, tail: Iterable[int] | None) -> set[int]:
-    if tail is None:
-        return set(range(num_classes - tail_size(num_classes), num_classes))
-    given = [int(i) for i in tail]
-    inside = all(0 <= i < num_classes for i in given)
-    if not inside or len(set(given)) != len(given) or not 0 < len(given) < num_classes:
-        raise ValueError(
-            f"tail must be some but not all of the classes 0..{num_classes - 1}, each once, "
-            f"got {given}; "
-            f"the default is the last {tail_size(num_classes)}"
-        )
-    return set(given)
-
-
 def import_function(where: str) -> Function:
     """A function of the confusion matrix from "my_module:function" or "./file.py:function".
 
@@ -258,7 +242,7 @@ def import_function(where: str) -> Function:
 
 
 @dataclass
-class Config:
+class Config(Checked):
     """Which objective an algorithm trains for; an option that is None is the objective's own."""
 
     objective: str = "min_recall"
@@ -285,6 +269,8 @@ def report(objective: Objective, confusion: Tensor, *, ranked: bool) -> dict[str
     """What an algorithm logs of its objective: the figure and the slack of every constraint.
 
     With `ranked`, also `feasibility`, which comes before the figure when weights are compared.
+
+    Shape: confusion (K, K), scalars.
     """
     logs = {"objective": torch.tensor(objective.metric(confusion))}
     for name, slack in objective.constraints(confusion).items():

@@ -1,219 +1,266 @@
-"""The folder of a run."""
+"""A run's folder, opened: its files are read once, and what is wrong with one is told by its name.
+
+Resuming, loading, predicting, exporting, `--init`, sweeps and comparisons all look at a run through
+`RunFolder`. Importing it does not load torch, so that comparing stays quick.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-
-from ssl_selmix import models
-from ssl_selmix.common import config, text
-from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.config import flatten
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.runs import environment, load
-from ssl_selmix.runs.inputs import Inputs, check_images
-from ssl_selmix.runs.plan import PLACES, Plan
+from ssl_selmix.common.text import value
+from ssl_selmix.runs import released
+from ssl_selmix.runs.results import Classes, Manifest, Results, Stage, checked
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def open_directory(plan: Plan) -> dict[str, Any] | None:
-    """The configuration that the directory was made with, if this resumes it."""
-    folder, written = plan.out, plan.out / "config.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another --out")
-    if not plan.request.resume:
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} exists and is not overwritten; add --resume to continue it, or --out DIR"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return None
-    if not written.exists():  # killed before its set-up was written, or never started
-        folder.mkdir(parents=True, exist_ok=True)
-        return None
-    try:
-        before = text.load(written)
-    except ValueError as error:
-        raise ValueError(f"{written} is damaged; restore it, or use another --out") from error
-    changed = config.differences(before, plan.identity())
-    # Files that moved are the same files as long as their digests are.
-    if changed := [line for line in changed if line.partition(":")[0] not in PLACES]:
-        raise ValueError(
-            f"--resume needs the configuration that {folder} was started with; it differs in "
-            f"{'; '.join(changed)}; use another --out for a new run"
-        )
-    return before
+    from ssl_selmix.runs.weights import Predictor
 
-
-def write_setup(plan: Plan, inputs: Inputs) -> None:
-    """Write what a run is: manifest, environment, and last its configuration."""
-    said = {**inputs.extra, "command": plan.request.command}
-    inputs.split.save(plan.out / "manifest.json", inputs.images_sha256, **said)
-    write_json(plan.out / "environment.json", environment.describe(plan.device))
-    # Last: a directory with config.yaml is complete enough to be resumed.
-    write_atomically(plan.out / "config.yaml", text.dump(plan.identity()).encode())
-
-
-def check_resumed(plan: Plan, images: str, out: Console) -> None:
-    """Refuse to resume on other images; tell if the code is another.
-
-    Raises:
-        ValueError: the folder was made with other images or another split.
-    """
-    remedy = "--resume needs the same images, use another --out for these"
-    check_images(plan, images, remedy)
-    _compare_code(plan, out)
-
-
-def _compare_code(plan: Plan, out: Console) -> None:
-    """Say so if the run was started with other code: its end may then differ."""
-    try:
-        before = json.loads((plan.out / "environment.json").read_text())["commit"]
-    except (OSError, ValueError, KeyError):
-        return
-    if before != (now := environment.commit()):
-        out.print(f"warning: started at commit {before}, resumed at {now}", style="yellow")
-
-
-def results_so_far(plan: Plan, inputs: Inputs) -> dict[str, Any]:
-    """What results.json holds already, or its beginning.
-
-    Raises:
-        ValueError: the file is damaged, or was measured on other images.
-    """
-    manifest_sha = inputs.sha256
-    path = plan.out / "results.json"
-    if plan.request.resume and path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged; restore it, or use another --out") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{path} is damaged; restore it, or use another --out")
-        if found.get("manifest_sha256") != manifest_sha:
-            raise ValueError(
-                f"{path} was measured on other images or another split; --resume needs the same "
-                "images, use another --out for these"
-            )
-        return dict(found)
-    return {
-        "dataset": plan.request.dataset,
-        "seed": plan.run.seed,
-        "manifest_sha256": manifest_sha,
-        "images_sha256": inputs.images_sha256,
-        **({"init_sha256": plan.init_sha256} if plan.init else {}),
-        "counts": inputs.counts,
-        "protocol": {},
-        "stages": [],
-    }
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file that is whole or absent."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-DAMAGED = (LookupError, TypeError, AttributeError, ValueError, RecursionError)
 Source = str | os.PathLike[str]
+CONFIG, MANIFEST, RESULTS = "config.yaml", "manifest.json", "results.json"
+RUN_FILES = (CONFIG, MANIFEST, "environment.json", RESULTS, "log.txt")
+STAGE_FILES = ("model.pt", "last.pt", "best.pt", "previous.pt", "metrics.jsonl")
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A finished run: its model in fp32 on the CPU, its settings by dotted key, its manifest."""
+class RunError(ValueError):
+    """A folder that holds no run, or a file of a run that cannot be so."""
 
-    model: load.Predictor
-    settings: dict[str, Any]
-    manifest: dict[str, Any]
-    algorithm: str  # of the last finished stage, whose model it is
-    finished: int  # stages
-    planned: int
+
+@contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Whatever is wrong with what a file says is told with its name.
+
+    Raises:
+        RunError: in place of the error.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise RunError(f"{file} is damaged ({why[:200]}); restore it") from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON") from error
+
+
+def _yaml(text: str) -> Any:
+    from yaml import YAMLError
+
+    try:
+        return value(text)
+    except YAMLError as error:
+        raise ValueError(f"it is no YAML: {error}") from error
+
+
+class RunFolder:
+    """What a run left in its folder.
+
+    Raises:
+        RunError: at the first look at a file that is missing or damaged; names it.
+    """
+
+    def __init__(self, path: Source) -> None:
+        self.path = expanded(path)
+
+    def text(self, name: str) -> str | None:
+        """Content of a file of the run; None if it is not there."""
+        file = self.file(name)
+        try:
+            return file.read_bytes().decode("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise RunError(f"{file} is damaged ({error}); restore it") from error
+
+    def lines(self, name: str) -> list[str]:
+        """Lines of a log; a killed run may have cut the last one, even within a character."""
+        return self.file(name).read_bytes().decode("utf-8", "replace").splitlines()
+
+    def has(self, name: str) -> bool:
+        """Whether the run has this file."""
+        return self.file(name).is_file()
+
+    def file(self, name: str) -> Path:
+        """Where a file of the run lies, or would."""
+        return self.path / name
+
+    def content(self, name: str) -> Any:
+        """What a file of the run holds, JSON or YAML; unchecked."""
+        if (text := self.text(name)) is None:
+            raise RunError(f"{self.path} is no run of ssl_selmix; it has no {name}")
+        with named(self.file(name)):
+            return _yaml(text) if name.endswith("yaml") else _json(text)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What ran: the sections of config.yaml."""
+        found = self.content(CONFIG)
+        with named(self.file(CONFIG)):
+            if not isinstance(found, dict):
+                raise ValueError("it has no sections")
+        return {str(key): value for key, value in found.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration by dotted key."""
+        return flatten(self.config)
+
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        with named(self.file(CONFIG)):
+            return str(self.settings["model.name"])
 
     @property
     def precision(self) -> str:
         """In what the body of the network computed when the run was measured."""
-        return str(self.settings.get("precision", "fp32"))
+        return str(self.config.get("precision", "fp32"))
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json, whose images have a shape, a normalisation and a preprocessing."""
+        content = self.content(MANIFEST)
+        with named(self.file(MANIFEST)):
+            checked(Manifest, content)
+            # Version 0.1 recorded none.
+            return {"preprocessing": released.preprocessing(content), **content}
+
+    @cached_property
+    def results(self) -> Results:
+        """results.json; what version 0.1 did not write into it is taken from the other files."""
+        content = self.content(RESULTS)
+        with named(self.file(RESULTS)):
+            found = checked(Results, released.numbered(content))
+        if "schema" not in content:
+            self._complete(found)
+        return found
+
+    def _complete(self, results: Results) -> None:
+        if self.has(MANIFEST):
+            content = self.content(MANIFEST)
+            with named(self.file(MANIFEST)):
+                released.add_classes(results, checked(Classes, content))
+        with named(self.file(CONFIG)):
+            released.add_settings(results, self.config if self.has(CONFIG) else {})
+        released.add_tail(results)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The finished stages; none if results.json is not there yet."""
+        return self.results.stages if self.has(RESULTS) else []
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run; that of version 0.1 is a digest of its results."""
+        written = self.manifest.get("run_id") if self.has(MANIFEST) else None
+        return str(written or self.results.run_id)
+
+    @property
+    def planned(self) -> int:
+        """How many stages the run is to have."""
+        return len(self.config.get("algorithms") or self.stages)
 
     @property
     def stage(self) -> str:
         """Which stage kept the model, in words."""
-        missing = (
-            " (unfinished: --resume continues the run)" if self.finished < self.planned else ""
+        done, missing = self.stages, " (unfinished: --resume continues the run)"
+        told = f"stage {len(done)} of {self.planned}, {done[-1].algorithm}"
+        return told + (missing if len(done) < self.planned else "")
+
+    def place(self, index: int) -> Path:
+        """Folder of a stage, counted from 0."""
+        return self.path / f"{index + 1}-{self.stages[index].algorithm}"
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network that the last finished stage handed on, by the names of its tensors.
+
+        Raises:
+            RunError: no stage is finished, or its weights are missing, damaged or others.
+        """
+        from ssl_selmix.runs import weights
+        from ssl_selmix.training import checkpoint
+
+        if not self.stages:
+            raise RunError(
+                f"{self.path} has no finished stage yet: give the folder of a run that came to an "
+                "end, or --resume it first"
+            )
+        stage, place = self.stages[-1], self.place(len(self.stages) - 1)
+        keep = self.settings.get(f"{stage.algorithm}.keep", "best")
+        file = next(
+            (f for f in (place / weights.HANDED_ON, place / f"{keep}.pt") if f.exists()), None
         )
-        return f"stage {self.finished} of {self.planned}, {self.algorithm}{missing}"
+        if file is None:
+            raise RunError(
+                f"{place} has no {weights.HANDED_ON}, the weights of the run; restore it"
+            )
+        found = weights.of_checkpoint(file)
+        if stage.handed_on_sha256 not in (None, checkpoint.digest(found)):
+            raise RunError(
+                f"{file} has not the weights that {self.path / RESULTS} tells of; restore it"
+            )
+        return found
+
+    def last_model(self) -> Predictor:
+        """The model that the last finished stage kept, in fp32 on the CPU, ready to predict."""
+        from ssl_selmix import models
+        from ssl_selmix.runs import weights
+
+        state = self.weights()
+        with named(self.file(CONFIG)):
+            model = models.Config(self.network, self.settings["model.bn_momentum"])
+        with named(self.place(len(self.stages) - 1) / weights.HANDED_ON):
+            return weights.predictor(model, self.manifest, state)
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file is one of those that a run consists of."""
+        place, run = path.resolve(), self.path.resolve()
+        return (place.parent == run and place.name in RUN_FILES) or (
+            place.parent.parent == run and place.name in STAGE_FILES
+        )
 
 
-def open_run(run: Source) -> Opened:
-    """Read a run's last model and what it says about its images.
-
-    Raises:
-        ValueError: the folder is no finished run, or its files are damaged.
-    """
-    folder = expanded(run)
-    for name in ("config.yaml", "manifest.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no run of ssl_selmix; it has no {name}")
-    with _named(folder / "config.yaml"):
-        settings = config.flatten(text.load(folder / "config.yaml"))
-        models.Config(settings["model.name"], settings["model.bn_momentum"])
-    with _named(folder / "manifest.json"):
-        manifest = _checked(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-    if not (folder / "results.json").is_file():
-        raise ValueError(f"{folder} has no finished stage yet; --resume the run first")
-    with _named(folder / "results.json"):
-        stages = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stages"]
-        algorithm = str(stages[-1]["algorithm"])
-    with torch.random.fork_rng([]):  # the network is first built with random weights
-        model = load.load(folder)
-    planned = len(settings.get("algorithms") or stages)
-    return Opened(model, settings, manifest, algorithm, len(stages), planned)
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Whatever is wrong with what a file says is told with its name.
-
-    Raises:
-        ValueError: in place of the error.
-    """
-    try:
-        yield
-    except DAMAGED as error:
-        why = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ValueError(f"{file} is damaged ({why[:120]}); restore it") from error
-
-
-def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest that says what shape images have and how they are normalised.
+def open_run(run: Source) -> RunFolder:
+    """A run that has finished a stage, its files looked at.
 
     Raises:
-        ValueError: names what cannot be so.
+        RunError: the folder is no finished run, or its files are damaged.
     """
-    shape, names = manifest["image_shape"], manifest["class_names"]
-    if not isinstance(names, list) or len(names) < 2 or not all(type(n) is str for n in names):
-        raise ValueError(f"class_names must be a list of 2 names or more, not {names!r}")
-    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):
-        raise ValueError(f"image_shape must be three integers, not {shape!r}")
-    if min(shape) < 1:
-        raise ValueError(f"image_shape must be at least 1, not {shape!r}")
-    for key in ("mean", "std"):
-        given = manifest[key]
-        numbers = isinstance(given, list) and all(type(x) in (int, float) for x in given)
-        if not numbers or len(given) != shape[0] or not all(map(math.isfinite, given)):
-            raise ValueError(f"{key} must be {shape[0]} number(s), not {given!r}")
-    if min(manifest["std"]) <= 0:
-        raise ValueError(f"std must be > 0, not {manifest['std']!r}")
-    return manifest
+    opened = RunFolder(run)
+    for name in (CONFIG, MANIFEST):
+        if not opened.has(name):
+            raise RunError(f"{opened.path} is no run of ssl_selmix; it has no {name}")
+    assert opened.network and opened.manifest
+    if not opened.has(RESULTS):
+        raise RunError(f"{opened.path} has no finished stage yet; --resume the run first")
+    if not opened.stages:
+        raise RunError(f"{opened.path / RESULTS} is damaged (it has no finished stage); restore it")
+    if opened.results.run_id != opened.run_id and "run_id" in opened.manifest:
+        raise RunError(f"{opened.path / RESULTS} is of another run than {MANIFEST}; restore it")
+    return opened
 
 
-RUN_FILES = ("config.yaml", "manifest.json", "environment.json", "results.json", "log.txt")
-STAGE_FILES = ("model.pt", "last.pt", "best.pt", "previous.pt", "metrics.jsonl")
+def run_around(path: Path) -> RunFolder | None:
+    """The run that a path leads into: its folder, a stage's, or a file in one; None if no run."""
+    found = (RunFolder(folder) for folder in (path, *path.parents[:2]))
+    return next((run for run in found if run.has(CONFIG) and run.has(MANIFEST)), None)
 
 
 def check_free(path: Path, force: bool) -> None:
@@ -225,9 +272,9 @@ def check_free(path: Path, force: bool) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
     place = path.resolve()  # a link to a file is that file
-    for names, run in ((RUN_FILES, place.parent), (STAGE_FILES, place.parent.parent)):
-        if place.name in names and place.exists() and (run / "config.yaml").is_file():
-            raise ValueError(f"{place} belongs to the run {run}; write to another file")
+    for run in map(RunFolder, (place.parent, place.parent.parent)):
+        if place.exists() and run.has(CONFIG) and run.owns(place):
+            raise ValueError(f"{place} belongs to the run {run.path}; write to another file")
     if place.exists() and not place.is_file():
         raise ValueError(f"{path} is no regular file; write to one")
     if place.exists() and not force:

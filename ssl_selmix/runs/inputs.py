@@ -14,6 +14,10 @@ from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import machine
 
+# What manifest.json says beside images, split and labels. The command: how the split was asked for
+# first; it may be asked otherwise.
+BESIDE = ("schema", "run_id", "preprocessing", "command")
+
 
 def reload(plan: Plan) -> Inputs:
     """The images and the split of a run that exists.
@@ -21,7 +25,8 @@ def reload(plan: Plan) -> Inputs:
     Raises:
         ValueError: they are not those that the run saw.
     """
-    torch.set_num_threads(plan.run.threads or machine.MACHINE_THREADS)
+    machine.use_threads(plan.run.threads)
+    machine.use_repeatable_kernels()
     inputs = load_data(plan)
     check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
@@ -36,6 +41,7 @@ class Inputs:
     split: Split
     images_sha256: str
     extra: dict[str, Any]
+    preprocessing: dict[str, Any]  # how image files become what the network takes
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -53,7 +59,7 @@ class Inputs:
 def load_data(plan: Plan) -> Inputs:
     """Decode the images, draw the split, put the pool on the device."""
     settings, seed = plan.config["data"], plan.run.seed
-    source: data.ImageSet = plan.dataset.load(settings)
+    source: data.Source = plan.dataset.load(settings)
     names = list(source.class_names)
     if source.test is None and not settings.test:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
@@ -70,7 +76,7 @@ def load_data(plan: Plan) -> Inputs:
     extra: dict[str, Any] = {
         "dataset": plan.request.dataset,
         "class_names": names,
-        "image_shape": list(source.train.shape[1:]),
+        "image_shape": list(source.image_shape),
         "mean": list(source.mean),
         "std": list(source.std),
     }
@@ -78,10 +84,11 @@ def load_data(plan: Plan) -> Inputs:
         extra["extra_unlabeled"] = len(source.extra_unlabeled)
     if source.apart:
         extra["apart"] = source.apart
-    return Inputs(loaded, diagnostics, split, sha256, extra)
+    scale = {"mean": extra["mean"], "std": extra["std"]}
+    return Inputs(loaded, diagnostics, split, sha256, extra, source.preprocessing() | scale)
 
 
-def _split(plan: Plan, source: data.ImageSet, sha256: str) -> Split:
+def _split(plan: Plan, source: data.Source, sha256: str) -> Split:
     """The split that `data.manifest` names, on these images, or else a new one."""
     settings, names = plan.config["data"], list(source.class_names)
     if not plan.manifest_sha256:
@@ -110,7 +117,8 @@ def check_images(plan: Plan, sha256: str, remedy: str) -> None:
     """
     path = plan.out / "manifest.json"
     written = read_manifest(path)
-    written.pop("command", None)  # how the split was asked for first; it may be asked otherwise
+    for key in BESIDE:
+        written.pop(key, None)
     if config.fingerprint(written) != sha256:
         raise ValueError(
             f"{path} describes other images or another split than this run sees; {remedy}"

@@ -8,23 +8,33 @@ import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
-from ssl_selmix.common import config, plugins, processes, text
+from ssl_selmix.common import config, plugins, processes
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.models import execution
+from ssl_selmix.runs.folder import CONFIG, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import checkpoint, machine
 
 NO_PRESET = "none"
+# Sections by the name that version 0.1 gave them. Settings may use it, and what a run records (its
+# config.yaml, and the fingerprints in its checkpoints) does, so that older runs can be resumed.
+RECORDED = {"views": "step"}
 PLACES = ("init.path", "data.manifest.path")
 # What another machine may have otherwise than that of the run.
-MAY_CHANGE = (*config.MACHINE_KEYS, "precision", "data.root", "data.download")
+MAY_CHANGE = (
+    *(key for key in config.MACHINE_KEYS if key != "pictures"),  # commands that draw none
+    *("precision", "data.root", "data.download"),
+)
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
 
@@ -65,26 +75,34 @@ class Plan:
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
-        sections |= {"step": execution.ViewsConfig}
+        sections |= {"views": execution.ViewsConfig}
         sections |= {name: kind.Config for name, kind in self.algorithms}
-        self.layers = config.read(sections, self._layers(set(sections)))
+        self.layers = config.read(sections, self._layers(sections))
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
-        self.device = machine.set_up_device(self.run.device)
+        self.device = machine.find_device(self.run.device)
         # What `auto` chose decides the results, so that it is what the run records.
         self.run.precision = execution.precision_of(self.run.precision, self.device)
         self.plain["precision"] = self.run.precision
-        self.init = read_weights(request.init) if request.init else {}
-        self.init_sha256 = checkpoint.digest(self.init) if request.init else ""
 
-    def _layers(self, sections: set[str]) -> list[config.Layer]:
+    @cached_property
+    def init(self) -> dict[str, Tensor]:
+        """The weights of --init, read when first asked for."""
+        return read_weights(self.request.init) if self.request.init else {}
+
+    @cached_property
+    def init_sha256(self) -> str:
+        """Their digest; "" without --init."""
+        return checkpoint.digest(self.init) if self.request.init else ""
+
+    def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         name = self.request.preset
         if name is None:
             name = self.request.dataset if self.request.dataset in plugins.presets() else NO_PRESET
         layers: list[config.Layer] = []
         if self.request.recorded:
-            layers.append(("the run", dict(self.request.recorded)))
+            layers.append(("the run", config.without_retired(self.request.recorded, sections)))
         elif name != NO_PRESET:
             origin = f"preset {name}"
             settings = config.parse_yaml(plugins.preset_text(name), origin)
@@ -94,7 +112,7 @@ class Plan:
             kept = {k: v for k, v in settings.items() if k.partition(".")[0] not in others}
             layers.append((origin, kept))
         layers.append(("command line", config.parse_overrides(self.request.settings)))
-        return layers
+        return [(origin, _by_own_names(settings)) for origin, settings in layers]
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
@@ -133,7 +151,7 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the results: resuming with another identity is refused."""
-        plain = config.deciding(self.plain)
+        plain = self._recorded()
         if self.init_sha256:
             plain["init"] = {"path": str(self.request.init), "sha256": self.init_sha256}
         if self.manifest_sha256:
@@ -146,6 +164,10 @@ class Plan:
             **({"code": code} if (code := self._code()) else {}),
             **self._processes(),
         }
+
+    def _recorded(self) -> dict[str, Any]:
+        """All settings that decide the results, in the sections that runs record."""
+        return {RECORDED.get(key, key): v for key, v in config.deciding(self.plain).items()}
 
     def _processes(self) -> dict[str, int]:
         """How many, if several: sums over them are rounded in another order."""
@@ -168,13 +190,21 @@ class Plan:
     def fingerprint(self, stage: int, images: str) -> str:
         """Identity of a stage: the configuration up to it and the images it sees."""
         used = [name for name, _ in self.algorithms[: stage + 1]]
-        plain = config.deciding(self.plain)
+        plain = self._recorded()
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
-        parts = {k: plain[k] for k in (*common, *used)}
+        parts = {k: plain[k] for k in common}
+        parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = (images, self.init_sha256, self._code(), self._processes())
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
+
+
+def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the sections' names of today."""
+    names = {old: new for new, old in RECORDED.items()}
+    parted = ((*key.partition("."), value) for key, value in settings.items())
+    return {f"{names.get(section, section)}{dot}{rest}": v for section, dot, rest, v in parted}
 
 
 def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
@@ -189,24 +219,21 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
                 f"{key} cannot be set here: what {folder} was trained with stays; what may be "
                 f"another on this machine: {', '.join(MAY_CHANGE)}"
             )
-    path = folder / "config.yaml"
-    try:
-        written = text.load(path)
+    written = dict(RunFolder(folder).config)
+    with named(folder / CONFIG):
         names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
-        tree = {str(k): v for k, v in written.items() if k not in NOT_SETTINGS}
+        tree = {key: value for key, value in written.items() if key not in NOT_SETTINGS}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{folder} is no run of ssl_selmix; it has no config.yaml") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged; restore it") from error
     recorded = config.flatten(tree)
     return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))
 
 
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
     """Each name is a section of the configuration and may mean one thing only."""
-    taken: dict[str, Any] = dict.fromkeys(("data", "model", "step", "dataset", "algorithms"))
+    taken: dict[str, Any] = dict.fromkeys(
+        ("data", "model", *RECORDED, *RECORDED.values(), "dataset", "algorithms")
+    )
     taken |= dict.fromkeys(config.Run.__annotations__)
     for name, kind in algorithms:
         if taken.setdefault(name, kind) is not kind:

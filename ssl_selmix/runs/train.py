@@ -15,19 +15,16 @@ from ssl_selmix.common.console import console
 from ssl_selmix.common.processes import World
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
-from ssl_selmix.models import batch_norm, classifier, execution, weights
-from ssl_selmix.runs import load, summary
-from ssl_selmix.runs.folder import (
-    check_resumed,
-    open_directory,
-    results_so_far,
-    write_json,
-    write_setup,
-)
+from ssl_selmix.models import batch_norm, classifier, execution
+from ssl_selmix.models.execution import Execution
+from ssl_selmix.models.weights import load_into
+from ssl_selmix.runs import load, summary, weights
+from ssl_selmix.runs.folder import RESULTS
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
+from ssl_selmix.runs.record import Record
+from ssl_selmix.runs.results import Protocol, Stage, StartedFrom, checked
 from ssl_selmix.training import engine, machine
-from ssl_selmix.training.log import SilentLog, StageLog
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -40,74 +37,112 @@ def run(request: Request) -> dict[str, Any]:
     """
     plan = Plan(request)
     with processes.joined(plan.device) as world:
-        return _run(plan, world)
+        training = Training(plan, world)
+        training.check()
+        net = training.start()
+        for index in range(len(plan.stages)):
+            net = training.train(index, net)
+        return training.finish()
 
 
-def _run(plan: Plan, world: World | None) -> dict[str, Any]:
-    request, out, writes = plan.request, console(), world is None or world.rank == 0
-    previous = processes.from_first(lambda: open_directory(plan), world)
-    _announce(plan, out)
-    inputs = load_data(plan)
-    loaded = inputs.data
-    alike = plan.fingerprint(len(plan.stages) - 1, inputs.sha256)
-    if not processes.same_everywhere(alike, world):
-        raise ValueError(
-            "the processes see different images, splits, settings or code; give all of them the "
-            "same files and the same command, and set precision if their machines differ"
-        )
-    for note in load.check_origin(
-        plan.request.init,
-        plan.config["model"].name,
-        plan.run.precision,
-        inputs.split,
-        inputs.images_sha256,
-    ):
-        out.print(f"  --init: {note}", highlight=False, markup=False)
-    # A mistake in the last stage must not cost the stages before it.
-    parts = range(len(plan.stages))
-    planned = [build(plan, i, loaded.task, loaded.images.shape[1], None) for i in parts]
-    _check_batches(planned)
-    _set_threads(plan, planned, loaded, out)
-    if previous is not None:
-        processes.from_first(lambda: check_resumed(plan, inputs.sha256, out), world)
-    else:
-        processes.from_first(lambda: write_setup(plan, inputs), world)
-    results = processes.from_first(lambda: results_so_far(plan, inputs), world)
-    net = _start(plan, inputs, results, out) if plan.request.init else None
-    for index, stage in enumerate(plan.stages):
-        algorithm = build(plan, index, loaded.task, loaded.images.shape[1], net)
-        algorithm.to(device=plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        stage_data = loaded.at_stage(stage)
-        images = algorithm.images_per_step
-        logs = StageLog if writes else SilentLog
+class Training:
+    """A run: its folder is opened first, then its images are read."""
+
+    def __init__(self, plan: Plan, world: World | None) -> None:
+        machine.use_repeatable_kernels()
+        _ = plan.init_sha256  # reads --init now: a missing file must leave no folder behind
+        self.plan, self.world, self.out = plan, world, console()
+        self.record = Record(plan, world)
+        _announce(plan, self.out)
+        self.inputs = load_data(plan)
+
+    def check(self) -> None:
+        """Refuse before any training what would end a later stage, and write what the run is."""
+        plan, inputs, loaded = self.plan, self.inputs, self.inputs.data
+        alike = plan.fingerprint(len(plan.stages) - 1, inputs.sha256)
+        if not processes.same_everywhere(alike, self.world):
+            raise ValueError(
+                "the processes see different images, splits, settings or code; give all of them "
+                "the same files and the same command, and set precision if their machines differ"
+            )
+        self._check_origin()
+        channels = loaded.image_shape[0]
+        planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
+        _check_batches(planned)
+        _set_threads(plan, planned, loaded, self.out)
+        self.results = self.record.begin(inputs, self.out)
+
+    def _check_origin(self) -> None:
+        plan, inputs = self.plan, self.inputs
+        network, precision = plan.config["model"].name, plan.run.precision
+        images = inputs.images_sha256
+        for note in load.check_origin(plan.request.init, network, precision, inputs.split, images):
+            self.out.print(f"  --init: {note}", highlight=False, markup=False)
+
+    def start(self) -> models.Classifier | None:
+        """The network that --init gives, measured; None: the first stage makes one."""
+        if not self.plan.request.init:
+            return None
+        net, measured = _start(self.plan, self.inputs, self.out)
+        self.results.start = checked(Stage, measured)
+        return net
+
+    def train(self, index: int, net: models.Classifier | None) -> models.Classifier:
+        """Train a stage, or read it if it is finished; what it hands on."""
+        plan, loaded = self.plan, self.inputs.data
+        algorithm = build(plan, index, loaded.task, loaded.image_shape[0], net)
+        execution.placed(algorithm, plan.device)
+        sha256 = plan.fingerprint(index, self.inputs.sha256)
+        new = index >= len(self.results.stages)
         fitted = engine.fit(
             algorithm,
-            stage_data,
-            plan.out / stage,
-            logs(plan.out / stage, stage, loaded.class_names, out, images),
-            plan.fingerprint(index, inputs.sha256),
-            resume=request.resume,
-            diagnostics=inputs.diagnostics,
-            compiled=plan.run.compile,
-            world=world,
-            measure_last=index >= len(results["stages"]),
+            loaded.at_stage(plan.stages[index]),
+            plan.out / plan.stages[index],
+            self.record.log(index, self.inputs, algorithm.images_per_step, self.out),
+            sha256,
+            resume=plan.request.resume,
+            diagnostics=self.inputs.diagnostics,
+            measure_last=new,
         )
-        net = fitted.algorithm.export().requires_grad_(True)
-        if index >= len(results["stages"]):
-            name = plan.algorithms[index][0]
-            measured = _measure(name, fitted, stage_data)
-            # By the section's own keys, so that results say what ran without config.yaml.
-            results["stages"].append(measured | {"settings": plan.plain[name]})
-            results["protocol"] = _protocol(plan, inputs, fitted.algorithm.net)
-            if writes:
-                load.save(net, plan.out / stage, plan.fingerprint(index, inputs.sha256))
-                write_json(plan.out / "results.json", results)
-    summary.show(results, loaded.class_names, out)
-    memory = machine.peak_memory(plan.device)
-    held = ", ".join(f"{size / 2**30:.2f} GiB ({what})" for what, size in memory.items())
-    out.print(f"peak memory: {held or 'unknown'}", highlight=False, markup=False)
-    out.print(f"results: {plan.out / 'results.json'}", highlight=False, markup=False)
-    return results
+        handed_on = fitted.algorithm.export().requires_grad_(True)
+        if new:
+            self._add(index, fitted, handed_on, sha256)
+        return handed_on
+
+    def _add(
+        self, index: int, fitted: engine.Fitted, handed_on: models.Classifier, sha256: str
+    ) -> None:
+        plan, inputs = self.plan, self.inputs
+        name = plan.algorithms[index][0]
+        stage = _measure(name, fitted, inputs.data.at_stage(plan.stages[index]))
+        # Repeat the stage's settings, so that results.json can be read without config.yaml.
+        stage |= {"settings": plan.plain[name]}
+        stage |= {"handed_on_sha256": weights.sha256_of(handed_on)}
+        if (origin := self._origin(index)) is not None:
+            stage |= {"started_from": origin.plain()}
+        told = _protocol(plan, inputs, fitted.algorithm.net)
+        self.results.protocol = checked(Protocol, told)
+        self.record.add(self.results, stage, handed_on, sha256)
+
+    def _origin(self, index: int) -> StartedFrom | None:
+        """What a stage began with: weights of another run, or what the stage before handed on."""
+        if index:
+            before = self.results.stages[index - 1].handed_on_sha256 or ""
+            return StartedFrom(sha256=before, run_id=self.results.run_id, stages=index)
+        if not self.plan.request.init:
+            return None
+        return load.origin_of(self.plan.request.init, self.plan.init_sha256)
+
+    def finish(self) -> dict[str, Any]:
+        """Print the tables; what results.json holds."""
+        found = self.results.plain()
+        summary.show(found, self.inputs.data.class_names, self.out)
+        memory = machine.peak_memory(self.plan.device)
+        held = ", ".join(f"{size / 2**30:.2f} GiB ({what})" for what, size in memory.items())
+        self.out.print(f"peak memory: {held or 'unknown'}", highlight=False, markup=False)
+        place = self.plan.out / RESULTS
+        self.out.print(f"results: {place}", highlight=False, markup=False)
+        return found
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
@@ -127,7 +162,7 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     world = processes.world()
     images = max(algorithm.images_per_step for algorithm in algorithms)
     images //= world.size if world else 1
-    shape = tuple(loaded.images.shape[1:])
+    shape = loaded.image_shape
     try:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)
     except Exception as error:  # whatever the network says of images that it was not made for
@@ -137,20 +172,19 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
             f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
             "the data set has it"
         ) from error
-    threads = plan.run.threads or machine.threads_for(flops)
-    torch.set_num_threads(threads)
+    threads = machine.use_threads(plan.run.threads or machine.threads_for(flops))
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
     plural = "s" if threads > 1 else ""
     text = f"  machine: {plan.device}, {threads} thread{plural} ({why}), {plan.run.precision}"
     out.print(text, highlight=False, markup=False)
     for (name, _), algorithm in zip(plan.algorithms, algorithms, strict=True):
-        how = plan.config["step"].name
+        how = plan.config["views"].name
         if how not in algorithm.forwards:
             split = "split" in algorithm.forwards
             then = (
-                "needs all strong views: step.lazy means step.split"
+                "needs all strong views: views.lazy means views.split"
                 if split
-                else (f"has no views to treat otherwise: step.{how} changes nothing in it")
+                else (f"has no views to treat otherwise: views.{how} changes nothing in it")
             )
             out.print(f"  {name} {then}", highlight=False, markup=False)
     if plan.run.sync_batch_norm and world is None:
@@ -165,8 +199,8 @@ def build(
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
         net = models.build(plan.config["model"], task.num_classes, channels)
-    net.autocast = execution.DTYPES[plan.run.precision]
-    net.step = plan.config["step"].name
+    how, run = plan.config["views"].name, plan.run
+    net.prepared(Execution(run.precision, how, processes.world(), run.compile))
     if plan.run.sync_batch_norm and processes.world():
         batch_norm.share_batch_norms(net, plan.device)
     return kind(net, task, plan.config[name])
@@ -193,19 +227,17 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
     return found | ({"last": fitted.last} if fitted.last else {})
 
 
-def _start(plan: Plan, inputs: Inputs, results: dict[str, Any], out: Console) -> models.Classifier:
-    """The network with the weights of --init, which the results begin with."""
-    task, channels = inputs.data.task, inputs.data.images.shape[1]
+def _start(plan: Plan, inputs: Inputs, out: Console) -> tuple[models.Classifier, dict[str, Any]]:
+    """The network with the weights of --init, and their figures."""
+    task, channels = inputs.data.task, inputs.data.image_shape[0]
     torch.manual_seed(seed_of(plan.run.seed, "init"))
     net = models.build(plan.config["model"], task.num_classes, channels)
-    for note in weights.load_into(net, plan.init):
+    for note in load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
     # As the stages compute: in another number format or layout the same weights have other figures.
-    net.autocast = execution.DTYPES[plan.run.precision]
+    net.prepared(Execution(plan.run.precision), inputs.data.device)
     given = Algorithm(net, task, Algorithm.Config())
-    given.to(device=inputs.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    results["start"] = _measure("start", engine.Fitted(given, 0, 0, 0.0), inputs.data)
-    return net
+    return net, _measure("start", engine.Fitted(given, 0, 0, 0.0), inputs.data)
 
 
 def _protocol(plan: Plan, inputs: Inputs, net: models.Classifier) -> dict[str, Any]:
@@ -221,7 +253,7 @@ def _protocol(plan: Plan, inputs: Inputs, net: models.Classifier) -> dict[str, A
         "validation": f"held out of {held}, labeled",
         "steps": [plan.config[name].steps for name, _ in plan.algorithms],
         "precision": plan.run.precision,
-        "step": plan.config["step"].name,
+        "step": plan.config["views"].name,
         **_shared(plan),
     }
 

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Rules, Task
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Task, keeps_rows
+from ssl_selmix.common.rules import at_least, one_of
 from ssl_selmix.data import Data
 from ssl_selmix.models import Classifier
 from ssl_selmix.models.batch_norm import batch_norms
-
-
-def _refuse_mu(config: Algorithm.Config) -> None:
-    """A stage that does draw unlabeled images says so by a `mu` in its own Config."""
-    own = next(k for k in type(config).__mro__ if "mu" in vars(k).get("__annotations__", {}))
-    if own is Algorithm.Config and config.mu != own.mu:
-        raise ValueError(
-            f"mu={config.mu} has no meaning in a second stage on labeled images; leave it out"
-        )
 
 
 class FineTuning(Algorithm):
@@ -44,22 +36,14 @@ class FineTuning(Algorithm):
 
         steps: int = 500  # 10,000 in the SelMix paper
         lr: float = 3e-4  # of the classifier
-        body_lr: float = 0.1  # rate of the features, as a share of lr
+        body_lr: float = at_least(0, 0.1)  # rate of the features, as a share of lr
         momentum: float = 0.0
         nesterov: bool = False
         schedule: str = "cosine"
         ema: float = 0.0
         evaluate_every: int = 50
-        batch_norm: str = (
-            "batch"  # batch: the batch's statistics, as published; frozen: stored ones
-        )
-
-        RULES: ClassVar[Rules] = {"body_lr": ">= 0", "batch_norm": ("frozen", "batch")}
-
-        def __post_init__(self) -> None:
-            """Refuse a number of unlabeled images, of which no batch has any."""
-            super().__post_init__()
-            _refuse_mu(self)
+        # batch: the batch's statistics, as published; frozen: stored ones
+        batch_norm: str = one_of("batch", "frozen")
 
     config: Config
 
@@ -106,7 +90,6 @@ class FrozenBody(Algorithm):
     """
 
     views: Sequence[str] = ()
-    mixes_images = False
 
     @dataclass
     class Config(Algorithm.Config):
@@ -118,11 +101,6 @@ class FrozenBody(Algorithm):
         schedule: str = "cosine"
         ema: float = 0.0
         evaluate_every: int = 50
-
-        def __post_init__(self) -> None:
-            """Refuse a number of unlabeled images, of which no batch has any."""
-            super().__post_init__()
-            _refuse_mu(self)
 
     config: Config
 
@@ -136,6 +114,7 @@ class FrozenBody(Algorithm):
         self.net.backbone.eval()
         return self
 
+    @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the weak view; the body needs no gradient."""
         with torch.no_grad():
@@ -144,4 +123,4 @@ class FrozenBody(Algorithm):
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, every class equally often."""
-        return data.batches((), self.config.batch, self.config.mu, start, balanced=True)
+        return data.batches((), self.config.batch, 0, start, balanced=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ssl_selmix import gains, label_shift, objectives
-from ssl_selmix.algorithm import Batch, Evaluation, Rules, Task
-from ssl_selmix.common.rules import check
+from ssl_selmix.algorithm import Batch, Evaluation, Task
+from ssl_selmix.common.rules import Checked, check, one_of, positive, within
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Draw
 from ssl_selmix.selmix.pairs import ClassPairSampler
@@ -38,36 +37,27 @@ class Pairing(nn.Module):
     """P and the pseudo-labels as state; re-estimated from an evaluation, drawn from in batches."""
 
     @dataclass
-    class Config:
+    class Config(Checked):
         """How pairs are chosen."""
 
         temperature: int | float | str = "auto"  # of P = softmax(G / T); auto: by the largest gain
-        spread: float = 1.0  # of P over more pairs: what the automatic temperature is multiplied by
-        smoothing: float = 0.01  # share of a uniform row in C, so that zero recall has a gradient
-        beta_min: float = 0.6  # mixing weight beta ~ U[beta_min, 1]
-        label_term: str = "mixed"  # of the gain: mixed (the theorem) or published (as released)
-        policy: str = "selective"  # pairs: selective, greedy, uniform; natural: class frequencies
-        uniform_share: float = 0.0  # of P; the released sampler has 1 / (K + 1)
-        partners: str = "pool"  # second images: the unlabeled pool, or labeled ones again
-        pseudo_weight: str = "none"  # partners within a class: alike (none), or by confidence
-        pseudo_prior: str = "none"  # correct pseudo-labels by the pool's estimated class prior
-
-        RULES: ClassVar[Rules] = {
-            "spread": "> 0",
-            "smoothing": "[0, 1)",
-            "beta_min": "[0, 1]",
-            "label_term": ("mixed", "published"),
-            "policy": POLICIES,
-            "uniform_share": "[0, 1]",
-            "partners": ("pool", "labeled"),
-            "pseudo_weight": ("none", "confidence"),
-            "pseudo_prior": ("none", "estimated"),
-        }
+        # of P over more pairs: what the automatic temperature is multiplied by
+        spread: float = positive(1.0)
+        # share of a uniform row in C, so that zero recall has a gradient
+        smoothing: float = within("[0, 1)", 0.01)
+        beta_min: float = within("[0, 1]", 0.6)  # mixing weight beta ~ U[beta_min, 1]
+        label_term: str = one_of("mixed", "published")  # of the gain; mixed: that of the theorem
+        policy: str = one_of(*POLICIES)  # which pairs; natural: by class frequencies
+        uniform_share: float = within("[0, 1]", 0.0)  # of P; the released sampler has 1 / (K + 1)
+        partners: str = one_of("pool", "labeled")  # where second images come from
+        pseudo_weight: str = one_of("none", "confidence")  # of partners within a class
+        pseudo_prior: str = one_of("none", "estimated")  # prior that corrects pseudo-labels
 
         def __post_init__(self) -> None:
-            """Refuse a temperature that is neither positive nor auto."""
+            """Refuse a temperature that is neither positive nor auto, and what has no effect."""
+            super().__post_init__()
             absolute = isinstance(self.temperature, int | float)
-            check(self, {"temperature": "> 0" if absolute else ("auto",)})
+            check("temperature", self.temperature, "> 0" if absolute else ("auto",))
             if absolute and self.spread != 1:
                 raise ValueError("spread multiplies temperature=auto; set spread=1 beside a number")
             if self.partners == "labeled":
@@ -93,7 +83,7 @@ class Pairing(nn.Module):
         self.register_buffer("pairs", torch.full((k, k), 1 / k**2, dtype=torch.float64))
         self.register_buffer("pseudo_labels", torch.zeros(m, dtype=torch.int64))
         self.register_buffer("weights", torch.ones(m, dtype=torch.float64))
-        self._stale = True
+        self._num_estimates = 0
 
     def estimate(
         self,
@@ -126,7 +116,7 @@ class Pairing(nn.Module):
         gain = gains_at((1 + cfg.beta_min) / 2)
         logs = self._pseudo_label(evaluation)
         self.pairs.copy_(self._distribution(gain))
-        self._stale = True
+        self._num_estimates += 1
         return gradient, logs | {
             "gain_max": gain.max(),
             "gain_expected": (self.pairs * (gain if mixed else gains_at(1.0))).sum(),
@@ -148,7 +138,8 @@ class Pairing(nn.Module):
                 bootstrap=1,
             )
             logs = {"estimated_prior": found.prior}
-            if found.calibration is not None:  # else it fell back to counting what is biased
+            # None: em fell back to counting, whose prior is biased; do not shift by it.
+            if found.calibration is not None:
                 seen = torch.bincount(evaluation.labels, minlength=logits.shape[1]).double()
                 shift = found.prior.clamp_min(1e-6).log() - (seen / seen.sum()).log()
                 logits = label_shift.calibrated(logits.softmax(1), found.calibration).log() + shift
@@ -164,23 +155,22 @@ class Pairing(nn.Module):
             pool = torch.bincount(self.pseudo_labels, minlength=len(gain)).double()
             prior = self.task.labeled_prior.to(gain.device)
             return torch.outer(prior, (pool + prior) / (pool + prior).sum())
-        warmth = cfg.temperature
-        if isinstance(warmth, str):
-            warmth = cfg.spread * gains.auto_temperature(gain.double())
-        pairs = gains.pair_distribution(gain, warmth, policy=cfg.policy)
+        temperature = cfg.temperature
+        if isinstance(temperature, str):
+            temperature = cfg.spread * gains.auto_temperature(gain.double())
+        pairs = gains.pair_distribution(gain, temperature, policy=cfg.policy)
         return (1 - cfg.uniform_share) * pairs + cfg.uniform_share / gain.numel()
 
     def batches(self, data: Data, views: Sequence[str], size: int, start: int) -> Iterator[Batch]:
         """Endless batches of image pairs by the current P, from step `start` on."""
         step = start
         while True:
-            self._stale = False
-            # What was drawn ahead by the old P is dropped when there is a new one.
+            drawn_by = self._num_estimates
             for batch in data.stream(self._draws(data, size, step), views):
                 yield batch
                 step += 1
-                if self._stale:
-                    break
+                if self._num_estimates > drawn_by:
+                    break  # and drop what the stream has drawn ahead by the old P
 
     def _draws(self, data: Data, size: int, start: int) -> Iterator[Draw]:
         """Endless pairs by P and the pseudo-labels as they are now."""

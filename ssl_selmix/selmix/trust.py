@@ -29,16 +29,17 @@ UNSEEN, GROW, SHRINK, FAIL = 3.0, 2.0, 0.5, 0.25
 HELD, MISSED = 0.25, 0.1  # shares of the first-order change that count as held, as missed
 LEAST_INTERVAL = 10  # steps between re-estimations
 RATE_RANGE = (1e-3, 1e3)  # of the rate, relative to the configured one
+PLAIN_STATE = ("factor", "interval", "due", "promise")  # attributes that are no buffers
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was promised, what the logits did, what happened and how sure that is (one s.e.)."""
+    """Changes of the objective since the last good weights, in units of the objective."""
 
-    promised: float
-    moved: float
-    actual: float
-    error: float
+    promised: float  # rate times expected gain, summed over the steps
+    moved: float  # first-order effect of how far the centroids' logits went
+    actual: float  # of the objective's merit on the validation images
+    error: float  # standard error of the actual change
 
     def logs(self) -> dict[str, Tensor]:
         """The four figures as scalars to log."""
@@ -47,7 +48,9 @@ class Verdict:
     @property
     def broken(self) -> bool:
         """The objective fell by more than chance explains."""
-        return self.actual < -self.error * (1 + 1e-6)  # one image alone is exactly one error
+        # A change by one image equals the standard error; 1e-6 keeps rounding from counting it as
+        # a fall.
+        return self.actual < -self.error * (1 + 1e-6)
 
     @property
     def factor(self) -> float:
@@ -73,7 +76,7 @@ def measured_change(
     changed, and the one that weighs most counts in any case, since less than one image cannot be
     seen.
 
-    Shape: old and new predictions (N,), labels (N,).
+    Shape: old and new predictions (N,), labels (N,) -> change and error in objective units.
     """
     k = objective.num_classes
     first, last = (normalise_rows(confusion_matrix(labels, p, k), smoothing) for p in (old, new))
@@ -115,12 +118,12 @@ class TrustRegion(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The plain numbers, for checkpoints."""
-        return {n: getattr(self, n) for n in ("factor", "interval", "due", "promise")}
+        return {name: getattr(self, name) for name in PLAIN_STATE}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the plain numbers."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Restore the plain numbers, and nothing else that a checkpoint may name."""
+        for name in PLAIN_STATE:
+            setattr(self, name, state[name])
 
     def judge(
         self, objective: Objective, logits: Tensor, evaluation: Evaluation, smoothing: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -23,6 +22,7 @@ from typing import IO
 import torch
 
 from ssl_selmix.common.console import warn
+from ssl_selmix.runs.folder import RunFolder
 from ssl_selmix.sweep.runs import FINISHED, Run, is_finished
 
 FAILED, BLOCKED, BUSY = "failed", "blocked", "busy"
@@ -198,8 +198,8 @@ def _train(
 
 def _figures(folder: Path) -> str:
     """On validation: a look at a running sweep must not choose by test images."""
-    stage = json.loads((folder / "results.json").read_text())["stages"][-1]
-    mean, worst = (100 * stage["validation"][key] for key in ("mean_recall", "min_recall"))
+    found = RunFolder(folder).stages[-1].validation
+    mean, worst = 100 * found.mean_recall, 100 * found.min_recall
     return f"validation: mean recall {mean:.1f}, worst class {worst:.1f}"
 
 

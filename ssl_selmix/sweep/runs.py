@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_selmix import algorithm
-from ssl_selmix.common import config, fields, plugins, text
+from ssl_selmix.common import config, fields, plugins
 from ssl_selmix.runs import load, train
+from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.sweep.spec import FIRST, SECOND, Arm, Spec, slug
@@ -53,8 +53,8 @@ class Run:
             return []
         for folder in filter(None, (self.folder, self.base)):
             try:
-                return [f"precision={text.load(folder / 'config.yaml')['precision']}"]
-            except (OSError, ValueError, LookupError):
+                return [f"precision={RunFolder(folder).config['precision']}"]
+            except (RunError, LookupError):
                 continue
         return []
 
@@ -187,7 +187,7 @@ class Sweep:
             for run, plan in kind.values():
                 try:
                     inputs = inputs or load_data(plan)
-                    train.build(plan, 0, inputs.data.task, inputs.data.images.shape[1], None)
+                    train.build(plan, 0, inputs.data.task, inputs.data.image_shape[0], None)
                 except ValueError as error:
                     raise ValueError(f"{self._where(run)}: {error}") from error
 
@@ -197,18 +197,19 @@ class Sweep:
         found: dict[Path, tuple[str, str]] = {}
         digests: dict[Path, str] = {}
         for run in self.runs:
-            if run.base and (run.folder / "config.yaml").exists() and run.base not in digests:
+            if run.base and RunFolder(run.folder).has(CONFIG) and run.base not in digests:
                 digests[run.base] = _digest(run.base) if found[run.base][0] == FINISHED else ""
             found[run.folder] = self._standing(run, digests.get(run.base) if run.base else None)
         return found
 
     def _standing(self, run: Run, base_sha256: str | None) -> tuple[str, str]:
-        try:
-            written = text.load(run.folder / "config.yaml")
-        except (FileNotFoundError, NotADirectoryError):
+        folder = RunFolder(run.folder)
+        if not folder.has(CONFIG):
             return MISSING, ""
-        except (ValueError, OSError):
-            return CHANGED, "config.yaml is damaged"
+        try:
+            written = dict(folder.config)
+        except RunError:
+            return CHANGED, f"{CONFIG} is damaged"
         plan = self.plan(run)
         wanted = plan.identity() | {"seed": run.seed}
         if run.base and base_sha256:
@@ -239,6 +240,6 @@ def _digest(base: Path) -> str:
 def is_finished(folder: Path) -> bool:
     """Whether a run of one stage has measured it."""
     try:
-        return len(json.loads((folder / "results.json").read_text())["stages"]) == 1
-    except (OSError, ValueError, LookupError, TypeError):
+        return len(RunFolder(folder).stages) == 1
+    except RunError:
         return False

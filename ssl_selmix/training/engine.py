@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssl_selmix import metrics
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation
 from ssl_selmix.common import processes
-from ssl_selmix.common.processes import World
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data, Diagnostics
-from ssl_selmix.models import execution
+from ssl_selmix.models import Classifier, execution
 from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.execution import in_mode
 from ssl_selmix.training import checkpoint
@@ -76,9 +76,8 @@ def update_teacher(
 
     Batch statistics and other buffers are copied, or, if floating-point, averaged alike.
     """
-    targets: list[Tensor] = list(teacher.parameters())
-    sources: list[Tensor] = list(student.parameters())
-    torch._foreach_lerp_(targets, sources, 1 - decay)
+    average = get_ema_multi_avg_fn(decay)
+    average(list(teacher.parameters()), list(student.parameters()), 0)
     for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
         if buffers == "average" and target.is_floating_point():
             target.lerp_(source, 1 - decay)
@@ -93,7 +92,7 @@ def predict(
 
     Of several processes each passes its share of the `num` images, and gets what is found of all.
     """
-    world = model.net.world
+    world = model.net.execution.world
     share = num if world is None else len(world.rows(num))
     found = (_Rows(share), _Rows(share))
     with in_mode(model, training=False), torch.inference_mode():
@@ -116,7 +115,8 @@ class _Rows:
 
     def add(self, rows: Tensor) -> None:
         if not self._filled:
-            with torch.inference_mode(False):  # a normal tensor, which may be used anywhere
+            # Allocated outside inference mode, so that autograd may use it later.
+            with torch.inference_mode(False):
                 self.kept = rows.new_empty(self._num, *rows.shape[1:])
         self.kept[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
@@ -134,7 +134,7 @@ def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
 def _predict_at(
     model: Algorithm, data: Data, index: Tensor, *, keep_features: bool = True
 ) -> tuple[Tensor, Tensor]:
-    world = model.net.world
+    world = model.net.execution.world
     own = index if world is None else world.own(index)
     return predict(model, data.plain(own), len(index), keep_features=keep_features)
 
@@ -147,7 +147,7 @@ def measure(evaluation: Evaluation, tail: list[int]) -> dict[str, Any]:
 
 def measure_test(model: Algorithm, data: Data) -> dict[str, Any]:
     """The figures of results.json on the test images; called when the best weights are chosen."""
-    world, num = model.net.world, len(data.test_labels)
+    world, num = model.net.execution.world, len(data.test_labels)
     own = None if world is None else world.rows(num)
     logits = predict(model, data.test_batches(own), num, keep_features=False)[1]
     return metrics.evaluate(logits, data.test_labels, logits.shape[1], tail=data.task.tail)
@@ -203,7 +203,7 @@ class Trainer:
         self.teacher = copy.deepcopy(algorithm).requires_grad_(False) if cfg.ema else algorithm
         device = next(algorithm.parameters()).device
         # Half precision has a short range: losses are scaled so that small gradients stay in it.
-        half = algorithm.net.autocast is torch.float16
+        half = algorithm.net.execution.dtype is torch.float16
         self._fused = fuses(device, half)
         self.optimizer = torch.optim.SGD(
             algorithm.param_groups(),
@@ -276,13 +276,12 @@ class Trainer:
             resumed = False  # the restored state was saved just after its validation
             if self.step == cfg.steps or self.algorithm.finished():
                 return
-            self._seed("step")
-            self._train_step(next(batches))
+            self.step_once(batches)
             if self.step % READ_EVERY == 0:
                 self._read()
 
     def _save(self, name: str, state: dict[str, Any], *, keep_previous: bool = False) -> None:
-        world = self.algorithm.net.world
+        world = self.algorithm.net.execution.world
         if world is None or world.rank == 0:
             checkpoint.save(self.folder / name, state, keep_previous=keep_previous)
 
@@ -296,8 +295,10 @@ class Trainer:
     def _seed(self, purpose: str) -> None:
         torch.manual_seed(seed_of(self.data.seed, self.data.stage, purpose, self.step))
 
-    def _train_step(self, batch: Any) -> None:
-        cfg = self.algorithm.config
+    def step_once(self, batches: Iterator[Batch]) -> None:
+        """Take the next step; its random numbers follow from seed, stage and step alone."""
+        self._seed("step")
+        batch, cfg = next(batches), self.algorithm.config
         step, length = self.algorithm.clock(self.step)
         self._lr = cfg.lr * schedule(cfg.schedule, step, length)
         self._lr *= self.algorithm.lr_factor()
@@ -309,7 +310,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.algorithm.net.world is not None:
+        if self.algorithm.net.execution.world is not None:
             processes.average_statistics(self._norms)
         if self.teacher is not self.algorithm:
             decay = ema_decay(cfg.ema, step, cfg.ema_warmup)
@@ -343,7 +344,7 @@ class Trainer:
 
     def _validate(self, diagnostics: Diagnostics | None) -> None:
         algorithm, cfg = self.algorithm, self.algorithm.config
-        if algorithm.net.world is not None:
+        if algorithm.net.execution.world is not None:
             processes.reconcile(self._models)
         pool = algorithm.needs_pool(self.step)
         evaluation = evaluate(self.teacher, self.data, pool=pool)
@@ -387,20 +388,20 @@ def fit(
     *,
     resume: bool = False,
     diagnostics: Diagnostics | None = None,
-    compiled: bool = False,
-    world: World | None = None,
     measure_last: bool = False,
 ) -> Fitted:
     """Train one stage to its end and return it with the weights that its rule keeps.
+
+    How, and with how many processes, is what the network's `execution` says.
 
     Raises:
         NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
         OSError: a checkpoint could not be written.
     """
+    world = algorithm.net.execution.world
     if world is None or world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    algorithm.net.world = world
-    if _keeps_rows(algorithm):
+    if reads_shares(algorithm):
         data = data.shared(world)
     trainer = Trainer(algorithm, data, folder, log, fingerprint)
     state, refused = None, list[str]()
@@ -412,10 +413,12 @@ def fit(
         trainer.restore(state)
     ended = trainer.step == algorithm.config.steps or algorithm.finished()
     if state is None or not ended:  # a finished stage stays as it is
-        algorithm.net.runner = _runner(algorithm, compiled, log)
-        with log.stage(trainer.step, algorithm.config.steps, resumed=state is not None):
-            trainer.fit(diagnostics, resumed=state is not None)
-        algorithm.net.runner = None
+        net, resumed = algorithm.net, state is not None
+        with (
+            net.trained_by(runner_of(net, log.warn)),
+            log.stage(trainer.step, algorithm.config.steps, resumed=resumed),
+        ):
+            trainer.fit(diagnostics, resumed=resumed)
     seconds, kept, last = trainer.seconds, trainer.step, None
     if algorithm.config.keep == "best":
         try:
@@ -430,19 +433,19 @@ def fit(
     return Fitted(trainer.teacher, kept, trainer.step, seconds, last)
 
 
-def _keeps_rows(algorithm: Algorithm) -> bool:
-    """Whether the class that wrote the step says so; a class derived from it may do otherwise."""
-    own = next(kind for kind in type(algorithm).__mro__ if "forward" in vars(kind))
-    # A lazy step shares out the images that count, whoever decoded them.
-    return vars(own).get("mixes_images") is False and algorithm.net.step != "lazy"
+def reads_shares(algorithm: Algorithm) -> bool:
+    """Whether each of several processes decodes its rows of a batch of files only.
+
+    In a lazy step every process needs all files: which images count is known too late.
+    """
+    kept = getattr(type(algorithm).forward, "keeps_rows", False)
+    return bool(kept) and algorithm.net.execution.views != "lazy"
 
 
-def _runner(
-    algorithm: Algorithm, compiled: bool, log: StageLog
-) -> Callable[[Tensor], Tensor] | None:
-    """What trains in the place of the network's body, if anything."""
-    body = algorithm.net.backbone
-    shared = body if algorithm.net.world is None else processes.wrapped(body)
-    if compiled:
-        return execution.Compiled(shared, body, log.warn)
+def runner_of(net: Classifier, warn: Callable[[str], None]) -> Callable[[Tensor], Tensor] | None:
+    """What trains in the place of the network's body: compiled, shared, or None for the body."""
+    body = net.backbone
+    shared = body if net.execution.world is None else processes.wrapped(body)
+    if net.execution.compiled:
+        return execution.Compiled(shared, body, warn)
     return None if shared is body else shared.__call__

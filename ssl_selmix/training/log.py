@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from ssl_selmix.common.atomic import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,9 +26,18 @@ class StageLog:
     """The log of one stage in its folder."""
 
     def __init__(
-        self, folder: Path, name: str, class_names: Sequence[str], out: Console, images: int
+        self,
+        folder: Path,
+        name: str,
+        class_names: Sequence[str],
+        out: Console,
+        images: int,
+        *,
+        pictures: bool = True,
     ) -> None:
+        """With `pictures`, TensorBoard gets a drawing of every matrix of a validation."""
         self.folder, self.name, self.class_names, self.out = folder, name, class_names, out
+        self._pictures = pictures
         self._images = images  # through the network per step, for the throughput
         self._last: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -82,7 +92,7 @@ class StageLog:
     ) -> None:
         """Record an evaluation: figures, the algorithm's scalars and vectors, its matrices."""
         row: dict[str, Any] = {"kind": "validation", "step": step, **figures}
-        # A matrix of a thousand classes is 20 MB of text; above the limit pictures must do.
+        # A matrix of a thousand classes is 20 MB of text: above the limit only pictures show it.
         written = {k: v for k, v in extra.items() if v.ndim < 2 or len(v) <= MATRICES_UP_TO}
         row |= {key: value.tolist() for key, value in written.items()}
         self._write(row)
@@ -94,7 +104,7 @@ class StageLog:
                 for name, item in zip(self.class_names, value, strict=True):
                     self._scalar(f"{key}/{name}", item, step)
         for key, value in {"confusion": confusion, **extra}.items():
-            if value.ndim == 2 and self._writer is not None:
+            if value.ndim == 2 and self._pictures and self._writer is not None:
                 self._writer.add_image(key, picture(value), step, dataformats="HWC")
         self._show(step)
         if self._progress is None:
@@ -120,9 +130,7 @@ class StageLog:
                 continue  # half a row, written when the run was killed
             if row["step"] <= step:
                 kept.append(line + "\n")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        write_atomically(path, "".join(kept).encode())
 
     def _bar(self) -> Progress:
         return Progress(
@@ -152,20 +160,42 @@ class StageLog:
 
 
 class SilentLog(StageLog):
-    """The log of a process that is not the first of several: nothing."""
+    """Writes nothing: for the processes that are not the first of several, and for checks.
+
+    With `keep` it remembers what it is told: `trained` and `validated`, by step, `extras`, which
+    `on_validation` returned, and `warnings`.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        super().__init__(Path(), "", (), Console(quiet=True), 1, pictures=False)
+        self._keep = keep
+        self.trained: list[tuple[int, dict[str, float]]] = []
+        self.validated: list[tuple[int, dict[str, Any]]] = []
+        self.extras: list[dict[str, Tensor]] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Remember it at most."""
+        if self._keep:
+            self.warnings.append(text)
 
     @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool) -> Iterator[None]:
+    def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:
         """Open nothing."""
         yield
 
     def training(self, step: int, values: dict[str, float]) -> None:
-        """Record nothing."""
+        """Remember it at most."""
+        if self._keep:
+            self.trained.append((step, values))
 
     def validation(
         self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
     ) -> None:
-        """Record nothing."""
+        """Remember it at most."""
+        if self._keep:
+            self.validated.append((step, figures | extra))
+            self.extras.append(extra)
 
 
 def picture(matrix: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import torch
@@ -9,13 +10,26 @@ import torch
 from ssl_selmix.common import processes
 from ssl_selmix.models import Classifier
 
-# Below this much work a step, a second thread costs more than it helps (docs/performance.md).
+# FLOP a step: below this much work a second thread costs more than it helps (docs/performance.md).
 FLOPS_PER_THREAD = 0.8e9
-MACHINE_THREADS = torch.get_num_threads()  # as torch or OMP_NUM_THREADS chose
 
 
-def set_up_device(name: str) -> torch.device:
-    """The device of that name, with repeatable kernels; auto is a GPU if there is one.
+@functools.cache
+def machine_threads() -> int:
+    """Threads that torch or OMP_NUM_THREADS chose, before `use_threads` chose others."""
+    return torch.get_num_threads()
+
+
+def use_threads(num: int) -> int:
+    """Let torch use so many threads, 0: those of the machine; returns how many they are."""
+    num = num or machine_threads()
+    machine_threads()  # Remember them before they change.
+    torch.set_num_threads(num)
+    return num
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one.
 
     Raises:
         ValueError: this machine has no such device.
@@ -30,26 +44,38 @@ def set_up_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used ({reason}); try device=cpu") from error
+    return device
+
+
+def use_repeatable_kernels() -> None:
+    """Let cuDNN compute the same sums in the same order every time."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def set_up_device(name: str) -> torch.device:
+    """The device of that name, see `find_device`, with repeatable kernels."""
+    device = find_device(name)
+    use_repeatable_kernels()
     return device
 
 
 def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -> float:
-    """Floating-point operations of a training step: three times those of the forward passes."""
+    """Work of a training step in FLOP: three times that of the forward passes."""
     from torch.utils.flop_counter import FlopCounterMode  # whose import takes a while
 
     device = next(net.parameters()).device
     training = net.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(torch.zeros(1, *image_shape, device=device))
+        # No exchange with other processes: the work of one image is counted, on any device.
+        net.eval().classifier(net.share_features(torch.zeros(1, *image_shape, device=device)))
     net.train(training)
     return 3.0 * images * float(counter.get_total_flops())
 
 
 def threads_for(flops: float) -> int:
     """Threads that a step with this much work can use, at most those of the machine."""
-    return max(1, min(MACHINE_THREADS, int(flops / FLOPS_PER_THREAD)))
+    return max(1, min(machine_threads(), int(flops / FLOPS_PER_THREAD)))
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

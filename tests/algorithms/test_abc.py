@@ -12,6 +12,7 @@ from ssl_selmix.algorithm import Context
 from ssl_selmix.algorithms.abc import ABC
 from ssl_selmix.contract import subjects
 from ssl_selmix.methods.balanced_head import BalancedHead
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.splits import long_tail_counts
 from ssl_selmix.training import engine
 from tests.helpers.mixture import recalls
@@ -322,12 +323,11 @@ def test_both_heads_teach_the_features_and_the_second_one_predicts(tmp_path: Pat
     assert algorithm.head_name == "balanced"
 
 
-def test_an_exported_network_keeps_what_comes_with_it() -> None:
+def test_an_exported_network_can_begin_anew() -> None:
     data, _ = subjects.make_data()
-    net = subjects.make_net(data)
-    net.autocast = torch.bfloat16
+    net = subjects.make_net(data).prepared(Execution("bf16"))
     exported = SUBJECT.make(data, net).export()
-    assert exported.autocast is torch.bfloat16
+    assert exported.execution == net.execution
     before = exported.classifier.weight.clone()
     exported.begin_anew()  # its head has the shape of the one that it was built with
     assert not torch.equal(exported.classifier.weight, before)
@@ -343,6 +343,7 @@ def test_the_labeled_loss_is_plain_by_default() -> None:
     assert ABC.Config().logit_adjustment == 0
 
 
+@pytest.mark.slow
 def test_abc_recalls_more_of_the_rare_classes() -> None:
     plain, abc = recalls("supervised", seed=1, logit_adjustment=0.0), recalls("abc", seed=1)
     assert float(abc[-1] - plain[-1]) > 0.1

@@ -439,6 +439,7 @@ def test_smoothing_bounds_the_gain_of_a_class_that_is_never_found() -> None:
     assert found[0.0] > 1e3 * found[0.1]
 
 
+@pytest.mark.slow
 def test_the_worst_class_is_better_than_without() -> None:
     plain = mixture.recalls("supervised", seed=1, logit_adjustment=0.0)
     csst = mixture.recalls("csst", seed=1, evaluate_every=50)

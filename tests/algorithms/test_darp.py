@@ -7,14 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_selmix import contract, splits
+from ssl_selmix import splits
 from ssl_selmix.algorithm import Batch, Context, Task
 from ssl_selmix.algorithms.darp import DARP
 from ssl_selmix.algorithms.fixmatch import FixMatch
-from ssl_selmix.contract import subjects
-from ssl_selmix.contract.subjects import digest
 from ssl_selmix.methods import refinement
-from ssl_selmix.methods.refinement import Refinery
+from ssl_selmix.methods.refinement import RefinedLabels
 from tests.helpers import mixture
 from tests.helpers.recorded import (
     Recorded,
@@ -171,7 +169,7 @@ def test_pruning_keeps_the_largest_entries_of_every_class() -> None:
 def test_the_order_of_the_pool_tells_nothing(seen: int) -> None:
     """It is the order of the true classes: images that look alike must be treated alike."""
     counts = torch.tensor([70.0, 30, 15, 5])
-    tables = Refinery(task_of(torch.ones(4), 120), refinement.Config())
+    tables = RefinedLabels(task_of(torch.ones(4), 120), refinement.Config())
     rows = torch.tensor([[1.0, 0, 0, 0], [0.1, 0.6, 0.2, 0.1], [0.25, 0.25, 0.3, 0.2]])
     tables.original[:seen] = rows.repeat(40, 1)[:seen]
     tables.refine(counts)
@@ -185,7 +183,7 @@ def test_the_order_of_the_pool_tells_nothing(seen: int) -> None:
 
 
 def test_of_equal_entries_chance_decides_and_not_the_place() -> None:
-    tables = Refinery(task_of(torch.ones(2), 400), refinement.Config(refine_alpha=1.0))
+    tables = RefinedLabels(task_of(torch.ones(2), 400), refinement.Config(refine_alpha=1.0))
     tables.original[:] = torch.tensor([0.9, 0.1])
     tables.refine(torch.tensor([300.0, 100.0]))  # 200 images keep their first class alone
     sure = (tables.refined[:, 0] > 0.9).double()
@@ -233,7 +231,7 @@ def recorded_run() -> Vectors:
     """Record, refine every tenth step after the warm-up, then read; uniform rows until the first.
 
     That order and that gap belong to the published code. Here the tables are refined after a step
-    (`Refinery.due`, the test below), and at the end of the warm-up already.
+    (`RefinedLabels.due`, the test below), and at the end of the warm-up already.
     """
     given = part(GOLDEN, "step", "in")
     warmup = int(float(given["warmup_ratio"]) * int(given["max_iters"]))
@@ -243,7 +241,7 @@ def recorded_run() -> Vectors:
         refine_alpha=float(given["alpha"]),
         refine_rounds=int(given["num_outer"]),
     )
-    tables = Refinery(task_of(COUNTS, int(given["N"])), config)
+    tables = RefinedLabels(task_of(COUNTS, int(given["N"])), config)
     returned = []
     for step, (p, index) in enumerate(zip(given["soft"], given["indices"], strict=True), start=1):
         tables.note(p, index)
@@ -270,7 +268,7 @@ def test_exact_roots_differ_from_the_recorded_run_by_its_tolerance_alone() -> No
 
 def test_refinements_begin_with_the_end_of_the_warm_up() -> None:
     def due(total: int, **settings: Any) -> list[int]:
-        tables = Refinery(task_of(COUNTS, 3), refinement.Config(**settings))
+        tables = RefinedLabels(task_of(COUNTS, 3), refinement.Config(**settings))
         steps = range(1, total + 1)
         return [t for t in steps if tables.due(Context(t, total, None))]  # type: ignore[arg-type]
 
@@ -281,7 +279,7 @@ def test_refinements_begin_with_the_end_of_the_warm_up() -> None:
 
 
 def test_an_image_that_was_drawn_twice_keeps_its_last_prediction() -> None:
-    tables = Refinery(task_of(torch.ones(2), 5), refinement.Config())
+    tables = RefinedLabels(task_of(torch.ones(2), 5), refinement.Config())
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     got = tables(p, torch.tensor([3, 1, 3, 3]))
     assert torch.equal(got, p)  # nothing has been refined
@@ -292,7 +290,7 @@ def test_an_image_that_was_drawn_twice_keeps_its_last_prediction() -> None:
 
 
 def test_rows_come_from_the_refined_table_and_predictions_stay_raw() -> None:
-    tables = Refinery(task_of(torch.ones(2), 4), refinement.Config())
+    tables = RefinedLabels(task_of(torch.ones(2), 4), refinement.Config())
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     index = torch.arange(4)
     tables(p, index)
@@ -378,33 +376,6 @@ def test_there_must_be_a_target() -> None:
         DARP.Config(prior="none")
 
 
-@pytest.mark.parametrize("moment", [7, 12, 20])
-def test_refinement_resumes_bit_for_bit(moment: int, tmp_path: Path) -> None:
-    """The contract's runs are too short for an estimate, so that nothing is refined in them."""
-    data, _ = subjects.make_data()
-    settings: dict[str, Any] = {"steps": 24, "evaluate_every": 5, "prior": "labeled"}
-    settings |= {"refine_warmup": 0.25, "refine_every": 3}
-    subject = contract.subject("darp")
-    whole = subjects.fit(subject.make(data, **settings), data, tmp_path / "whole")
-    algorithm = subject.make(data, **settings)
-    after_step = algorithm.after_step
-
-    def die(ctx: Context) -> None:
-        after_step(ctx)
-        if ctx.step == moment:
-            raise KeyboardInterrupt
-
-    algorithm.after_step = die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        subjects.fit(algorithm, data, tmp_path / "cut")
-    again = subject.make(data, **settings)
-    resumed = subjects.fit(again, data, tmp_path / "cut", resume=True)
-    assert subjects.saved(tmp_path / "cut") == subjects.saved(tmp_path / "whole")
-    assert digest(resumed.algorithm) == digest(whole.algorithm)
-    tables = again.refinery
-    assert isinstance(tables, Refinery) and int(tables.refinements) == 7  # 6, 9, ..., 24
-
-
 def test_an_absent_class_may_be_a_target_of_zero(tmp_path: Path) -> None:
     task = task_of(torch.tensor([12.0, 0.0, 2.0]), 8)
     _, net, batch = problem()
@@ -415,6 +386,7 @@ def test_an_absent_class_may_be_a_target_of_zero(tmp_path: Path) -> None:
     assert float(algorithm.refinery.refined[:, 1].sum()) < 0.1
 
 
+@pytest.mark.slow
 def test_refined_labels_are_better_than_the_predictions_for_the_tail() -> None:
     plain = mixture.recalls("supervised", seed=1, logit_adjustment=0.0)
     fixmatch = mixture.recalls("fixmatch", seed=1, logit_adjustment=0.0)

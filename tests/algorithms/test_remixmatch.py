@@ -393,6 +393,7 @@ def test_defaults_are_the_papers(name: str) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_unlabeled_images_help(name: str) -> None:
     """Mean recall on the mixture, against labeled images alone with the same plain loss."""

@@ -197,6 +197,7 @@ def test_the_square_is_clipped_grey_and_at_most_half_the_side() -> None:
     assert {tuple(p) for p in marked.reshape(-1, 3).tolist()} <= {(0, 0, 0), image.FILL}
 
 
+@pytest.mark.slow
 def test_importing_the_command_line_imports_no_image_library() -> None:
     code = (
         "import sys, ssl_selmix.cli, ssl_selmix.runs.train, ssl_selmix.datasets.digits; "

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 
-from ssl_selmix.algorithm import Algorithm
+from ssl_selmix.algorithm import Algorithm, load
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.algorithms.supervised import Supervised
 from ssl_selmix.common import config, text
-from ssl_selmix.common.config import compose, differences, flatten, parse_overrides, parse_yaml
+from ssl_selmix.common.config import (
+    compose,
+    differences,
+    flatten,
+    parse_overrides,
+    parse_yaml,
+    without_retired,
+)
 
 
 @dataclass
@@ -241,8 +248,8 @@ def test_mistakes_of_a_preset_name_the_preset() -> None:
     [
         ("fixmatch.steps=0", r"^fixmatch\.steps must be at least 1, not 0$"),
         ("selmix.steps=-3", r"^selmix\.steps must be at least 1, not -3$"),
-        ("seed=-1", r"^seed must be at least 0, not -1$"),
-        ("threads=-1", r"^threads must be at least 0, not -1$"),
+        ("seed=-1", r"^seed must be >= 0, not -1$"),
+        ("threads=-1", r"^threads must be >= 0, not -1$"),
     ],
 )
 def test_values_out_of_range(word: str, message: str) -> None:
@@ -377,7 +384,7 @@ def assert_refused(kind: type[Algorithm], name: str, value: Any, *choices: str) 
 
 @pytest.mark.parametrize("kind", [Algorithm, Supervised, FixMatch, SelMix])
 def test_ranges_that_hold_for_every_algorithm(kind: type[Algorithm]) -> None:
-    for name in ("steps", "batch", "mu", "evaluate_every"):
+    for name in ("steps", "batch", "evaluate_every"):
         assert_refused(kind, name, 0)
     for value in (0.0, -0.1, math.nan):
         assert_refused(kind, "lr", value)
@@ -394,6 +401,7 @@ def test_ranges_that_hold_for_every_algorithm(kind: type[Algorithm]) -> None:
     ("kind", "name", "values"),
     [
         (Supervised, "logit_adjustment", [-0.5]),
+        (FixMatch, "mu", [0]),
         (FixMatch, "threshold", [1.1, -0.1, math.nan]),
         (FixMatch, "lambda_u", [-1.0]),
         (FixMatch, "temperature", [0.0, -1.0]),
@@ -418,6 +426,26 @@ def test_ends_of_the_ranges_are_allowed() -> None:
     FixMatch.Config(threshold=1.0, steps=1, batch=1, mu=1, evaluate_every=1, weight_decay=0.0)
     SelMix.Config(smoothing=0.0, beta_min=0.0, body_lr=0.0)
     SelMix.Config(beta_min=1.0)
+
+
+@pytest.mark.parametrize("name", ["supervised", "selmix", "crt", "lws", "mixup", "cutmix"])
+def test_a_stage_that_draws_no_pool_has_no_mu(name: str) -> None:
+    kind = load(name)[1].Config
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mu'"):
+        kind(mu=7)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=rf"^unknown key '{name}\.mu': .* leave it out \(here\)"):
+        compose({name: kind}, [("here", {f"{name}.mu": 7})])
+
+
+def test_a_retired_key_of_an_older_run_is_no_difference_unless_it_had_an_effect() -> None:
+    new = {"selmix": {"lr": 0.1}, "fixmatch": {"mu": 2}}
+    assert differences({"selmix": {"lr": 0.1, "mu": 2}, "fixmatch": {"mu": 2}}, new) == []
+    other = {"selmix": {"lr": 0.1, "mu": 3}, "fixmatch": {"mu": 4}}
+    assert differences(other, new) == ["fixmatch.mu: 4 -> 2", "selmix.mu: 3 -> 2"]
+    sections = {"selmix": SelMix.Config, "fixmatch": FixMatch.Config}
+    recorded = {"selmix.mu": 2, "fixmatch.mu": 2, "fixmatch.lost": None, "seed": 1}
+    kept = {"fixmatch.mu": 2, "fixmatch.lost": None, "seed": 1}
+    assert without_retired(recorded, sections) == kept
 
 
 @pytest.mark.parametrize("kind", [Algorithm, Supervised, FixMatch, SelMix])

@@ -200,27 +200,28 @@ def test_every_split_has_its_own_table_and_none_is_averaged_over(tmp_path: Path)
     assert any("never averaged" in note for note in notes)
 
 
-def test_files_without_settings_are_told_apart_by_their_names_and_the_output_says_so(
-    tmp_path: Path,
+def test_files_without_settings_are_one_method_and_the_output_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        for name, worst in (("same", 0.4), ("same-plain", 0.3)):
-            file = tmp_path / f"{name}-{seed}-fixmatch-selmix.json"
-            file.write_text(json.dumps(two(seed, [0.9, worst], [0.9, worst + 0.1 + seed / 10])))
+        content = two(seed, [0.9, 0.4], [0.9, 0.5 + seed / 10])
+        (tmp_path / f"same-{seed}.json").write_text(json.dumps(content))
     (group,) = groups(tmp_path)
     assert {row.name: len(row.cells) for row in group.rows} == {
         "fixmatch": 2,
         "fixmatch + selmix": 2,
-        "fixmatch [plain]": 2,
-        "fixmatch [plain] + selmix": 2,
     }
-    assert any("told apart by their file names: 'plain'" in note for note in group.notes)
-    assert any("settings unknown of 4 of 4 runs" in note for note in group.notes)
+    assert any("settings unknown of 2 of 2 runs" in note for note in group.notes)
+    # A file's name is no setting.
+    (tmp_path / "plain-0.json").write_text(json.dumps(two(0, [0.9, 0.3], [0.9, 0.4])))
+    assert "their figures differ" in mistake([tmp_path], capsys)
 
 
 def test_arms_that_share_a_start_share_its_row(tmp_path: Path) -> None:
     for name, worst in (("a", 0.6), ("greedy", 0.5), ("uniform", 0.4)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(two(0, START, [0.9, worst])))
+        second = stage("selmix", [0.9, worst], settings={"pairs": name})
+        content = results([stage("fixmatch", START, settings={"lr": 1}), second])
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (group,) = groups(tmp_path)
     assert names(group)[0] == "fixmatch" and len(group.rows) == 4
 
@@ -382,6 +383,7 @@ def test_file_names_of_tables_are_short_and_their_own() -> None:
     assert all(len(slug) <= 60 and slug.isascii() for slug in slugs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_names_of_any_kind_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_results(tmp_path / "r", results([stage("_a$\\frac$", START), stage("b_$", END)]))
@@ -459,6 +461,7 @@ def test_a_dash_is_the_standard_output_alone(
     assert "worst class" in out and "# Comparison" not in out
 
 
+@pytest.mark.slow
 def test_nothing_that_exists_is_written_over_and_that_is_found_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -521,6 +524,20 @@ def test_markdown_and_latex_escape_names_and_are_well_formed(tmp_path: Path) -> 
     assert bare.count("$") % 2 == 0
 
 
+def test_names_are_escaped_for_html_and_latex(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = r"""<i>&amp;"'$x_1$\b{}"""
+    write_results(tmp_path / "r", results([stage(name, START)]))
+    page, paper = tmp_path / "p.html", tmp_path / "p.tex"
+    assert run([tmp_path / "r", "--html", page, "--latex", paper], capsys)[0] == 0
+    cell = r"&lt;i&gt;&amp;amp;&#34;&#39;$x_1$\b{}"
+    assert f'<td class="word">{cell}</td>' in page.read_text()
+    assert "<i>" not in page.read_text()
+    escaped = r"""$<$i$>$\&amp;"'\$x\_1\$\textbackslash{}b\{\}"""
+    assert f"\n{escaped} & $1$ & $65.0$ & " in paper.read_text()
+
+
 def logged_run(folder: Path, seed: int) -> None:
     """A run with everything that a figure can show."""
     bins = {"confidence": [0.5, None, 0.9], "accuracy": [0.4, None, 0.8], "count": [10, 0, 90]}
@@ -536,6 +553,7 @@ def logged_run(folder: Path, seed: int) -> None:
     write_results(folder, content, logs=[first_rows, second_rows])
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn_and_every_output_has_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -594,6 +612,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_without_network_for_small_screens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -614,6 +633,7 @@ def test_the_report_is_one_file_without_network_for_small_screens(
     )
 
 
+@pytest.mark.slow
 def test_figures_without_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_results(tmp_path / "r", results([stage("fixmatch", START)]))
     _, out, _ = run([tmp_path / "r", "--html", tmp_path / "o.html"], capsys)
@@ -720,6 +740,7 @@ def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:
     assert protocol.keys(found)["steps"] == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "most"), [("cifar10-jpeg", 60), ("cifar10-jpeg-long", 6), ("digits", 70)]
 )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Context
@@ -23,29 +18,9 @@ from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.selmix import trust
 from ssl_selmix.splits import Counts, LongTailSplit
 from ssl_selmix.training import checkpoint, engine
-from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.log import SilentLog
 
 OBJECTIVES = sorted(plugins.objectives())
-
-
-class Rows(StageLog):
-    """A log that keeps what the algorithm reports at each validation."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), "test", (), Console(file=io.StringIO()), 1)
-        self.extras: list[dict[str, Tensor]] = []
-
-    @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:
-        yield
-
-    def training(self, step: int, values: dict[str, float]) -> None:
-        assert all(torch.tensor(v).isfinite() for v in values.values())
-
-    def validation(
-        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
-    ) -> None:
-        self.extras.append(extra)
 
 
 def make_data(num_classes: int) -> Data:
@@ -69,15 +44,18 @@ def make_data(num_classes: int) -> Data:
     return data.at_stage("1-test")
 
 
-def train(data: Data, folder: Path, resume: bool = False, **options: Any) -> tuple[SelMix, Rows]:
+def train(
+    data: Data, folder: Path, resume: bool = False, **options: Any
+) -> tuple[SelMix, SilentLog]:
     torch.manual_seed(1)
     num_classes = len(data.class_names)
     net = models.build(models.Config("cnn-4"), num_classes, 1)
     settings: dict[str, Any] = {"steps": 20, "batch": 4, "evaluate_every": 10, "lr": 0.05}
-    rows = Rows()
+    rows = SilentLog(keep=True)
     algorithm = SelMix(net, data.task, SelMix.Config(**settings | options))
     fitted = engine.fit(algorithm, data, folder, rows, "f", resume=resume)
     assert isinstance(fitted.algorithm, SelMix)
+    assert all(torch.tensor(v).isfinite() for _, row in rows.trained for v in row.values())
     return fitted.algorithm, rows
 
 
@@ -101,6 +79,7 @@ def test_every_objective_survives_two_reestimations(
     assert is_finite(algorithm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -202,6 +181,7 @@ def test_constraints_from_a_file_are_kept_in_the_checkpoint(tmp_path: Path) -> N
     assert lam.shape == (1,) and 0 < float(lam) <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [3, 10, 14, 23])
 def test_killed_and_resumed_is_exact_when_everything_is_taken_back(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +210,7 @@ def test_killed_and_resumed_is_exact_when_everything_is_taken_back(
         assert checkpoint.digest(states[0]) == checkpoint.digest(states[1])
 
 
+@pytest.mark.slow
 def test_a_diverging_trusted_step_recovers(tmp_path: Path) -> None:
     data = make_data(3)
     algorithm, _ = train(data, tmp_path, steps=40, lr=1e30)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm, Batch, load
-from ssl_selmix.augment.tensor import Strong, StrongParams
+from ssl_selmix.augment.tensor import Strong, StrongParams, Weak
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data, Diagnostics, ImageSet, assemble
-from ssl_selmix.data.pool import LazyViews
+from ssl_selmix.data.pool import LazyViews, MemoryPool, Normalisation
 from ssl_selmix.selmix.pairs import ClassPairSampler
 from ssl_selmix.splits import Split
 
@@ -37,6 +37,18 @@ def equal(first: Batch, second: Batch) -> bool:
     return all(map(torch.equal, contents(first), contents(second)))
 
 
+def in_memory(data: Data) -> MemoryPool:
+    assert isinstance(data.pool, MemoryPool)
+    return data.pool
+
+
+def without_shift(data: Data) -> Data:
+    pool = in_memory(data)
+    assert isinstance(pool.weak, Weak)
+    weak = dataclasses.replace(pool.weak, pad=0)
+    return dataclasses.replace(data, pool=dataclasses.replace(pool, weak=weak))
+
+
 def batch_at(data: Data, step: int) -> Batch:
     return next(data.batches(("weak", "strong"), 4, 2, step))
 
@@ -46,15 +58,15 @@ def batch_at(data: Data, step: int) -> Batch:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_normalising_is_the_same_arithmetic_in_both_memory_formats(
-    tiny_data: Data, dtype: torch.dtype
+    dtype: torch.dtype,
 ) -> None:
     images = torch.randint(256, (3, 3, 5, 7)).to(dtype)
     mean, std = (torch.rand(3, 1, 1) * 100 + 1 for _ in range(2))
-    data = dataclasses.replace(tiny_data, mean=mean, std=std)
+    normalise = Normalisation(mean, std)
     expected = (images.float() - mean) / std
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         before = given.clone()
-        found = data.normalise(given)
+        found = normalise(given)
         assert torch.equal(found, expected) and torch.equal(given, before)
         assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -115,8 +127,8 @@ def test_shapes_and_types(tiny_data: Data) -> None:
 
 def test_labels_belong_to_the_images(tiny_data: Data, tiny_source: ImageSet) -> None:
     centres = torch.stack([tiny_source.train[30 * k : 30 * k + 30].float() for k in range(3)])
-    data = dataclasses.replace(tiny_data, weak=dataclasses.replace(tiny_data.weak, pad=0))
-    centres = data.normalise(centres.mean(1)).flatten(1)
+    data = without_shift(tiny_data)
+    centres = in_memory(data).normalise(centres.mean(1)).flatten(1)
     for step in range(5):
         batch = batch_at(data, step)
         nearest = torch.cdist(batch.x.flatten(1), centres).argmin(1)
@@ -124,10 +136,10 @@ def test_labels_belong_to_the_images(tiny_data: Data, tiny_source: ImageSet) -> 
 
 
 def test_index_u_points_into_the_pool(tiny_data: Data) -> None:
-    data = dataclasses.replace(tiny_data, weak=dataclasses.replace(tiny_data.weak, pad=0))
+    data = without_shift(tiny_data)
     batch = batch_at(data, 0)
-    images = data.images[data.unlabeled[batch.index_u]]
-    assert torch.equal(batch.u[0], data.normalise(images))
+    images = data.take(data.unlabeled[batch.index_u])
+    assert torch.equal(batch.u[0], in_memory(data).normalise(images))
 
 
 def test_both_streams_are_uniform(tiny_data: Data) -> None:
@@ -152,10 +164,10 @@ def test_an_empty_pool_is_refused_by_a_method_with_views(tiny_data: Data) -> Non
 
 def test_normalisation_and_plain_views_in_order(tiny_data: Data) -> None:
     plain = torch.cat(list(tiny_data.plain(tiny_data.validation, size=5)))
-    images = tiny_data.images[tiny_data.validation]
+    images = tiny_data.take(tiny_data.validation)
     torch.testing.assert_close(plain, (images.float() - 127.5) / 94)
     tests = torch.cat(list(tiny_data.test_batches(size=7)))
-    torch.testing.assert_close(tests, (tiny_data.test_images.float() - 127.5) / 94)
+    torch.testing.assert_close(tests, (tiny_data.take(tiny_data.test).float() - 127.5) / 94)
 
 
 def test_task(tiny_data: Data) -> None:
@@ -178,7 +190,7 @@ def test_own_test_images_replace_held_out_ones(tiny_source: ImageSet, tiny_split
     other = tiny_source.train[:4] // 2
     source = dataclasses.replace(tiny_source, test=other, test_labels=np.array([0, 1, 2, 0]))
     data, _ = assemble(source, tiny_split, 0, CPU)
-    assert torch.equal(data.test_images, other)
+    assert torch.equal(data.test_pool.take(data.test), other)
     assert data.test_labels.tolist() == [0, 1, 2, 0]
 
 
@@ -197,8 +209,11 @@ class Counting(Strong):
 
 
 def test_strong_view_is_made_once_and_only_when_asked_for(tiny_data: Data) -> None:
-    strong = Counting(weak=tiny_data.weak)
-    batch = batch_at(dataclasses.replace(tiny_data, strong=strong), 0)
+    pool = in_memory(tiny_data)
+    assert isinstance(pool.weak, Weak)
+    strong = Counting(weak=pool.weak)
+    counted = dataclasses.replace(tiny_data, pool=dataclasses.replace(pool, strong=strong))
+    batch = batch_at(counted, 0)
     assert batch.u[0].shape == (8, 1, 8, 8)
     assert strong.calls == []
     batch.u.select(1, torch.tensor([2, 5]))
@@ -222,9 +237,8 @@ def test_repeated_views_are_different_draws(tiny_data: Data) -> None:
 
 
 def test_unknown_view_names_the_known_ones(tiny_data: Data) -> None:
-    batch = next(tiny_data.batches(("medium",), 4, 2, 0))
     with pytest.raises(ValueError, match=r"weak or strong, not 'medium'"):
-        batch.u[0]
+        tiny_data.batches(("medium",), 4, 2, 0)
 
 
 # What must not leak.

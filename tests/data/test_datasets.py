@@ -5,18 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
 
 from ssl_selmix.data import ImageSet, assemble
 from ssl_selmix.datasets import digits, image_folder
 from ssl_selmix.images import folder
 from ssl_selmix.splits import Counts
-
-Pixels = npt.NDArray[np.uint8]
-
+from tests.helpers.images import noise, noise_tree, seed_of, write
 
 # Digits.
 
@@ -62,28 +58,16 @@ def test_default_split_of_the_digits(loaded: ImageSet) -> None:
 # Folders.
 
 
-def pixels(*shape: int, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write(path: Path, array: Pixels) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two classes with three images to train on and two to test on, 6 wide and 5 high."""
-    for part, count in (("train", 3), ("test", 2)):
-        for label, name in enumerate(("cat", "dog")):
-            for i in range(count):
-                array = pixels(5, 6, 3, seed=100 * label + 10 * i + len(part))
-                write(tmp_path / part / name / f"{i}.png", array)
-    return tmp_path
+    return noise_tree(tmp_path, {"train": 3, "test": 2}, (5, 6, 3))
 
 
 def load(root: Path, size: int | None = None) -> ImageSet:
-    return image_folder.load(image_folder.Config(root=str(root), size=size))
+    found = image_folder.load(image_folder.Config(root=str(root), size=size))
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def test_folder_is_read_in_sorted_order(root: Path) -> None:
@@ -94,7 +78,7 @@ def test_folder_is_read_in_sorted_order(root: Path) -> None:
     assert found.test_labels.tolist() == [0, 0, 1, 1]
     assert found.train.shape == (6, 3, 5, 6) and found.test.shape == (4, 3, 5, 6)
     assert found.train.dtype == torch.uint8
-    expected = torch.from_numpy(pixels(5, 6, 3, seed=115)).permute(2, 0, 1)
+    expected = torch.from_numpy(noise(5, 6, 3, seed=seed_of("train", 1, 1))).permute(2, 0, 1)
     assert torch.equal(found.train[4], expected)
 
 
@@ -122,21 +106,21 @@ def test_jpeg_is_read(root: Path) -> None:
 
 
 def test_resizing_makes_squares_of_unequal_images(root: Path) -> None:
-    write(root / "train" / "dog" / "0.png", pixels(9, 3, 3))
-    write(root / "test" / "dog" / "0.png", pixels(100, 70, 3))
+    write(root / "train" / "dog" / "0.png", noise(9, 3, 3))
+    write(root / "test" / "dog" / "0.png", noise(100, 70, 3))
     found = load(root, size=7)
     assert found.test is not None
     assert found.train.shape == (6, 3, 7, 7) and found.test.shape == (4, 3, 7, 7)
 
 
 def test_resizing_to_the_same_size_changes_nothing(tmp_path: Path) -> None:
-    write(tmp_path / "x.png", pixels(4, 4, 3))
+    write(tmp_path / "x.png", noise(4, 4, 3))
     same, *_ = folder.decode(str(tmp_path / "x.png"), 4)
     assert np.array_equal(same, folder.decode(str(tmp_path / "x.png"), None)[0])
 
 
 def test_unequal_sizes_name_both_files_and_the_remedy(root: Path) -> None:
-    write(root / "train" / "dog" / "1.png", pixels(5, 7, 3))
+    write(root / "train" / "dog" / "1.png", noise(5, 7, 3))
     message = r"dog/1\.png is 7×5 pixels and .*cat/0\.png 6×5; set data\.size=32"
     with pytest.raises(ValueError, match=message):
         load(root)
@@ -144,7 +128,7 @@ def test_unequal_sizes_name_both_files_and_the_remedy(root: Path) -> None:
 
 def test_test_images_of_another_size(root: Path) -> None:
     for path in (root / "test").rglob("*.png"):
-        write(path, pixels(6, 6, 3))
+        write(path, noise(6, 6, 3))
     with pytest.raises(ValueError, match=r"\(5, 6\) and test images \(6, 6\).*data\.size"):
         load(root)
 
@@ -155,7 +139,7 @@ def test_images_too_small_to_be_shifted(root: Path) -> None:
 
 
 def test_images_too_large_for_the_pool(root: Path) -> None:
-    write(root / "train" / "cat" / "0.png", pixels(3, 65, 3))
+    write(root / "train" / "cat" / "0.png", noise(3, 65, 3))
     with pytest.raises(
         ValueError, match=r"cat/0\.png is 65×3 pixels.*at most 64; set data\.size=64"
     ):
@@ -170,7 +154,7 @@ def test_size_out_of_range(size: int) -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_class_in_one_part_only(root: Path, part: str) -> None:
-    write(root / part / "eel" / "0.png", pixels(5, 6, 3))
+    write(root / part / "eel" / "0.png", noise(5, 6, 3))
     with pytest.raises(ValueError, match=r"must hold the same classes; only one of them has eel"):
         load(root)
 
@@ -218,9 +202,9 @@ def as_found(root: Path, **more: Any) -> image_folder.Config:
 def found(root: Path) -> Path:
     """Also two more cats, and three images in `unlabeled`, one of them in a folder of its own."""
     for i in (3, 4):
-        write(root / "train" / "cat" / f"{i}.png", pixels(5, 6, 3, seed=i))
+        write(root / "train" / "cat" / f"{i}.png", noise(5, 6, 3, seed=i))
     for i, place in enumerate(("x.png", "deep/y.png", "z.png")):
-        write(root / "unlabeled" / place, pixels(5, 6, 3, seed=1000 + i))
+        write(root / "unlabeled" / place, noise(5, 6, 3, seed=1000 + i))
     (root / "unlabeled" / "notes.txt").write_text("no image")
     return root
 
@@ -232,7 +216,8 @@ def test_a_folder_without_labels_is_the_pool(
     images = image_folder.load(config)
     assert "left out 1 file without a known image suffix" in capsys.readouterr().out
     assert images.extra_unlabeled is not None and len(images.extra_unlabeled) == 3
-    expected = torch.from_numpy(pixels(5, 6, 3, seed=1001)).permute(2, 0, 1)  # deep/y.png is first
+    expected = torch.from_numpy(noise(5, 6, 3, seed=1001)).permute(2, 0, 1)  # deep/y.png is first
+    assert isinstance(images.extra_unlabeled, torch.Tensor)
     assert torch.equal(images.extra_unlabeled[0], expected)
     split = config.draw(images.train_labels, 2, seed=0)
     assert split.counts["labeled"] == [4, 2] and split.counts["unlabeled"] == [0, 0]
@@ -260,7 +245,7 @@ def test_a_pool_that_is_not_there_is_told(found: Path) -> None:
     shutil.rmtree(found / "unlabeled")
     with pytest.raises(ValueError, match=r"no folder .*unlabeled; data\.unlabeled\.shape=unknown"):
         image_folder.load(as_found(found))
-    write(found / "unlabeled" / "wide.png", pixels(5, 9, 3))
+    write(found / "unlabeled" / "wide.png", noise(5, 9, 3))
     with pytest.raises(ValueError, match=r"unlabeled images \(5, 9\) pixels; set data\.size"):
         image_folder.load(as_found(found))
 
@@ -268,13 +253,14 @@ def test_a_pool_that_is_not_there_is_told(found: Path) -> None:
 def test_files_without_labels_are_streamed_too(found: Path) -> None:
     write(found / "unlabeled" / "deep" / "y.png", np.full((5, 6, 3), 200, dtype=np.uint8))
     images = image_folder.load(as_found(found, size=80, workers=0))
-    assert images.extra_unlabeled is not None and images.extra_unlabeled.shape == (3, 3, 80, 80)
+    assert images.extra_unlabeled is not None and len(images.extra_unlabeled) == 3
+    assert images.image_shape == (3, 80, 80)
     split = as_found(found).draw(images.train_labels, 2, seed=0)
     data, _ = assemble(images, split, seed=0, device=torch.device("cpu"))
     assert data.unlabeled.tolist() == [8, 9, 10] and len(data.test_labels) == 4
     assert bool((data.take(torch.tensor([8])) == 200).all())
     tests = torch.cat(list(data.test_batches()))
-    assert torch.equal(tests, data.normalise(data.take(torch.arange(11, 15))))
+    assert torch.equal(tests, torch.cat(list(data.plain(torch.arange(11, 15)))))
     before = images.sha256()
-    write(found / "unlabeled" / "z.png", pixels(5, 6, 3, seed=7))
+    write(found / "unlabeled" / "z.png", noise(5, 6, 3, seed=7))
     assert image_folder.load(as_found(found, size=80, workers=0)).sha256() != before

@@ -5,7 +5,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,32 +15,21 @@ from ssl_selmix.datasets import imagenet100
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.splits import Counts
 from ssl_selmix.training import checkpoint
+from tests.helpers.images import photo_tree
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "dataset_counts.json").read_text()
 )["imagenet100_N1-433_M1-866_rl-10_ru-10"]
 SYNSETS = ("n01440764", "n02106662", "n03000684")
+COUNTS = {"train": 20, "val": 6}
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-
-
-def write(path: Path, seed: int, tint: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 120, (5, 6, 3), dtype=np.uint8)
-    pixels[:, :, tint % 3] += 130
-    ok, content = cv2.imencode(".jpg", cv2.resize(pixels, (60, 48)))
-    assert ok
-    path.write_bytes(content.tobytes())
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes that are wanted and one that is not; 20 training and 6 validation images."""
     made = tmp_path_factory.mktemp("imagenet")
-    for part, count in (("train", 20), ("val", 6)):
-        for label, name in enumerate((*SYNSETS, "n09999999")):
-            for i in range(count):
-                seed = 1000 * label + 10 * i + len(part)
-                write(made / part / name / f"{name}_{i}.JPEG", seed, label)
+    photo_tree(made, COUNTS, (*SYNSETS, "n09999999"), name="{kind}_{i}.JPEG")
     (made / "classes.txt").write_text("# mine\n" + "\n".join(reversed(SYNSETS)) + "\n\n")
     return made
 
@@ -78,9 +66,9 @@ def test_the_wheel_has_the_list() -> None:
 def test_a_list_chooses_and_sorted_order_numbers(root: Path) -> None:
     found = imagenet100.load(small(root))
     assert found.class_names == SYNSETS
-    assert found.train.shape == (78, 3, 16, 16) and found.train.device.type == "meta"
+    assert len(found.train) == 78 and found.image_shape == (3, 16, 16)
     assert found.apart == 18
-    names = found.train_files.names
+    names = found.train.names
     assert names[:2] == tuple(f"train/{SYNSETS[0]}/{SYNSETS[0]}_{i}.JPEG" for i in (0, 1))
     assert all(name.startswith("val/") for name in names[60:])
     assert [SYNSETS[label] for label in found.train_labels] == [n.split("/")[1] for n in names]
@@ -199,6 +187,7 @@ def test_fixmatch_then_selmix(undisturbed: Path) -> None:
     assert manifest["counts"]["validation"] == [3, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first_workers", "killed_at"), [(0, 7), (2, 3)])
 def test_killed_and_resumed_with_other_workers(
     root: Path,
@@ -231,11 +220,7 @@ def test_a_damaged_file_is_one_line(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     own = tmp_path / "own"
-    for name in SYNSETS[:2]:
-        for i in range(20):
-            write(own / "train" / name / f"{i}.JPEG", i, 0)
-        for i in range(6):
-            write(own / "val" / name / f"{i}.JPEG", i, 0)
+    photo_tree(own, COUNTS, SYNSETS[:2], name="{i}.JPEG")
     broken = own / "train" / SYNSETS[1] / "3.JPEG"
     broken.write_bytes(broken.read_bytes()[:-40])
     settings = (f"data.root={own}", "data.classes=all", f"data.workers={workers}")

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -31,8 +30,8 @@ from ssl_selmix.runs.inputs import load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.splits import PARTS, Counts
 from ssl_selmix.training import engine
+from tests.helpers.images import noise
 
-Pixels = npt.NDArray[np.uint8]
 CPU = torch.device("cpu")
 CIFAR: dict[str, tuple[ModuleType, Any, int]] = {
     "CIFAR10": (cifar10, datasets.CIFAR10, 10),
@@ -46,10 +45,6 @@ SMALL = [
 
 def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def pixels(*shape: int, seed: int) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def old_pickle(value: Mapping[str, Any]) -> bytes:
@@ -71,7 +66,7 @@ def write_cifar(root: Path, kind: Any, num_classes: int) -> dict[str, str]:
     for i, (name, part) in enumerate(zip([*files, kind.test_list[0][0]], parts, strict=True)):
         labels = (part % num_classes).tolist()
         content: dict[str, Any] = {"batch_label": f"batch {i}", key: labels}
-        content["data"] = pixels(len(part), 3072, seed=i)
+        content["data"] = noise(len(part), 3072, seed=i)
         content["filenames"] = [f"{label}_{j}.png" for j, label in enumerate(labels)]
         if num_classes == 100:
             content["coarse_labels"] = [label // 5 for label in labels]
@@ -91,7 +86,7 @@ def write_stl(root: Path, per_class: int = 8, unlabeled: int = 25) -> dict[str, 
         *(("train_X", len(labels), 0), ("test_X", len(tests), 1)),
         ("unlabeled_X", unlabeled, 2),
     ):
-        rows_first = pixels(count, 3, 96, 96, seed=seed)
+        rows_first = noise(count, 3, 96, 96, seed=seed)
         (folder / f"{name}.bin").write_bytes(rows_first.transpose(0, 1, 3, 2).tobytes())
     for name, values in (("train_y", labels), ("test_y", tests)):
         (folder / f"{name}.bin").write_bytes((values + 1).tobytes())
@@ -208,14 +203,14 @@ def test_the_default_split_takes_every_image_of_the_largest_class() -> None:
 def test_stl_images_are_upright_and_labels_start_at_0(stl: Path) -> None:
     found = load(stl10, stl, size=96)
     assert found.test is not None and found.test_labels is not None
-    assert torch.equal(found.train, torch.from_numpy(pixels(80, 3, 96, 96, seed=0)))
-    assert torch.equal(found.test, torch.from_numpy(pixels(20, 3, 96, 96, seed=1)))
+    assert torch.equal(found.train, torch.from_numpy(noise(80, 3, 96, 96, seed=0)))
+    assert torch.equal(found.test, torch.from_numpy(noise(20, 3, 96, 96, seed=1)))
     assert np.bincount(found.train_labels).tolist() == [8] * 10
     assert found.test_labels.tolist() == np.arange(10).repeat(2).tolist()
     assert found.train_labels.dtype == np.int64
     assert found.class_names == stl10.CLASSES
     assert found.extra_unlabeled is not None
-    assert torch.equal(found.extra_unlabeled, torch.from_numpy(pixels(25, 3, 96, 96, seed=2)))
+    assert torch.equal(found.extra_unlabeled, torch.from_numpy(noise(25, 3, 96, 96, seed=2)))
 
 
 def test_stl_class_names_are_those_of_the_file(stl: Path) -> None:
@@ -225,7 +220,7 @@ def test_stl_class_names_are_those_of_the_file(stl: Path) -> None:
 def test_stl_images_are_resized_as_torchvision_does(stl: Path) -> None:
     found = load(stl10, stl)
     assert found.train.shape == (80, 3, 32, 32) and found.train.is_contiguous()
-    for i, image in enumerate(pixels(80, 3, 96, 96, seed=0)[:5]):
+    for i, image in enumerate(noise(80, 3, 96, 96, seed=0)[:5]):
         whole = Image.fromarray(image.transpose(1, 2, 0))
         small = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR))
         difference = found.train[i].permute(1, 2, 0).int() - torch.from_numpy(small.copy()).int()
@@ -233,7 +228,7 @@ def test_stl_images_are_resized_as_torchvision_does(stl: Path) -> None:
 
 
 def test_pieces_of_a_large_pool_fit_together() -> None:
-    images = pixels(1003, 1, 6, 6, seed=4)
+    images = noise(1003, 1, 6, 6, seed=4)
     whole = pool(images, 3)
     assert torch.equal(whole[-4:], pool(images[-4:], 3))
 

@@ -20,8 +20,6 @@ from ssl_selmix.deploy.formats import Deployed, Found
 from tests.helpers.trained import photographs, train, train_on
 
 NETWORKS = ("cnn-4", "wrn-10-1", "torchvision:shufflenet_v2_x0_5", "timm:lcnet_050")
-# Loading TorchScript is deprecated in torch 2.15, as is writing it.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +74,7 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_state_dict_loads_as_its_json_says(
     network: str,
@@ -95,6 +94,7 @@ def test_a_state_dict_loads_as_its_json_says(
     assert_same(fresh["net"], run)
 
 
+@pytest.mark.slow
 def test_the_code_beside_a_state_dict_is_a_program_of_its_own(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "it's mine.pt"
     export.export(digits, {"state_dict": path})
@@ -107,19 +107,28 @@ def test_the_code_beside_a_state_dict_is_a_program_of_its_own(digits: Path, tmp_
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
-def test_torchscript(network: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_torch_export(network: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
     run, normalise = run_of(network), network != "cnn-4"
-    export.export(run, {"torchscript": tmp_path / "m.pt"}, normalise=normalise)
-    assert_same(torch.jit.load(tmp_path / "m.pt"), run, normalise)
+    export.export(run, {"pt2": tmp_path / "m.pt2"}, normalise=normalise)
+    assert_same(torch.export.load(tmp_path / "m.pt2").module(), run, normalise)
 
 
-def test_torch_export(run_of: Callable[[str], Path], tmp_path: Path) -> None:
-    run = run_of("wrn-10-1")
-    export.export(run, {"pt2": tmp_path / "m.pt2"}, normalise=True)
-    assert_same(torch.export.load(tmp_path / "m.pt2").module(), run, normalise=True)
+@pytest.mark.parametrize("words", [[], ["m.ts"]])
+def test_torchscript_is_answered_with_what_to_use(
+    words: list[str], digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", str(digits), "--torchscript", *words])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and len(err.splitlines()) == 1
+    assert "--torchscript is no format any more" in err and "use --pt2 FILE" in err
+    with pytest.raises(ValueError, match=r"unknown format 'torchscript'; .*pt2"):
+        export.export(digits, {"torchscript": Path("m.ts")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_onnx(network: str, run_of: Callable[[str], Path], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="pip install 'ssl_selmix[onnx]'")
@@ -163,19 +172,20 @@ def test_without_onnx_the_extra_is_named(
 def test_the_command_tells_what_it_wrote(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--state-dict", str(tmp_path / "w.pt"), "--torchscript", str(tmp_path / "m.pt")]
+    words = ["--state-dict", str(tmp_path / "w.pt"), "--pt2", str(tmp_path / "m.pt2")]
     assert cli.main(["export", str(digits), *words]) == 0
     out = capsys.readouterr().out
-    for name in ("w.pt: state_dict", "m.pt: torchscript"):
+    for name in ("w.pt: state_dict", "m.pt2: pt2"):
         assert f"{name}, float32 N×1×8×8 -> logits, cnn-4" in out
     assert out.count("8 random images and 8 of validation, batches of 1 and 7") == 2
-    found = about(tmp_path / "m.pt")
+    found = about(tmp_path / "m.pt2")
     assert found["class_names"] == list("0123456789")
     assert found["mean"] == [77.9] and found["std"] == [95.9]
     assert found["input"]["shape"] == ["N", 1, 8, 8]
     assert found["input"]["size"] == "resized to 8×8 pixels, bilinear"
     assert found["check"]["max_deviation"] <= 1e-5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pt", "m.pt.json", "w.pt", "w.pt.json"]
+    names = ["m.pt2", "m.pt2.json", "w.pt", "w.pt.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def wrong(change: Callable[[Tensor], Tensor]) -> formats.Writer:
@@ -211,8 +221,8 @@ def test_a_file_with_other_logits_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(formats.WRITERS, "torchscript", wrong(change))
-    words = ["export", str(digits), "--torchscript", str(tmp_path / "m.pt")]
+    monkeypatch.setitem(formats.WRITERS, "state_dict", wrong(change))
+    words = ["export", str(digits), "--state-dict", str(tmp_path / "m.pt")]
     assert cli.main(words) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -221,8 +231,8 @@ def test_a_file_with_other_logits_is_not_kept(
 def test_a_tolerance_of_ones_own(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(formats.WRITERS, "torchscript", wrong(lambda x: x * (1 + 1e-4)))
-    words = ["export", str(digits), "--torchscript", str(tmp_path / "m.pt"), "--tolerance", "1e-3"]
+    monkeypatch.setitem(formats.WRITERS, "state_dict", wrong(lambda x: x * (1 + 1e-4)))
+    words = ["export", str(digits), "--state-dict", str(tmp_path / "m.pt"), "--tolerance", "1e-3"]
     assert cli.main(words) == 0
     check = about(tmp_path / "m.pt")["check"]
     assert check["max_deviation"] == pytest.approx(1e-4, rel=0.05) and check["tolerance"] == 1e-3
@@ -266,14 +276,14 @@ def test_no_force_writes_over_a_run(
             ["--state-dict", "w.pt", "--normalise"],
             "a state dict has no place for the normalisation",
         ),
-        (["--state-dict", "w", "--torchscript", "w"], "every format needs a file of its own"),
-        (["--state-dict", "w", "--torchscript", "w.json"], "and FILE.json beside it"),
-        (["--torchscript", "..", "--force"], ".. is a folder; name a file"),
-        (["--torchscript", "no/m.pt"], "no folder no; create it"),
+        (["--state-dict", "w.pt2", "--pt2", "w.pt2"], "every format needs a file of its own"),
+        (["--pt2", "w.pt2", "--state-dict", "w.pt2.json"], "and FILE.json beside it"),
+        (["--state-dict", "..", "--force"], ".. is a folder; name a file"),
+        (["--state-dict", "no/m.pt"], "no folder no; create it"),
         (["--pt2", "m.pt"], "takes names in .pt2, not m.pt"),
-        (["--torchscript", "m.pt", "--tolerance", "0"], "tolerance must be > 0, not 0.0"),
-        (["--torchscript", "m.pt", "--tolerance", "nan"], "tolerance must be > 0, not nan"),
-        (["--torchscript", "m.pt", "model.name=x"], "model.name cannot be set here"),
+        (["--state-dict", "m.pt", "--tolerance", "0"], "tolerance must be > 0, not 0.0"),
+        (["--state-dict", "m.pt", "--tolerance", "nan"], "tolerance must be > 0, not nan"),
+        (["--state-dict", "m.pt", "model.name=x"], "model.name cannot be set here"),
     ],
 )
 def test_mistakes_are_told_in_a_line(
@@ -310,7 +320,7 @@ def test_without_the_runs_images_random_ones_must_do(
     shutil.copytree(root, here)
     run = train_on(here, tmp_path / "run", "data.size=16", "precision=bf16")
     here.rename(moved)
-    words = ["export", str(run), "--torchscript", str(tmp_path / "m.pt"), "--force"]
+    words = ["export", str(run), "--pt2", str(tmp_path / "m.pt2"), "--force"]
     capsys.readouterr()
     assert cli.main(words) == 0
     out = capsys.readouterr().out
@@ -318,8 +328,8 @@ def test_without_the_runs_images_random_ones_must_do(
     assert "the run computed in bf16; it is exported and checked in fp32" in out
     assert cli.main([*words, f"data.root={moved}"]) == 0
     assert "8 random images and 8 of validation" in capsys.readouterr().out
-    assert about(tmp_path / "m.pt")["trained_in"] == "bf16"
-    assert_same(torch.jit.load(tmp_path / "m.pt"), run)
+    assert about(tmp_path / "m.pt2")["trained_in"] == "bf16"
+    assert_same(torch.export.load(tmp_path / "m.pt2").module(), run)
     assert cli.main([*words, f"data.root={here}"]) == 2  # asked for, and not there
     assert "no folder" in capsys.readouterr().err
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from PIL.Image import Image as Photo
 
 from ssl_selmix.augment import image
 from ssl_selmix.data.files import MEAN, STD
@@ -17,16 +16,11 @@ from ssl_selmix.deploy.decoder import Decoder, chunks
 from ssl_selmix.images.decode import contents
 from ssl_selmix.images.find import find, suffixes
 from ssl_selmix.images.folder import decode
-from ssl_selmix.images.photo import Photo as OfFile
+from ssl_selmix.images.photo import Photo
+from tests.helpers.images import photo
 
 # A worker is started by fork; Python 3.12 warns of that if there are other threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-
-
-def photo(width: int = 40, height: int = 30, seed: int = 0) -> Photo:
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def rotated(path: Path) -> None:
@@ -82,7 +76,7 @@ def test_small_images_are_those_of_training(file: str) -> None:
 def test_streamed_images_are_those_of_training(file: str) -> None:
     decoder = Decoder(manifest((3, 20, 20), mean=MEAN, std=STD))
     found, _ = decoder(file)
-    expected = image.views(20)["plain"](OfFile(contents(file), file), (0, 0))
+    expected = image.views(20)["plain"](Photo(contents(file), file), (0, 0))
     assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
     assert "central 20×20" in decoder.how and "resized to 23 pixels" in decoder.how
 
@@ -131,7 +125,7 @@ def test_images_are_found_in_sorted_order_and_the_rest_is_told(tree: Path) -> No
     assert told == {
         "with a hidden name": [".dir", ".hidden.png"],
         "that link to a folder": ["loop"],
-        "without the suffix of an image format": ["notes.txt"],
+        "without a known image suffix": ["notes.txt"],
     }
 
 

@@ -139,7 +139,7 @@ def test_unreadable_files_are_skipped_and_told(images: str, predict: Predict) ->
     assert names == ["a.png", "sub/c.png", "sub/d.png", "z.png"]
     skipped = [line for line in err if line.startswith("skipped: ")]
     assert [line.split()[1] for line in skipped] == ["images/b.png", "images/sub/cut.jpg"]
-    assert "left out 1 file without the suffix" in err[1] and "notes.txt" in err[1]
+    assert "left out 1 file without a known image suffix" in err[1] and "notes.txt" in err[1]
     assert err[-1].startswith("4 images, 2 unreadable in ")
 
 
@@ -243,6 +243,7 @@ def test_no_run_is_told(tmp_path: Path, images: str, capsys: pytest.CaptureFixtu
     assert "is no run of ssl_selmix" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGPIPE")
 def test_a_reader_that_has_seen_enough(digits: Path, images: str) -> None:
     for i in range(500):  # more than a pipe holds
@@ -256,3 +257,22 @@ def test_a_reader_that_has_seen_enough(digits: Path, images: str) -> None:
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == predictions.PIPE_CLOSED and err == f"{MODEL}\n".encode()
+
+
+def test_no_cell_is_a_formula() -> None:
+    """A spreadsheet that opens the file computes nothing; a path stays a path to the same file."""
+    names = ["=1+1", "-1", "+1.5", "@x", "-cat", "\tcat", "cat"]
+    probs = torch.eye(7, dtype=torch.float64)
+    files = ["=a.png", "b.png", "-c.png", "+d.png", "@e.png", "f.png", "/g.png"]
+    rows = list(predictions._rows(files, probs, names, 1))
+    assert [row[0] for row in rows] == [
+        *("./=a.png", "b.png", "./-c.png", "./+d.png", "./@e.png", "f.png", "/g.png")
+    ]
+    assert [row[1] for row in rows] == ["'=1+1", "-1", "+1.5", "'@x", "'-cat", "'\tcat", "cat"]
+    assert {row[3] for row in rows} == {"0"}
+
+
+def test_a_terminal_is_not_commanded_by_names() -> None:
+    row = ["\x1b]0;x\x07.png", "caf\udce9", "1", "0"]
+    assert predictions._lines([row], shown=True) == b"\\x1b]0;x\\x07.png,caf\\udce9,1,0\n"
+    assert predictions._lines([row]) == b"\x1b]0;x\x07.png,caf\xe9,1,0\n"

@@ -103,6 +103,7 @@ def test_history_holds_gains_pairs_and_multipliers(tmp_path: Path) -> None:
         run(trained(), out=tmp_path)
 
 
+@pytest.mark.slow
 def test_arrays_and_datasets_give_what_tensors_give() -> None:
     class Set(torch.utils.data.Dataset[tuple[Tensor, int]]):
         def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -127,6 +128,7 @@ def test_arrays_and_datasets_give_what_tensors_give() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_any_function_and_constraints_are_objectives() -> None:
     model = trained()
     x, y = images(90, 2)
@@ -157,6 +159,7 @@ def test_augment_sees_training_batches_only() -> None:
     assert set(seen) == {16} and len(seen) == 80
 
 
+@pytest.mark.slow
 def test_torchvision_model() -> None:
     from torchvision.models import resnet18
 
@@ -172,6 +175,7 @@ def test_torchvision_model() -> None:
     assert tuned.bn1.momentum == model.bn1.momentum
 
 
+@pytest.mark.slow
 def test_timm_model() -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -287,6 +291,7 @@ def test_what_cannot_be_done_is_refused(
         run(model, **changes)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_raises_the_worst_class(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "docs" / "finetune.ipynb"
     cells = json.loads(path.read_text())["cells"]
@@ -301,6 +306,7 @@ def test_the_notebook_runs_and_raises_the_worst_class(capsys: pytest.CaptureFixt
     assert len(used) < 30
 
 
+@pytest.mark.slow
 def test_options_of_a_named_objective_reach_it_and_its_tail_is_the_rare_class() -> None:
     low = run(trained(), step_size=3.0).history[0]["multipliers"]
     high = run(trained(), step_size=50.0).history[0]["multipliers"]

@@ -5,7 +5,6 @@ view adds noise, which tells a learner that single pixels do not matter. Few lab
 unlabeled images with the same tail; a balanced test set.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix.algorithm import load
-from ssl_selmix.contract.subjects import Quiet
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.models import Classifier
 from ssl_selmix.splits import Counts, LongTailSplit
 from ssl_selmix.training import engine
+from ssl_selmix.training.log import SilentLog
 
 NUM_CLASSES, SIDE, INFORMATIVE = 4, 6, 16
 RHO = 8.0
@@ -79,10 +78,7 @@ def make_net() -> Classifier:
     hidden = nn.Sequential(
         nn.Flatten(), nn.Linear(SIDE * SIDE, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU()
     )
-    net = Classifier(hidden, nn.Linear(32, NUM_CLASSES))
-    rebuild: Callable[[], Classifier] = make_net
-    net.rebuild = rebuild
-    return net
+    return Classifier(hidden, nn.Linear(32, NUM_CLASSES), rebuild=make_net)
 
 
 @cache
@@ -100,5 +96,5 @@ def recalls(name: str, seed: int = 0, pool_reversed: bool = False, **settings: A
     }
     algorithm = kind(make_net(), data.task, kind.Config(**(short | settings)))
     with TemporaryDirectory() as folder:
-        fitted = engine.fit(algorithm, data, Path(folder), Quiet(), "f")
+        fitted = engine.fit(algorithm, data, Path(folder), SilentLog(), "f")
     return torch.tensor(engine.measure_test(fitted.algorithm, data)["per_class_recall"])

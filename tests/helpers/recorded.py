@@ -76,11 +76,12 @@ def assert_reproduces(
 class Recorded(Classifier):
     """Features are parameters; an "image" is the number of the row it gets.
 
-    Without a classifier the recorded rows are the logits themselves.
+    Without a classifier the recorded rows are the logits themselves; it is made anew from its rows.
     """
 
     def __init__(self, rows: Tensor, classifier: nn.Linear | None = None) -> None:
-        super().__init__(nn.Identity(), nn.Linear(1, rows.shape[1]))
+        body, head = nn.Identity(), nn.Linear(1, rows.shape[1])
+        super().__init__(body, head, rebuild=lambda: Recorded(self.rows.detach()))
         self.rows = nn.Parameter(rows.clone())
         self.classifier = classifier or nn.Identity()  # type: ignore[assignment]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image, ImageFile
@@ -20,32 +19,21 @@ from ssl_selmix.data import ImageSet
 from ssl_selmix.datasets import image_folder
 from ssl_selmix.images import decode
 from ssl_selmix.images import folder as folder_module
-
-Pixels = npt.NDArray[np.uint8]
-
-
-def pixels(*shape: int, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write(path: Path, array: Pixels) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+from ssl_selmix.images.find import find
+from ssl_selmix.images.folder import listing
+from tests.helpers.images import Pixels, noise, noise_tree, write
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two classes with four images to train on and one to test on, 8×8 pixels."""
-    for part, count in (("train", 4), ("test", 1)):
-        for label, name in enumerate(("cat", "dog")):
-            for i in range(count):
-                array = pixels(8, 8, 3, seed=100 * label + 10 * i + len(part))
-                write(tmp_path / "images" / part / name / f"{i}.png", array)
-    return tmp_path / "images"
+    return noise_tree(tmp_path / "images", {"train": 4, "test": 1})
 
 
 def load(root: Path, size: int | None = None) -> ImageSet:
-    return image_folder.load(image_folder.Config(root=str(root), size=size))
+    found = image_folder.load(image_folder.Config(root=str(root), size=size))
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def words(root: Path, *more: str) -> list[str]:
@@ -88,7 +76,7 @@ def test_broken_files_are_named(
     root: Path, suffix: str, damage: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = root / "train" / "dog" / f"broken.{suffix}"
-    write(path, pixels(8, 8, 3))
+    write(path, noise(8, 8, 3))
     whole = path.read_bytes()
     contents = {
         "empty": b"",
@@ -104,7 +92,7 @@ def test_broken_files_are_named(
 
 def test_a_jpeg_cut_off_anywhere_is_refused() -> None:
     buffer = io.BytesIO()
-    Image.fromarray(pixels(8, 8, 3)).save(buffer, "JPEG")
+    Image.fromarray(noise(8, 8, 3)).save(buffer, "JPEG")
     whole = buffer.getvalue()
     decode.rgb(whole, "x.jpg")
     for end in range(len(whole)):
@@ -155,14 +143,14 @@ def test_values_of_unknown_range_are_refused(root: Path, dtype: Any) -> None:
 
 def as_mode(mode: str) -> tuple[Image.Image, Pixels, str]:
     """An image, the RGB pixels that it stands for, and what the log calls it."""
-    grey, rgb = pixels(8, 8), pixels(8, 8, 3)
+    grey, rgb = noise(8, 8), noise(8, 8, 3)
     three = grey[:, :, None].repeat(3, 2)
     alpha = np.full((8, 8, 1), 255, dtype=np.uint8)
     alpha[:4] = 0
     on_white = np.where(alpha > 0, rgb, 255).astype(np.uint8)
     palette = Image.fromarray(grey).convert("P")
     two = np.where(grey > 127, 255, 0).astype(np.uint8)
-    deep = (grey.astype(np.uint16) << 8) + pixels(8, 8, seed=1)
+    deep = (grey.astype(np.uint16) << 8) + noise(8, 8, seed=1)
     kinds: dict[str, tuple[Image.Image, Pixels, str]] = {
         "grey": (Image.fromarray(grey), three, "greyscale"),
         "one bit": (Image.fromarray(two).convert("1"), two[:, :, None].repeat(3, 2), "greyscale"),
@@ -242,7 +230,7 @@ def test_exif_orientation_turns_images_upright(
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = root / "train" / "cat" / "0.png"
-    Image.fromarray(pixels(8, 8, 3)).save(path, exif=exif)
+    Image.fromarray(noise(8, 8, 3)).save(path, exif=exif)
     with Image.open(path) as opened:
         expected = torch.from_numpy(np.array(ImageOps.exif_transpose(opened)))
     assert torch.equal(load(root).train[0].permute(1, 2, 0), expected)
@@ -252,7 +240,7 @@ def test_exif_orientation_turns_images_upright(
 
 def test_damaged_exif_data_do_not_matter(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(pixels(8, 8, 3)).save(buffer, "JPEG", exif=b"Exif\0\0nonsense")
+    Image.fromarray(noise(8, 8, 3)).save(buffer, "JPEG", exif=b"Exif\0\0nonsense")
     assert decode.rgb(buffer.getvalue(), "x.jpg")[1] == []
 
 
@@ -290,7 +278,7 @@ def hidden(folder: Path) -> None:
 
 
 def hidden_folder(folder: Path) -> None:
-    write(folder / ".ipynb_checkpoints" / "0.png", pixels(8, 8, 3))
+    write(folder / ".ipynb_checkpoints" / "0.png", noise(8, 8, 3))
 
 
 def text(folder: Path) -> None:
@@ -306,7 +294,7 @@ def pipe(folder: Path) -> None:
 
 
 def loose(folder: Path) -> None:
-    write(folder.parent / "x.png", pixels(8, 8, 3))
+    write(folder.parent / "x.png", noise(8, 8, 3))
 
 
 @pytest.mark.parametrize(
@@ -330,7 +318,7 @@ def test_what_is_left_out_is_counted(
 
 
 def test_a_folder_below_a_class_belongs_to_the_class(root: Path) -> None:
-    inside = pixels(8, 8, 3, seed=9)
+    inside = noise(8, 8, 3, seed=9)
     (root / "train" / "cat" / "1.png").unlink()
     write(root / "train" / "cat" / "1.png" / "more" / "x.PNG", inside)
     (root / "train" / "cat" / "1.png" / "more" / "empty").mkdir()
@@ -339,6 +327,14 @@ def test_a_folder_below_a_class_belongs_to_the_class(root: Path) -> None:
     assert found.train_labels.tolist() == [0] * 5 + [1] * 4
     assert torch.equal(found.train[1].permute(1, 2, 0), torch.from_numpy(inside))
     assert found.test is not None and torch.equal(found.train[4], found.test[1])
+
+
+def test_training_reads_the_kinds_of_file_that_predict_reads(root: Path) -> None:
+    for name in ("0.JFIF", "1.tga", "2.pnm"):
+        path = root / "train" / "cat" / name
+        Image.fromarray(noise(8, 8, 3)).save(path, {"JFIF": "JPEG", "pnm": "PPM"}.get(name[2:]))
+    assert load(root).train_labels.tolist() == [0] * 7 + [1] * 4
+    assert find([root / "train" / "cat"]) == (listing(root / "train", ("cat",))[0], {})
 
 
 def test_a_class_without_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,7 +351,7 @@ def test_a_class_without_images(root: Path, capsys: pytest.CaptureFixture[str]) 
 def test_classes_of_one_part_only(
     root: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(root / part / "eel" / "0.png", pixels(8, 8, 3))
+    write(root / part / "eel" / "0.png", noise(8, 8, 3))
     assert "must hold the same classes; only one of them has eel" in refusal(root, capsys)
 
 
@@ -369,14 +365,14 @@ def test_more_labeled_images_than_a_class_has(
 def test_a_manifest_of_other_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words(root)) == 0
     manifest = root.parent / "run" / "manifest.json"
-    write(root / "train" / "cat" / "0.png", pixels(8, 8, 3, seed=77))
+    write(root / "train" / "cat" / "0.png", noise(8, 8, 3, seed=77))
     capsys.readouterr()
     message = refusal(root, capsys, f"data.manifest={manifest}", "--out", str(root.parent / "two"))
     assert "drawn on other images" in message
 
 
 def test_corrections_do_not_stop_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.fromarray(pixels(8, 8)).save(root / "train" / "cat" / "0.png")
+    Image.fromarray(noise(8, 8)).save(root / "train" / "cat" / "0.png")
     Image.new("RGBA", (8, 8)).save(root / "test" / "cat" / "0.png")
     assert cli.main(words(root)) == 0
     said = warnings(capsys)

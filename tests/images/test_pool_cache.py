@@ -6,8 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +18,7 @@ from ssl_selmix.images import folder as folder_module
 from ssl_selmix.images.cache import HEADER, STALE, PoolCache, digest_of, folder_of, key_of
 from ssl_selmix.images.decode import DECODING
 from ssl_selmix.images.folder import decode_all
+from tests.helpers.images import noise, noise_tree, write
 
 
 @pytest.fixture(autouse=True)
@@ -27,22 +26,12 @@ def every_pool_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "LEAST", 0)
 
 
-def pixels(seed: int, size: int = 8) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two classes with four images to train on and two to test on; one of them is grey."""
-    for part, count in (("train", 4), ("test", 2)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                image = Image.fromarray(pixels(100 * label + 10 * i + count))
-                image.save(folder / f"{i}.png")
-    image.convert("L").save(folder / "1.png")
-    return tmp_path / "images"
+    root = noise_tree(tmp_path / "images", {"train": 4, "test": 2})
+    write(root / "test" / "dog" / "1.png", noise(8, 8))
+    return root
 
 
 @pytest.fixture
@@ -52,7 +41,9 @@ def cache(tmp_path: Path) -> Path:
 
 def load(root: Path, cache: Path | str, size: int | None = None) -> ImageSet:
     config = image_folder.Config(root=str(root), cache=str(cache), size=size)
-    return image_folder.load(config)
+    found = image_folder.load(config)
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def same(one: ImageSet, two: ImageSet) -> bool:
@@ -103,14 +94,14 @@ def test_a_run_cannot_change_the_cache(root: Path, cache: Path) -> None:
 
 def test_changed_bytes_of_the_same_size_and_time_are_noticed(root: Path, cache: Path) -> None:
     path = root / "train" / "dog" / "2.png"
-    Image.fromarray(pixels(7)).save(path, compress_level=0)
+    Image.fromarray(noise(8, 8, 3, seed=7)).save(path, compress_level=0)
     status = path.stat()
     load(root, cache)
-    Image.fromarray(pixels(8)).save(path, compress_level=0)
+    Image.fromarray(noise(8, 8, 3, seed=8)).save(path, compress_level=0)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size and path.stat().st_mtime == status.st_mtime
     found = load(root, cache)
-    assert torch.equal(found.train[6].permute(1, 2, 0), torch.from_numpy(pixels(8)))
+    assert torch.equal(found.train[6].permute(1, 2, 0), torch.from_numpy(noise(8, 8, 3, seed=8)))
     assert len(pools(cache)) == 3  # the test images are still the same
 
 
@@ -157,7 +148,7 @@ def test_files_that_change_while_they_are_decoded(
     path = root / "train" / "cat" / "0.png"
 
     def slow(files: list[str], size: int | None, strict: bool) -> object:
-        Image.fromarray(pixels(55)).save(path)
+        Image.fromarray(noise(8, 8, 3, seed=55)).save(path)
         return original(files, size, strict)
 
     whole = path.read_bytes()

@@ -300,6 +300,7 @@ def test_the_fairness_loss_reaches_the_objective_of_two_strong_views() -> None:
     assert float(losses["fairness"].detach()) < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_unlabeled_images_help(name: str) -> None:
     """Mean recall on the mixture, against labeled images alone with the same plain loss."""

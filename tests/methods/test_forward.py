@@ -13,8 +13,9 @@ from ssl_selmix.contract import subjects
 from ssl_selmix.data import Data
 from ssl_selmix.methods import views
 from ssl_selmix.methods.views import Look
-from ssl_selmix.models import Classifier, execution
+from ssl_selmix.models import Classifier
 from ssl_selmix.models.batch_norm import batch_norms
+from ssl_selmix.models.execution import Execution, ViewsConfig
 
 VIEWS = ("weak", "strong", "strong")
 
@@ -30,11 +31,10 @@ class Counting(Classifier):
 
 
 def counting(data: Data, how: str) -> Counting:
-    net = subjects.make_net(data)
-    net.__class__ = Counting
-    assert isinstance(net, Counting)
-    net.passes, net.step = [], how
-    return net
+    made = subjects.make_net(data)
+    net = Counting(made.backbone, made.classifier)
+    net.passes = []
+    return net.prepared(Execution(views=how))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def batch(data: Data) -> Batch:
 
 
 def test_settings_have_one_name_each() -> None:
-    names = {(c.split, c.lazy): c.name for c in (execution.ViewsConfig(s, z) for s, z in FLAGS)}
+    names = {(c.split, c.lazy): c.name for c in (ViewsConfig(s, z) for s, z in FLAGS)}
     assert names == dict(zip(FLAGS, ("joint", "split", "lazy", "lazy"), strict=True))
 
 
@@ -112,12 +112,12 @@ def test_few_sizes_where_a_new_size_costs_more_than_more_images(data: Data) -> N
     sizes = set()
     for count in range(33):
         net = counting(data, "lazy")
-        net.runner = net.backbone.__call__  # as if it were compiled
-        look = Look(net, batch)
-        look.weak()
         needed = torch.zeros(32, dtype=torch.bool)
         needed[torch.randperm(32)[:count]] = True
-        _, strong = look.rest(needed)
+        with net.trained_by(net.backbone.__call__):  # as if it were compiled
+            look = Look(net, batch)
+            look.weak()
+            _, strong = look.rest(needed)
         assert strong[0][needed].any(1).all()
         passed = (net.passes[1][0] - 4) // 2
         assert count <= passed < count + 4

@@ -223,6 +223,7 @@ CHECKS += [life.check_evaluation, life.check_export, life.check_state, life.chec
 CHECKS += [limits.check_missing_in_labeled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_ldam_keeps_the_contract(check: reporting.Check, tmp_path: Path) -> None:
     check(subjects.Subject("ldam", Ldam), tmp_path)
@@ -244,6 +245,7 @@ def test_the_exported_network_predicts_by_the_largest_cosine(tmp_path: Path) -> 
 # What they are for.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

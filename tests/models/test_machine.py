@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from ssl_selmix import contract, models
 from ssl_selmix.contract import life, subjects
 from ssl_selmix.models import execution
-from ssl_selmix.models.execution import Compiled
+from ssl_selmix.models.execution import Compiled, Execution
 from ssl_selmix.runs import train
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.training import engine, machine
+from ssl_selmix.training.log import SilentLog
 
 CPU = torch.device("cpu")
 
@@ -78,7 +80,7 @@ def test_scaled_losses_have_no_fused_steps(device: str, half: bool, fused: bool)
 def test_a_resumed_run_fuses_as_its_own_machine_does(tmp_path: Path) -> None:
     data, _ = subjects.make_data()
     algorithm = contract.subject("supervised").make(data, subjects.make_net(data))
-    trainer = engine.Trainer(algorithm, data, tmp_path, subjects.Quiet(), "f")
+    trainer = engine.Trainer(algorithm, data, tmp_path, SilentLog(), "f")
     state = trainer.state()
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = True
@@ -93,9 +95,18 @@ def test_work_is_counted_and_decides_the_threads(monkeypatch: pytest.MonkeyPatch
     expected = 2 * (64 * 4 * 9 + 16 * 8 * 9 * 4 + 16 * 8 * 9 * 8 + 24)
     assert machine.flops_per_step(net, (1, 8, 8), 10) == 3 * 10 * expected
     assert net.training
-    monkeypatch.setattr(machine, "MACHINE_THREADS", 8)
+    monkeypatch.setattr(machine, "machine_threads", lambda: 8)
     unit = machine.FLOPS_PER_THREAD
     assert [machine.threads_for(x * unit) for x in (0.1, 1, 2.5, 100)] == [1, 1, 2, 8]
+
+
+def test_threads_of_the_machine_are_remembered_when_others_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "machine_threads", functools.cache(torch.get_num_threads))
+    before = torch.get_num_threads()
+    assert machine.use_threads(before + 1) == torch.get_num_threads() == before + 1
+    assert machine.use_threads(0) == torch.get_num_threads() == before
 
 
 def test_peak_memory_is_that_of_the_process() -> None:
@@ -144,6 +155,7 @@ def test_a_trial_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     assert int(after) == int(before["1.num_batches_tracked"]) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["joint", "lazy"])
 def test_a_compiled_network_trains_what_the_network_trains(how: str, tmp_path: Path) -> None:
     """With the backend that only traces: the compiler itself takes a minute."""
@@ -151,17 +163,14 @@ def test_a_compiled_network_trains_what_the_network_trains(how: str, tmp_path: P
     original = torch.compile
     for compiled in (False, True):
         data, _ = subjects.make_data()
-        net = subjects.make_net(data)
-        net.step = how
+        net = subjects.make_net(data).prepared(Execution(views=how, compiled=compiled))
         algorithm = contract.subject("fixmatch").make(data, net, keep="last", threshold=0.4)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 torch, "compile", lambda m, mode: original(m, backend="eager", dynamic=False)
             )
-            fitted = engine.fit(
-                algorithm, data, tmp_path / str(compiled), subjects.Quiet(), "f", compiled=compiled
-            )
-        assert algorithm.net.runner is None
+            fitted = engine.fit(algorithm, data, tmp_path / str(compiled), SilentLog(), "f")
+        assert algorithm.net.execution.runner is None
         found[compiled] = fitted.algorithm.state_dict()
     if how == "joint":
         for name, value in found[False].items():
@@ -173,24 +182,24 @@ def test_a_compiled_network_trains_what_the_network_trains(how: str, tmp_path: P
 def test_half_precision_scales_its_losses_and_resumes(tmp_path: Path) -> None:
     def algorithm() -> Any:
         data, _ = subjects.make_data()
-        net = subjects.make_net(data)
-        net.autocast = torch.float16
+        net = subjects.make_net(data).prepared(Execution("fp16"))
         return contract.subject("fixmatch").make(data, net, keep="last"), data
 
     one, data = algorithm()
-    trainer = engine.Trainer(one, data, tmp_path, subjects.Quiet(), "f")
+    trainer = engine.Trainer(one, data, tmp_path, SilentLog(), "f")
     assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
     trainer.fit(None, resumed=False)
     assert all(p.isfinite().all() for p in one.parameters())
     trainer.scaler.update(17.0)
     state = trainer.state()
     again, _ = algorithm()
-    other = engine.Trainer(again, data, tmp_path, subjects.Quiet(), "f")
+    other = engine.Trainer(again, data, tmp_path, SilentLog(), "f")
     assert other.scaler.state_dict() != state["scaler"]
     other.restore(state)
     assert other.scaler.state_dict() == state["scaler"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fixmatch", "selmix"])
 def test_half_precision_resumes_bit_for_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -198,9 +207,7 @@ def test_half_precision_resumes_bit_for_bit(
     original = subjects.make_net
 
     def half(data: Any, seed: int = 1) -> models.Classifier:
-        net = original(data, seed)
-        net.autocast, net.step = torch.float16, "lazy"
-        return net
+        return original(data, seed).prepared(Execution("fp16", "lazy"))
 
     monkeypatch.setattr(subjects, "make_net", half)
     life.check_resume(contract.subject(name), tmp_path)
@@ -208,13 +215,12 @@ def test_half_precision_resumes_bit_for_bit(
 
 def test_a_step_that_overflows_is_left_out_and_the_scale_falls(tmp_path: Path) -> None:
     data, _ = subjects.make_data()
-    net = subjects.make_net(data)
-    net.autocast = torch.float16
+    net = subjects.make_net(data).prepared(Execution("fp16"))
     algorithm = contract.subject("supervised").make(data, net, keep="last", ema=0.0)
-    trainer = engine.Trainer(algorithm, data, tmp_path, subjects.Quiet(), "f")
+    trainer = engine.Trainer(algorithm, data, tmp_path, SilentLog(), "f")
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     before = copy.deepcopy(dict(algorithm.named_parameters()))
-    trainer._train_step(next(algorithm.batches(data, 0)))
+    trainer.step_once(algorithm.batches(data, 0))
     assert trainer.scaler.get_scale() == 2.0**119
     for key, value in algorithm.named_parameters():
         assert torch.equal(value, before[key])
@@ -238,6 +244,6 @@ def test_a_run_records_what_auto_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(request)
     assert plan.identity()["precision"] == "bf16"
     net = train.build(plan, 0, subjects.make_data()[0].task, 1, None).net
-    assert net.autocast is torch.bfloat16
+    assert net.execution.dtype is torch.bfloat16
     digits = Plan(Request(["fixmatch"]))
     assert digits.identity()["precision"] == "fp32"  # as its preset says

@@ -14,22 +14,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from ssl_selmix import cli
+from ssl_selmix.runs.command import COMMANDS
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
 from ssl_selmix.splits import read_manifest
-from ssl_selmix.training import checkpoint, log
+from ssl_selmix.training import checkpoint
+from tests.helpers.images import noise_tree
 
 SETTINGS = [
     *("fixmatch.steps=6", "fixmatch.evaluate_every=3", "fixmatch.batch=8"),
     *("selmix.steps=12", "selmix.evaluate_every=10", "selmix.batch=8", "selmix.lr=0.01"),
     *("selmix.keep=last", "model.name=cnn-4"),
     *("data.labeled.largest=15", "data.unlabeled.largest=20"),
-    *("data.validation=3", "data.test=3"),
+    *("data.validation=3", "data.test=3", "pictures=false"),
 ]
 TWO_STAGES = ["--algo", "fixmatch", "--then", "selmix", *SETTINGS]
 STAGE_FILES = {"last.pt", "previous.pt", "best.pt", "model.pt", "metrics.jsonl"}
@@ -42,25 +43,11 @@ TIMES = {"steps_per_second", "images_per_second"}
 ROOT = Path(cli.__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes nine tenths of a tiny run."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
-
-
-@pytest.fixture
-def pictures() -> None:
-    """For tests that want them drawn."""
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of both stages that nothing disturbed; tests only read it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
-        assert cli.main([*TWO_STAGES, "--out", str(folder)]) == 0
+    assert cli.main([*TWO_STAGES, "--out", str(folder)]) == 0
     return folder
 
 
@@ -73,15 +60,15 @@ def killed_at(stage: str, step: int) -> Iterator[None]:
     """End the run after this step of this stage, before anything is saved."""
     from ssl_selmix.training.engine import Trainer
 
-    train_step = Trainer._train_step
+    step_once = Trainer.step_once
 
-    def step_and_die(self: Trainer, batch: Any) -> None:
-        train_step(self, batch)
+    def step_and_die(self: Trainer, batches: Any) -> None:
+        step_once(self, batches)
         if (self.data.stage, self.step) == (stage, step):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_train_step", step_and_die)
+        patch.setattr(Trainer, "step_once", step_and_die)
         yield
 
 
@@ -119,12 +106,23 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
+def forget_run_id(results: dict[str, Any]) -> str:
+    """Take the run's identity out of its results; every place must have the same one."""
+    found: str = results.pop("run_id")
+    for stage in results["stages"]:
+        if "started_from" in stage:
+            assert stage["started_from"].pop("run_id") == found
+    return found
+
+
 def assert_same_run(folder: Path, expected: Path) -> None:
     """Same weights, rows and figures, and nothing left lying about."""
     assert weights(folder) == weights(expected)
     for stage in ("1-fixmatch", "2-selmix"):
         assert rows(folder / stage) == rows(expected / stage)
     results = [json.loads((f / "results.json").read_text()) for f in (folder, expected)]
+    ids = [forget_run_id(result) for result in results]
+    assert len(set(ids)) == 2  # two trainings, however equal
     for result in results:
         for stage_result in result["stages"]:
             assert stage_result.pop("seconds") > 0
@@ -217,13 +215,12 @@ def test_the_second_stage_starts_from_what_the_first_one_kept(finished: Path) ->
     assert all(torch.equal(kept[k], start["teacher"][k]) for k in same)
 
 
-@pytest.mark.usefixtures("pictures")
 def test_pictures_of_matrices_are_logged(tmp_path: Path) -> None:
     tensorboard: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     base = ["--algo", "selmix", *SETTINGS[3:]]
     base = [word for word in base if not word.startswith(("selmix.steps", "selmix.evaluate"))]
-    train(tmp_path / "run", "selmix.steps=1", base=base)
+    train(tmp_path / "run", "selmix.steps=1", "pictures=true", base=base)
     events = tensorboard.EventAccumulator(str(tmp_path / "run" / "1-selmix"))
     events.Reload()
     assert set(events.Tags()["images"]) == {"confusion", "gain_matrix", "pair_distribution"}
@@ -276,6 +273,7 @@ def test_resuming_what_never_started_starts_it(finished: Path, tmp_path: Path) -
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"), [("1-fixmatch", 2), ("1-fixmatch", 6), ("2-selmix", 11)]
 )
@@ -292,6 +290,58 @@ def test_interrupted_and_resumed_ends_bit_identical(
         assert contents(folder / "1-fixmatch") == before  # finished: not even opened
 
 
+def test_a_run_of_the_version_whose_stages_all_had_a_mu_goes_on(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with killed_at("2-selmix", 11):
+        train(folder)
+    plan, file = reopen(folder), folder / "config.yaml"
+    assert "mu" in plan.plain["fixmatch"] and "mu" not in plan.plain["selmix"]
+    # Checkpoints of that version were told apart by all keys of that version.
+    plan.plain["selmix"]["mu"] = 2
+    assert plan.fingerprint(1, "images") == reopen(folder).fingerprint(1, "images")
+    text = file.read_text()
+    file.write_text(text.replace("\nselmix:\n", "\nselmix:\n  mu: 3\n"))
+    assert "it differs in selmix.mu: 3 -> 2;" in refusal(folder, "--resume")
+    file.write_text(text.replace("\nselmix:\n", "\nselmix:\n  mu: 2\n"))
+    assert reopen(folder).plain == reopen(finished).plain
+    train(folder, "--resume")
+    file.write_text(text)
+    assert_same_run(folder, finished)
+
+
+def as_version_0_1_left_it(run: Path) -> None:
+    """Take out of a run's files what version 0.1 did not write."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    for key in ("schema", "run_id", "preprocessing"):
+        del manifest[key]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    results = json.loads((run / "results.json").read_text())
+    for key in ("schema", "run_id", "tail", "class_names", "model"):
+        del results[key]
+    for stage in results["stages"]:
+        del stage["handed_on_sha256"]
+        stage.pop("started_from", None)
+    (run / "results.json").write_text(json.dumps(results))
+
+
+def test_a_run_that_version_0_1_began_is_resumed(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with killed_at("2-selmix", 11):
+        train(folder)
+    as_version_0_1_left_it(folder)
+    before = contents(folder)
+    found = train(folder, "--resume")
+    after = contents(folder)
+    assert after["manifest.json"] == before["manifest.json"]
+    assert weights(folder) == weights(finished)
+    assert found["schema"] == 2 and found["run_id"] == found["stages"][1]["started_from"]["run_id"]
+    ended = contents(folder)
+    train(folder, "--resume")
+    assert contents(folder) == ended
+
+
 def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None:
     plan = reopen(finished)
     assert [name for name, _ in plan.algorithms] == ["fixmatch", "selmix"]
@@ -302,16 +352,33 @@ def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"is no run of ssl_selmix; it has no config\.yaml"):
         reopen(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: [1")
-    with pytest.raises(ValueError, match="is damaged; restore it"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is damaged \(it is no YAML: .*; restore it"
+    ):
         reopen(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["split", "lazy"])
+def test_views_are_step_in_settings_and_records_of_older_runs(finished: Path, how: str) -> None:
+    plans = [Plan(Request(["fixmatch"], settings=[f"{n}.{how}=true"])) for n in ("views", "step")]
+    assert [plan.config["views"].name for plan in plans] == [how, how]
+    first, second = plans
+    assert first.identity() == second.identity()
+    assert first.fingerprint(0, "images") == second.fingerprint(0, "images")
+    assert first.identity()["step"] == {"split": False, "lazy": False, how: True}
+    assert "step:\n  split: false\n  lazy: false\n" in (finished / "config.yaml").read_text()
+    assert reopen(finished).config["views"].name == "joint"
+    for name in ("views", "step"):
+        with pytest.raises(ValueError, match=r"unknown key 'views\.lzay'; did you mean views.lazy"):
+            Plan(Request(["fixmatch"], settings=[f"{name}.lzay=true"]))
 
 
 def test_the_manifest_says_which_command_drew_the_split(finished: Path) -> None:
     words = shlex.split(json.loads((finished / "manifest.json").read_text())["command"])
     assert words[:2] == ["ssl-selmix", "train"]
-    args = cli._parser().parse_intermixed_args(words[2:])
+    args = COMMANDS["train"].parser().parse_intermixed_args(words[2:])
     assert [args.algo, *args.then, args.dataset] == ["fixmatch", "selmix", "digits"]
-    assert args.settings == SETTINGS
+    assert args.settings == [word for word in SETTINGS if word != "pictures=false"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
@@ -414,22 +481,13 @@ FOLDER_SETTINGS = [
 ]
 
 
-def make_images(root: Path, size: int = 8) -> list[str]:
+def make_images(root: Path) -> list[str]:
     """Twelve training and two test images per class; the words of a run on them."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 2)):
-        for k, name in enumerate(CLASSES):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(80 * k, 80 * k + 80, (size, size, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{i:02}.png")
+    noise_tree(root, {"train": 12, "test": 2}, classes=CLASSES)
     base = ["--algo", "fixmatch", "--then", "selmix", "--dataset", "image_folder"]
     return [*base, f"data.root={root}", *FOLDER_SETTINGS]
 
 
-@pytest.mark.usefixtures("pictures")
 def test_image_folder_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_images(tmp_path / "images")
     results = train(tmp_path / "run", base=base)
@@ -445,7 +503,7 @@ def test_resuming_on_changed_images_is_refused(tmp_path: Path) -> None:
     base = make_images(tmp_path / "images")
     with killed_at("1-fixmatch", 1):
         train(tmp_path / "run", base=base)
-    (tmp_path / "images" / "train" / "plain" / "00.png").unlink()
+    (tmp_path / "images" / "train" / "plain" / "0.png").unlink()
     before = contents(tmp_path / "run")
     assert "other images" in refusal(tmp_path / "run", "--resume", base=base)
     assert contents(tmp_path / "run") == before
@@ -523,18 +581,17 @@ import matplotlib.figure, numpy, sklearn.datasets, torch._dynamo, torch.utils.te
 from ssl_selmix import algorithm, cli
 from ssl_selmix.common import plugins
 from ssl_selmix.runs import train
-from ssl_selmix.training import engine, log
+from ssl_selmix.training import engine
 
 for name in plugins.available("algorithm"):
     algorithm.load(name)
-log.picture = lambda *_: numpy.zeros((1, 1, 3), numpy.uint8)
-train_step = engine.Trainer._train_step
+step_once = engine.Trainer.step_once
 
-def announced(self, batch):
-    train_step(self, batch)
+def announced(self, batches):
+    step_once(self, batches)
     sys.audit("test.step", self.step)
 
-engine.Trainer._train_step = announced
+engine.Trainer.step_once = announced
 
 def attempt(argv, folder, kill_at, full_at_step):
     events = 0
@@ -629,6 +686,7 @@ def undisturbed(forks: Forks) -> tuple[Path, int]:
     return forks.folder / "undisturbed", events
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_leaves_no_trace(
     forks: Forks, undisturbed: tuple[Path, int]
 ) -> None:
@@ -642,6 +700,7 @@ def test_kill_9_at_random_moments_leaves_no_trace(
     assert_same_run(forks.folder / "killed", expected)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_that_was_saved(
     forks: Forks, undisturbed: tuple[Path, int]
 ) -> None:
@@ -657,6 +716,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert_same_run(forks.folder / "full", undisturbed[0])
 
 
+@pytest.mark.slow
 def test_resuming_with_an_edited_file_of_ones_own_is_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def f(c):\n    return c.diagonal().sum()\n")

@@ -200,6 +200,13 @@ def test_state_round_trip() -> None:
     assert torch.equal(other.logits, trust.logits)
 
 
+def test_a_checkpoint_sets_no_other_attribute() -> None:
+    trust, _ = region()
+    state = trust.get_extra_state() | {"interval": 17, "judge": None, "longest": 1}
+    trust.set_extra_state(state)
+    assert trust.interval == 17 and trust.longest == 40 and callable(trust.judge)
+
+
 def test_smoothing_reaches_the_measured_change() -> None:
     old, new = predictions({2: 20}), predictions({2: 10})
     g_mean = objectives.get("g_mean", K)

@@ -25,7 +25,8 @@ from benchmarks import (
     step,
     timing,
 )
-from benchmarks.synthetic import How, Sizes, make_data, network, steps_of
+from benchmarks.synthetic import Sizes, make_data, network, steps_of
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
 from studies import claims, promises
 
@@ -57,6 +58,7 @@ def cells(capsys: pytest.CaptureFixture[str]) -> Shown:
     return run
 
 
+@pytest.mark.slow
 def test_step_times_all_arms_and_names_the_targets(cells: Shown) -> None:
     rows = cells(step.main, *TINY, *OF_STEP, "--precisions", "bf16", "fp32")
     first = [row[0] for row in rows]
@@ -68,6 +70,7 @@ def test_step_times_all_arms_and_names_the_targets(cells: Shown) -> None:
     assert targets["reference / joint, fp32"] == ""  # the targets are for the default
 
 
+@pytest.mark.slow
 def test_step_against_the_mask_rate(cells: Shown) -> None:
     rows = cells(step.main, *TINY, *OF_STEP, "--rates", "--precisions", "fp32")
     assert [row[0] for row in rows[2:]] == [f"{i / 10:.1f}" for i in range(11)]
@@ -76,13 +79,14 @@ def test_step_against_the_mask_rate(cells: Shown) -> None:
 def test_a_fixed_share_counts() -> None:
     data = make_data(Sizes(size=8))
     args = SimpleNamespace(batch=4, mu=5, network="cnn-4")
-    ours = step.Ours(data, args, How("lazy"))  # type: ignore[arg-type]
+    ours = step.Ours(data, args, Execution(views="lazy"))  # type: ignore[arg-type]
     ours.at(0.3)()
     classes, weight = ours.rule(torch.rand(20, 10), torch.arange(20))
     assert weight.sum() == 6 and classes.shape == (20,)
-    assert ours.algorithm.net.step == "lazy"
+    assert ours.algorithm.net.execution.views == "lazy"
 
 
+@pytest.mark.slow
 def test_augment_covers_both_sizes(cells: Shown) -> None:
     rows = cells(augment.main, "--rounds", "1", "--batch", "4", "--files", "1")
     for view in ("weak, 32 px", "strong, 32 px", "weak, 224 px", "strong, 224 px"):
@@ -94,6 +98,7 @@ def test_augment_covers_both_sizes(cells: Shown) -> None:
         }
 
 
+@pytest.mark.slow
 def test_selmix_step_has_the_reference_with_and_without_pseudo_labels(cells: Shown) -> None:
     sizes = ["--labeled", "9", "--unlabeled", "9", "--rho", "3", "--validation", "2"]
     rows = cells(selmix_step.main, *TINY, *OF_STEP, *sizes, "--steps", "1")
@@ -102,6 +107,7 @@ def test_selmix_step_has_the_reference_with_and_without_pseudo_labels(cells: Sho
     assert "reference with pseudo-labels, amortised" in names
 
 
+@pytest.mark.slow
 def test_scaling_prints_exponents(cells: Shown) -> None:
     parts = ["--parts", "batch", "size", "classes", "pool"]
     sizes = ["--batches", "1", "2", "--sizes", "8", "16", "--classes", "2", "4"]
@@ -112,17 +118,20 @@ def test_scaling_prints_exponents(cells: Shown) -> None:
     assert all(float(row[-1]) == float(row[-1]) for row in costs)
 
 
+@pytest.mark.slow
 def test_scaling_over_processes(cells: Shown) -> None:
     rows = cells(scaling.main, *TINY, "--parts", "processes", "--processes", "1", "--steps", "1")
     assert rows[-1][0] == "1 × 1 thread"
 
 
+@pytest.mark.slow
 def test_memory_is_told_for_every_part() -> None:
     parts = {what: most for what, _, most in memory.memory_of_run(1000, 32)}
     assert next(iter(parts)) == "SHA-256 of the images" and len(parts) == 6
     assert all(most >= 0 for most in parts.values())
 
 
+@pytest.mark.slow
 def test_memory_in_a_fresh_process() -> None:
     assert 0 < timing.apart(timing.resident) <= timing.apart(timing.peak) * 2
 
@@ -135,18 +144,21 @@ def test_a_peak_is_seen_and_forgotten() -> None:
     del held
 
 
+@pytest.mark.slow
 def test_algorithms(cells: Shown) -> None:
     words = ["--batch", "2", "--size", "8", "--steps", "1", "--threads", "1"]
     rows = cells(algorithms.main, *TINY, *words, "supervised")
     assert [row[0] for row in rows[2:]] == ["fixmatch", "supervised"]
 
 
+@pytest.mark.slow
 def test_startup_ends_with_the_first_step(tmp_path: Path) -> None:
     startup.start_arms(tmp_path, ["threads=1"])["the first step on digits"]()
     assert list(tmp_path.glob("first-0/1-fixmatch/last.pt")), "the validation before step 0"
     assert not list(tmp_path.glob("first-0/results.json")), "and nothing after the step"
 
 
+@pytest.mark.slow
 def test_startup_reports_what_failed() -> None:
     with pytest.raises(SystemExit, match="no-such-word"):
         startup.python("-c", "raise SystemExit('no-such-word')")

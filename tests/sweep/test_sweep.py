@@ -18,7 +18,6 @@ from io import StringIO
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -30,7 +29,7 @@ from ssl_selmix.sweep import cluster, processes
 from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
-from ssl_selmix.training import log
+from tests.helpers.compared import results, stage
 
 TINY = """
 out: out
@@ -39,6 +38,7 @@ settings:
   model.name: cnn-4
   data: {labeled.largest: 15, unlabeled.largest: 20, validation: 3, test: 3}
   threads: 1
+  pictures: false
   algo: {steps: 2, batch: 4}
   then: {steps: 2, batch: 4}
 splits:
@@ -58,7 +58,6 @@ AFTER = Path("out/same/supervised+selmix/seed-0")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
     Path("tiny.yaml").write_text(TINY)
 
 
@@ -98,6 +97,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
             assert tau == (0.0 if run.arms[0].endswith("plain") else 1.0)
 
 
+@pytest.mark.slow
 def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
     firsts = {"fixmatch", "fixmatch plain", "supervised", "abc", "csst", "daso", "crest_plus"}
     study, long = Sweep(read("cifar10-jpeg")), Sweep(read("cifar10-jpeg-long"))
@@ -141,7 +141,7 @@ def test_a_run_is_one_command_line() -> None:
     first, after, _, *_ = tiny("device=cpu").runs
     common = [
         *("model.name=cnn-4", "data.labeled.largest=15", "data.unlabeled.largest=20"),
-        *("data.validation=3", "data.test=3", "threads=1"),
+        *("data.validation=3", "data.test=3", "threads=1", "pictures=false"),
     ]
     pool = "data.unlabeled.shape=long_tail"
     own = ["supervised.steps=2", "supervised.batch=4"]
@@ -325,6 +325,7 @@ TEXT = st.text(max_size=9).filter(lambda text: "\0" not in text)
 WHOLE, NUMBER = st.integers(-(2**62), 2**62), st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(TEXT, st.lists(TEXT, max_size=3), WHOLE, NUMBER, st.lists(NUMBER, max_size=3))
 @example("1e3", ["a: b", "c, d", "null", "#"], 10, 1e-300, [])
@@ -378,7 +379,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], st
     folder = tmp_path_factory.mktemp("swept")
     with pytest.MonkeyPatch.context() as patch, (folder / "said").open("w") as file:
         patch.chdir(folder)
-        patch.setattr(log, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
         patch.setattr(processes, "Children", Here)
         Here.asked = []
         Path("tiny.yaml").write_text(TINY)
@@ -399,6 +399,7 @@ def states(*words: str) -> dict[str, str]:
     return {str(folder): state for folder, (state, _) in found.items()}
 
 
+@pytest.mark.slow
 def test_every_run_is_started_once_after_its_base(swept: tuple[Path, list[str], str]) -> None:
     folder, asked, said = swept
     runs = tiny().runs
@@ -443,6 +444,7 @@ def test_what_is_finished_is_not_run_again(
     assert capsys.readouterr().out == "out: 0 of 10 runs are left\n"
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_run(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(AFTER)
     Path("tiny.yaml").write_text(TINY.replace("[0, 1]", "[0, 2]"))  # another seed: other runs
@@ -457,6 +459,7 @@ def test_only_what_is_missing_is_run(again: list[str], capsys: pytest.CaptureFix
     assert again == [str(AFTER)]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_is_resumed(again: list[str]) -> None:
     """Its stage ended, and it was killed before its results were written."""
     expected = json.loads((AFTER / "results.json").read_text())
@@ -485,6 +488,7 @@ def test_runs_of_other_settings_are_named_and_not_mixed(
     assert set(states("threads=2").values()) == {FINISHED, MISSING}  # decides no result
 
 
+@pytest.mark.slow
 def test_a_second_stage_of_other_weights_is_named(again: list[str]) -> None:
     shutil.rmtree(FIRST)
     assert [states()[str(f)] for f in (FIRST, AFTER)] == [MISSING, FINISHED]
@@ -518,6 +522,7 @@ def test_the_number_format_that_a_machine_chose_is_no_change() -> None:
 
 # --- Processes, of a stand-in for training that starts at once -----------------------------------
 
+ENDED = results([stage("fixmatch", [0.75, 0.25])])
 STUB = """
 import json, os, pathlib, subprocess, sys, time
 words = sys.argv[1:]
@@ -536,15 +541,14 @@ if plan == "hang":
     partial.write_text(f"{os.getpid()} {worker.pid}")
     partial.rename(out / "hangs")
     time.sleep(60)
-stage = {"validation": {"mean_recall": 0.5, "min_recall": 0.25}}
-(out / "results.json").write_text(json.dumps({"stages": [stage]}))
+(out / "results.json").write_text(RESULTS)
 """
 
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that says which run fails, dies or hangs."""
-    (tmp_path / "stub.py").write_text(STUB)
+    (tmp_path / "stub.py").write_text(f"RESULTS = {json.dumps(ENDED)!r}\n{STUB}")
     monkeypatch.setattr(processes, "TRAIN", (sys.executable, "-u", "-I", str(tmp_path / "stub.py")))
     plan = tmp_path / "plan.json"
     plan.write_text("{}")
@@ -586,6 +590,7 @@ def test_a_failure_costs_only_what_starts_from_it(
     assert failed in lines[-3:] and lines[-1] == "the same command runs what is left"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_children_and_theirs(
     stub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -633,6 +638,7 @@ processes.by_processes([processes.Job(run.folder, (run,))], [{}], print)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_a_lock_as_long_as_its_children_live(stub: Path) -> None:
     stub.write_text(json.dumps({str(FIRST): "hang"}))
     words = [sys.executable, "-c", ORPHAN, json.dumps(processes.TRAIN)]
@@ -681,6 +687,7 @@ def test_places_share_gpus_and_cores(stub: Path) -> None:
 # --- Clusters ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("again")
 def test_a_job_array_has_a_task_per_chain_with_runs_left(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -715,6 +722,7 @@ def test_a_job_array_has_a_task_per_chain_with_runs_left(
     assert subprocess.run(["bash", "-n", "array.sh"]).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_task_of_the_array_runs_its_chain(tmp_path: Path) -> None:
     """The script itself, as a node would execute it: real processes, real training."""
     Path("one.yaml").write_text(TINY.partition("then:\n  selmix")[0].replace("\n  then: ", "\n #"))
@@ -735,6 +743,7 @@ def ray() -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_ray_runs_the_same_chains(tmp_path: Path) -> None:
     """On this machine, which is Ray's local cluster; in a process, for Ray changes its own."""

@@ -14,14 +14,18 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from ssl_selmix import contract, losses, models
+from ssl_selmix import cli, contract, losses, models
 from ssl_selmix.common import plugins
 from ssl_selmix.common.processes import World, world
 from ssl_selmix.contract import subjects
 from ssl_selmix.models import batch_norm
 from ssl_selmix.models.batch_norm import SharedBatchNorm2d
+from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import engine
+from ssl_selmix.training.log import SilentLog
 from tests.data import test_files
+from tests.helpers.images import photo_tree
+from tests.helpers.shared import once
 
 NAMES = list(plugins.available("algorithm"))
 STEPS = 3
@@ -46,8 +50,7 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
     """State of the student and of the teacher after a few steps; figures on validation."""
     data, diagnostics = subjects.make_data()
     subject = contract.subject(name, **AWAKE.get(name, {}))
-    net = subjects.make_net(data)
-    net.step = how
+    net = subjects.make_net(data).prepared(Execution(views=how, world=world()))
     if world():
         batch_norm.share_batch_norms(net, torch.device("cpu"))
     options = {"steps": STEPS, "keep": "last", "lr": 0.01}
@@ -56,10 +59,9 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
         algorithm,
         data,
         folder / f"{name}-{how}",
-        subjects.Quiet(),
+        SilentLog(),
         "test",
         diagnostics=diagnostics,
-        world=world(),
     )
     state = {"student": algorithm.state_dict(), "teacher": fitted.algorithm.state_dict()}
     logits = engine.evaluate(fitted.algorithm, data, pool=True).pool_logits
@@ -93,12 +95,12 @@ def from_files(name: str, folder: Path, how: str) -> dict[str, Any]:
     data = test_files.assembled(folder / "photographs")[0]
     torch.manual_seed(1)
     net = models.build(models.Config("cnn-4"), 3, 3)
-    net.step = how
+    net.prepared(Execution(views=how, world=world()))
     if world():
         batch_norm.share_batch_norms(net, torch.device("cpu"))
     algorithm = contract.subject(name).make(data, net, steps=STEPS, keep="last", lr=0.01)
     place = folder / f"{name}-{how}-files"
-    engine.fit(algorithm, data, place, subjects.Quiet(), "test", world=world())
+    engine.fit(algorithm, data, place, SilentLog(), "test")
     return tensors(algorithm.state_dict())
 
 
@@ -133,11 +135,11 @@ def _batch_norm_of_two(rank: int) -> dict[str, Tensor]:
     share = x[rank::2].clone().requires_grad_()
     shared = nn.Sequential(norm)
     batch_norm.share_batch_norms(shared, torch.device("cpu"))
-    assert isinstance(norm, SharedBatchNorm2d)
+    assert isinstance(shared[0], SharedBatchNorm2d)
     out = shared(share)
     (out * weight[rank::2]).sum().backward()
     assert share.grad is not None
-    return {"out": out.detach(), "grad": share.grad, **norm.state_dict()}
+    return {"out": out.detach(), "grad": share.grad, **shared[0].state_dict()}
 
 
 def _norm_inputs() -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
@@ -149,12 +151,15 @@ def _norm_inputs() -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes found."""
-    folder = tmp_path_factory.mktemp("two")
-    test_files.write_photographs(folder / "photographs")
-    mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
-    return folder
+
+    def make(folder: Path) -> None:
+        photo_tree(folder / "photographs", {"": test_files.NUM}, "012")
+        mp.spawn(_process, (str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+
+    return once(tmp_path_factory, "two", make)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_two_processes_train_what_one_trains(
     two: Path, tmp_path: Path, name: str, how: str
@@ -170,6 +175,7 @@ def test_two_processes_train_what_one_trains(
     assert any(not torch.equal(one[key], before[key]) for key in before)  # it learned at all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), FROM_FILES)
 def test_processes_that_read_files_by_shares_learn_what_one_does(
     two: Path, tmp_path: Path, name: str, how: str
@@ -182,16 +188,18 @@ def test_processes_that_read_files_by_shares_learn_what_one_does(
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
 
 
+@pytest.mark.slow
 def test_a_share_of_the_files_is_decoded(two: Path) -> None:
     data = test_files.assembled(two / "photographs")[0]
     whole = next(data.batches(("weak", "strong"), 4, 2, 0))
     share = next(data.shared(World(1, 2)).batches(("weak", "strong"), 4, 2, 0))
-    black = data.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    black = test_files.pool_of(data).normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     for one, other in ((whole.x, share.x), *((whole.u[v], share.u[v]) for v in (0, 1))):
         assert torch.equal(one[1::2], other[1::2])
         assert torch.equal(other[::2], black.expand(len(one) // 2, -1, -1, -1))
 
 
+@pytest.mark.slow
 def test_batch_norm_over_processes_is_that_of_the_whole_batch(two: Path) -> None:
     x, norm, weight = _norm_inputs()
     x.requires_grad_()
@@ -206,6 +214,23 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(two: Path) -> None
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_shared_layers_keep_their_tensors_names_and_modes() -> None:
+    norm = nn.BatchNorm2d(2, eps=1e-3, momentum=None, affine=False)
+    twice = nn.BatchNorm2d(3).eval()
+    net = nn.Sequential(twice, nn.Sequential(nn.ReLU(), norm), twice)
+    before = net.state_dict(keep_vars=True)
+    for _ in range(2):  # what is shared already is left alone
+        batch_norm.share_batch_norms(net, torch.device("cpu"))
+        found = net.state_dict(keep_vars=True)
+        assert list(found) == list(before)
+        assert all(found[key] is value for key, value in before.items())
+    first, second = net[0], net.get_submodule("1.1")
+    assert isinstance(first, SharedBatchNorm2d) and isinstance(second, SharedBatchNorm2d)
+    assert first is net[2]
+    assert not first.training and second.training
+    assert (second.eps, second.momentum, second.affine) == (1e-3, None, False)
+
+
 def test_layers_that_do_more_than_normalise_are_not_shared() -> None:
     class BatchNormAct2d(nn.BatchNorm2d):
         """As timm's, with an activation of its own."""
@@ -218,16 +243,37 @@ def test_layers_that_do_more_than_normalise_are_not_shared() -> None:
 
 def test_a_class_that_rewrites_the_step_reads_all_files_unless_it_says_otherwise() -> None:
     fixmatch = contract.subject("fixmatch").make(subjects.make_data()[0])
-    assert engine._keeps_rows(fixmatch)
-    fixmatch.net.step = "lazy"
-    assert not engine._keeps_rows(fixmatch)  # which images count is known too late
+    assert engine.reads_shares(fixmatch)
+    fixmatch.net.prepared(Execution(views="lazy"))
+    assert not engine.reads_shares(fixmatch)  # which images count is known too late
 
     class Mine(type(fixmatch)):  # type: ignore[misc]
         def forward(self, batch: Any, ctx: Any) -> Any:
             return super().forward(batch, ctx)
 
     mine = subjects.Subject("mine", Mine).make(subjects.make_data()[0])
-    assert not engine._keeps_rows(mine)
+    assert not engine.reads_shares(mine)
+
+    with pytest.warns(DeprecationWarning, match="is @keeps_rows on forward now"):
+
+        class OfVersion01(type(fixmatch)):  # type: ignore[misc]
+            mixes_images = False
+
+            def forward(self, batch: Any, ctx: Any) -> Any:
+                return super().forward(batch, ctx)
+
+    class Derived(OfVersion01):
+        def forward(self, batch: Any, ctx: Any) -> Any:
+            return super().forward(batch, ctx)
+
+    class Inherits(OfVersion01):
+        pass
+
+    kept = [
+        engine.reads_shares(subjects.Subject("mine", kind).make(subjects.make_data()[0]))
+        for kind in (OfVersion01, Derived, Inherits)
+    ]
+    assert kept == [True, False, True]
 
 
 @pytest.mark.parametrize(("num", "size"), [(6, 2), (7, 2), (1, 3), (8, 3)])
@@ -237,11 +283,9 @@ def test_shares_cover_the_batch_and_are_equally_large(num: int, size: int) -> No
     assert set(torch.cat(rows).tolist()) == set(range(num))
 
 
-def run(
-    folder: Path, *words: str, processes: int = 2, script: str = "train.py"
-) -> subprocess.CompletedProcess[str]:
-    """The command line under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+def run(folder: Path, *words: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
+    """The command line under torchrun, in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--standalone", script, "--out", str(folder), *words]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | OWN
@@ -252,7 +296,8 @@ OWN = {"OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": ""}
 SHORT = ["fixmatch.steps=4", "fixmatch.batch=8", "fixmatch.evaluate_every=2", "selmix.steps=4"]
 
 
-def test_the_command_under_torchrun(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_command_under_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--algo", "fixmatch", "--then", "selmix", *SHORT]
     done = run(tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
@@ -266,11 +311,11 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     before = (tmp_path / "run" / "results.json").read_bytes()
     assert run(tmp_path / "run", "--resume", *words).returncode == 0
     assert (tmp_path / "run" / "results.json").read_bytes() == before
-    refused = run(tmp_path / "run", "--resume", *words, processes=1)
-    assert refused.returncode != 0
-    assert "processes: 2 -> None" in refused.stderr
+    assert cli.main([*words, "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "processes: 2 -> None" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_once(tmp_path: Path) -> None:
     done = run(tmp_path / "run", "--algo", "fixmatch", *SHORT[:1], "fixmatch.batch=7")
     assert done.returncode != 0
@@ -285,6 +330,7 @@ raise SystemExit(cli.main(["train", *words]))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_were_told_different_things_are_refused(tmp_path: Path) -> None:
     (tmp_path / "disagrees.py").write_text(DISAGREES)
     done = run(tmp_path / "run", *SHORT[:3], script=str(tmp_path / "disagrees.py"))

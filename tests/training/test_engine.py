@@ -4,8 +4,7 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation
 from ssl_selmix.data import Data, Diagnostics
 from ssl_selmix.training import checkpoint, engine
-from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.log import SilentLog, StageLog
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FIXMATCH = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(GOLDEN / "fixmatch.npz").items()}
@@ -106,31 +104,6 @@ def test_warm_up_starts_at_the_student() -> None:
 # The loop, on a data set of three patterns.
 
 
-class Silent(StageLog):
-    """Keeps what it is told; writes no file."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), "test", ("head", "body", "tail"), Console(quiet=True), 4)
-        self.trained: list[tuple[int, dict[str, float]]] = []
-        self.validated: list[tuple[int, dict[str, Any]]] = []
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    @contextmanager
-    def stage(self, step: int, total: int, *, resumed: bool) -> Iterator[None]:
-        yield
-
-    def training(self, step: int, values: dict[str, float]) -> None:
-        self.trained.append((step, values))
-
-    def validation(
-        self, step: int, figures: dict[str, Any], extra: dict[str, Tensor], confusion: Tensor
-    ) -> None:
-        self.validated.append((step, figures | extra))
-
-
 class Plain(Algorithm):
     """Cross-entropy of the labeled view; tests hang their own behaviour on it."""
 
@@ -162,7 +135,7 @@ def train(
     **settings: Any,
 ) -> engine.Fitted:
     algorithm = make(data, kind, **settings)
-    return engine.fit(algorithm, data, folder, log or Silent(), "print", resume=resume)
+    return engine.fit(algorithm, data, folder, log or SilentLog(keep=True), "print", resume=resume)
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -174,7 +147,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def test_training_learns_the_patterns(tiny_data: Data, tmp_path: Path) -> None:
-    log = Silent()
+    log = SilentLog(keep=True)
     torch.manual_seed(0)
     net = models.build(models.Config("cnn-8"), 3, 1)
     config = Plain.Config(steps=60, batch=16, lr=0.1, evaluate_every=20)
@@ -187,7 +160,7 @@ def test_training_learns_the_patterns(tiny_data: Data, tmp_path: Path) -> None:
 
 
 def test_last_step_is_validated_even_off_the_grid(tiny_data: Data, tmp_path: Path) -> None:
-    log = Silent()
+    log = SilentLog(keep=True)
     train(tiny_data, tmp_path, log=log, steps=7, evaluate_every=5)
     assert [step for step, _ in log.validated] == [0, 5, 7]
 
@@ -202,7 +175,7 @@ def test_losses_are_reported_as_means(tiny_data: Data, tmp_path: Path) -> None:
             # A method may have something to log in some steps only.
             return losses, {"late": torch.tensor(ctx.step)} if ctx.step >= 3 else {}
 
-    log = Silent()
+    log = SilentLog(keep=True)
     train(tiny_data, tmp_path, Numbered, log=log, steps=10)
     (first_step, first), (last_step, last) = log.trained
     assert (first_step, last_step) == (5, 10)
@@ -218,7 +191,7 @@ def test_rate_follows_the_schedule_in_every_group(tiny_data: Data, tmp_path: Pat
             return groups
 
     algorithm = make(tiny_data, TwoRates, steps=10, lr=0.2)
-    trainer = engine.Trainer(algorithm, tiny_data, tmp_path, Silent(), "print")
+    trainer = engine.Trainer(algorithm, tiny_data, tmp_path, SilentLog(keep=True), "print")
     trainer.fit(None, resumed=False)
     rate = 0.2 * math.cos(7 * math.pi * 9 / 160)
     groups = trainer.optimizer.param_groups
@@ -239,7 +212,7 @@ def test_a_method_may_choose_its_rate_and_its_validations(tiny_data: Data, tmp_p
         def after_step(self, ctx: Context) -> None:
             rates.append(ctx.lr)
 
-    log = Silent()
+    log = SilentLog(keep=True)
     algorithm = make(tiny_data, Chooses, steps=4, lr=0.2)
     trainer = engine.Trainer(algorithm, tiny_data, tmp_path, log, "print")
     trainer.fit(None, resumed=False)
@@ -283,7 +256,7 @@ def test_without_averaging_the_teacher_is_the_student(tiny_data: Data, tmp_path:
             assert ctx.teacher is self
 
     algorithm = make(tiny_data, Checks, ema=0.0)
-    fitted = engine.fit(algorithm, tiny_data, tmp_path, Silent(), "print")
+    fitted = engine.fit(algorithm, tiny_data, tmp_path, SilentLog(keep=True), "print")
     assert fitted.algorithm is algorithm
     assert all(p.requires_grad for p in algorithm.parameters())
 
@@ -343,7 +316,7 @@ def test_diagnostics_see_the_pool_and_the_algorithm_does_not(
             assert len(evaluation.labels) == len(tiny_data.validation)
             return {}
 
-    log, labels = Silent(), torch.zeros(26, dtype=torch.int64)
+    log, labels = SilentLog(keep=True), torch.zeros(26, dtype=torch.int64)
     algorithm = make(tiny_data, Curious, steps=5)
     engine.fit(algorithm, tiny_data, tmp_path, log, "print", diagnostics=Diagnostics(labels))
     assert all(0 <= float(row["pool_accuracy"]) <= 1 for _, row in log.validated)
@@ -361,7 +334,9 @@ def test_no_weights_are_chosen_by_the_true_labels_of_the_pool(
     algorithm = make(tiny_data, Cheat, steps=5, select="pool_accuracy")
     diagnostics = Diagnostics(torch.zeros(26, dtype=torch.int64))
     with pytest.raises(ValueError, match="pool_accuracy names a figure that on_validation did not"):
-        engine.fit(algorithm, tiny_data, tmp_path, Silent(), "print", diagnostics=diagnostics)
+        engine.fit(
+            algorithm, tiny_data, tmp_path, SilentLog(keep=True), "print", diagnostics=diagnostics
+        )
 
 
 # Divergence.
@@ -449,7 +424,7 @@ def test_best_is_by_validation_and_last_is_last(
 
 
 def test_mean_recall_breaks_ties(tiny_data: Data, tmp_path: Path) -> None:
-    log = Silent()
+    log = SilentLog(keep=True)
     kind = scored(dict.fromkeys(range(0, 21, 5), 0.5), {})
     fitted = train(tiny_data, tmp_path, kind, log=log, lr=0.1)
     recalls = {step: row["mean_recall"] for step, row in log.validated}
@@ -487,7 +462,7 @@ def test_scores_that_are_no_numbers_never_win(tiny_data: Data, tmp_path: Path) -
 
 
 def test_a_lost_best_checkpoint_leaves_the_last_weights(tiny_data: Data, tmp_path: Path) -> None:
-    log = Silent()
+    log = SilentLog(keep=True)
     kind = scored(dict.fromkeys((0, 5, 10, 15, 20), math.nan), {})
     assert train(tiny_data, tmp_path, kind, log=log).step == 20
     assert len(log.warnings) == 1 and "best.pt" in log.warnings[0]
@@ -537,7 +512,7 @@ def test_resumed_run_ends_bit_identical(
     with pytest.raises(KeyboardInterrupt):
         train(tiny_data, tmp_path / "parts", killed_at(step), keep="last", ema=ema)
     torch.rand(9)  # the second process has another global generator
-    log = Silent()
+    log = SilentLog(keep=True)
     parts = train(tiny_data, tmp_path / "parts", Noisy, log=log, resume=True, keep="last", ema=ema)
     assert same(state(parts.algorithm), state(whole.algorithm))
     assert log.warnings == [] and log.validated[0][0] == step // 5 * 5 + (5 if step % 5 else 0)
@@ -566,7 +541,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_used(
         content[content.index(weight)] ^= 1
         damage = bytes(content)
     last.write_bytes(damage)
-    log = Silent()
+    log = SilentLog(keep=True)
     again = train(tiny_data, tmp_path, log=log, resume=True, keep="last")
     assert same(state(again.algorithm), state(whole.algorithm))
     assert len(log.warnings) == 1
@@ -579,7 +554,7 @@ def test_without_resume_and_with_foreign_files_training_starts_anew(
     tiny_data: Data, tmp_path: Path, ours: bool
 ) -> None:
     train(tiny_data, tmp_path, steps=5)
-    log = Silent()
+    log = SilentLog(keep=True)
     algorithm = make(tiny_data, steps=5)
     engine.fit(algorithm, tiny_data, tmp_path, log, "other", resume=not ours)
     assert [step for step, _ in log.validated] == [0, 5]

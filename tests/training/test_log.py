@@ -34,8 +34,9 @@ def text(out: Console) -> str:
     return out.file.getvalue()
 
 
-def stage_log(folder: Path, out: Console | None = None) -> StageLog:
-    return StageLog(folder, "1-fixmatch", NAMES, out or console(), images=100)
+def stage_log(folder: Path, out: Console | None = None, pictures: bool = False) -> StageLog:
+    """Drawing takes most of the time, and only the tests about pictures need it."""
+    return StageLog(folder, "1-fixmatch", NAMES, out or console(), images=100, pictures=pictures)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -63,16 +64,6 @@ def record(
             if step:
                 stage.training(step, {"loss": value, "lr": 0.03})
             stage.validation(step, FIGURES, {}, CONFUSION)
-
-
-DRAW = log.picture
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time, and only the tests about pictures need it."""
-    dot = torch.zeros(2, 2, 3, dtype=torch.uint8).numpy()
-    monkeypatch.setattr(log, "picture", lambda *_: dot)
 
 
 # metrics.jsonl
@@ -192,12 +183,13 @@ def test_resuming_purges_the_events_after_the_checkpoint(tmp_path: Path) -> None
     assert found == [(10, 1), (20, 2), (30, 2), (40, 2)]
 
 
-def test_event_file_holds_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "picture", DRAW)
-    stage = stage_log(tmp_path)
-    with stage.stage(0, 40, resumed=False):
-        stage.validation(0, FIGURES, {"gain_matrix": torch.eye(3)}, CONFUSION)
-    found = events(tmp_path)
+def test_event_file_holds_the_pictures_if_they_are_asked_for(tmp_path: Path) -> None:
+    for pictures in (False, True):
+        stage = stage_log(tmp_path / f"{pictures}", pictures=pictures)
+        with stage.stage(0, 40, resumed=False):
+            stage.validation(0, FIGURES, {"gain_matrix": torch.eye(3)}, CONFUSION)
+    assert events(tmp_path / "False").Tags()["images"] == []
+    found = events(tmp_path / "True")
     assert sorted(found.Tags()["images"]) == ["confusion", "gain_matrix"]
     (image,) = found.Images("confusion")
     assert (image.step, image.width, image.height) == (0, 240, 240)
@@ -206,13 +198,13 @@ def test_event_file_holds_the_pictures(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("num_classes", "side"), [(2, 240), (30, 240), (300, 300)])
 def test_pictures_show_the_matrix(num_classes: int, side: int) -> None:
-    image = DRAW(torch.eye(num_classes).double())
+    image = log.picture(torch.eye(num_classes).double())
     assert image.shape == (side, side, 3) and image.dtype.name == "uint8"
     dark, bright = image[0, -1].astype(int), image[0, 0].astype(int)
     assert dark.sum() < bright.sum()
     assert (image[-1, -1] == image[0, 0]).all()
-    assert (image == DRAW(torch.eye(num_classes) * 5 - 2)).all()  # only the order counts
-    flat = DRAW(torch.ones(3, 3))
+    assert (image == log.picture(torch.eye(num_classes) * 5 - 2)).all()  # only the order counts
+    flat = log.picture(torch.ones(3, 3))
     assert (flat == flat[0, 0]).all()
 
 

@@ -1,0 +1,28 @@
+"""`ssl-selmix check`; imports nothing heavy until there is work."""
+
+from __future__ import annotations
+
+import argparse
+
+from ssl_selmix.common.arguments import Command, Parser
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix check",
+        description="Apply the contract tests to a method: a shipped one or, better, your own.",
+    )
+    parser.add_argument("algorithm", metavar="A", help="./file.py, module:Class or a shipped name")
+    parser.add_argument("--debug", action="store_true", help="show the tracebacks of failed checks")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> int:
+    from ssl_selmix.contract.reporting import report
+    from ssl_selmix.training import machine
+
+    machine.use_threads(1)  # The tensors are too small to be worth sharing.
+    return 0 if report(args.algorithm, args.debug) else 1
+
+
+COMMANDS = {"check": Command(_parser, _check)}

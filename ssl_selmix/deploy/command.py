@@ -1,0 +1,131 @@
+"""`ssl-selmix predict`, `export` and `estimate`; imports nothing heavy until there is work."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ssl_selmix.common.arguments import Command, Parser, path
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix predict",
+        description="Write class, probability and entropy of images, by a finished run's model.",
+        epilog="Rows are CSV, sorted by name in each folder; entropy is in nats. Exit code 1: some "
+        "files could not be read.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    words = "images, folders of them (with their sub-folders), and settings such as device=cpu"
+    add("words", metavar="PATH", nargs="*", help=f"{words} or data.workers=2")
+    add("--out", metavar="FILE", type=path, help="default: - is the standard output")
+    add("--top", metavar="N", type=int, default=1, help="the N most probable classes of each image")
+    add("--batch", metavar="N", type=int, default=128, help="images at once (default: 128)")
+    add("--strict", action="store_true", help="end at the first file that cannot be read")
+    add("--force", action="store_true", help="overwrite FILE")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _predict(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.deploy import predictions
+
+    if args.out == Path("-"):
+        args.out = None
+    options = {key: vars(args)[key] for key in ("out", "top", "batch", "strict", "force")}
+    return predictions.to_csv(predictions.Request.of_words(args.run, args.words, **options))
+
+
+class _Gone(argparse.Action):
+    """Answers an option of version 0.1 with what to use."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(
+            "--torchscript is no format any more, for torch calls TorchScript deprecated; use "
+            "--pt2 FILE (torch.export) or --onnx FILE"
+        )
+
+
+def _export_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix export",
+        description="Write a finished run's model for use elsewhere, and check what was written.",
+        epilog="FILE.json beside each file has class names, image shape and normalisation. Some of "
+        "the run's images take part in the check; settings say where they are now.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    for option, what in (
+        ("--onnx", "ONNX; needs pip install 'ssl_selmix[onnx]'"),
+        ("--state-dict", "tensors by name, as torchvision or timm name them where they have it"),
+        ("--pt2", "torch.export, in a file whose name ends in .pt2"),
+    ):
+        add(option, metavar="FILE", type=path, help=what)
+    add("--torchscript", action=_Gone, nargs="?", help=argparse.SUPPRESS)
+    add("--normalise", action="store_true", help="the model takes pixels in 0..255 as they are")
+    limit = "of the difference, relative to the largest logit (default: 1e-5)"
+    add("--tolerance", metavar="T", type=float, default=1e-5, help=limit)
+    add("--force", action="store_true", help="overwrite files")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.deploy import export
+
+    export.command(
+        args.run,
+        {kind: file for kind in export.FORMATS if (file := vars(args)[kind])},
+        normalise=args.normalise,
+        force=args.force,
+        tolerance=args.tolerance,
+        settings=args.settings,
+    )
+    return 0
+
+
+def _estimate_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix estimate",
+        description="Estimate the class distribution of a finished run's unlabeled pool.",
+        epilog="The estimates never use the pool's true labels; they are shown beside if known.",
+    )
+    add = parser.add_argument
+    methods = ("count", "soft_count", "bbse", "rlls", "em")
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    add("--method", action="append", choices=methods, help="may be repeated; default: all")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from ssl_selmix import label_shift
+    from ssl_selmix.common import console
+    from ssl_selmix.deploy import estimate
+
+    methods = args.method or label_shift.METHODS
+    if args.json:  # Notes on the images must not stand between the lines of JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = estimate.of_run(args.run, methods, args.settings)
+        print(json.dumps(found.plain(), indent=1, allow_nan=False))
+        return 0
+    estimate.show(estimate.of_run(args.run, methods, args.settings), console.console())
+    return 0
+
+
+COMMANDS = {
+    "predict": Command(_predict_parser, _predict),
+    "export": Command(_export_parser, _export),
+    "estimate": Command(_estimate_parser, _estimate),
+}

@@ -1,0 +1,137 @@
+"""Files of weights: what a stage hands on, and what others saved; and the model made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_selmix import models
+from ssl_selmix.common.console import warn
+from ssl_selmix.models.weights import NESTED, bare_name, load_into
+from ssl_selmix.training import checkpoint
+
+HANDED_ON = "model.pt"
+
+
+def of_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file: a checkpoint of ours, timm's, or a plain state dict.
+
+    Raises:
+        ValueError: the file is missing, unreadable, or holds no tensors by name.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; give a run's folder or a file of torch.save")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make the unpickler raise nearly anything
+        raise ValueError(
+            f"{path} cannot be read as weights ({str(error).partition(chr(10))[0][:100]}); save a "
+            "state dict with torch.save(model.state_dict(), path)"
+        ) from error
+    ours = isinstance(content, Mapping) and {"sha256", "state"} <= content.keys()
+    if ours:
+        content = checkpoint.load(path)
+    for key in NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
+            content = content[key]
+    tensors = {str(k): v for k, v in dict(content).items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors by name; save model.state_dict()")
+    if not ours:
+        return {bare_name(k): v for k, v in tensors.items()}
+    if others := sorted({k.partition(".")[0] for k in tensors if k.endswith("weight")} - {"net"}):
+        warn(
+            f"{path} holds {', '.join(others)} beside the network, which are left out; the run's "
+            f"folder, or {HANDED_ON} in it, has the head that the stage predicts with"
+        )
+    return _of_network(tensors)
+
+
+def _of_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of an algorithm's state, what belongs to its network.
+
+    Raises:
+        ValueError: nothing does.
+    """
+    found = {bare_name(k): v for k, v in tensors.items() if k.startswith("net.")}
+    if not found:
+        raise ValueError("the checkpoint holds no network (no tensor net.*); give another file")
+    return found
+
+
+def of_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The network in a checkpoint of ours, or in what a stage handed on.
+
+    Raises:
+        ValueError: the file is damaged, or holds no network.
+    """
+    state = checkpoint.load(file)
+    return _of_network(state.get("teacher") or state["algorithm"])
+
+
+def handed_on(net: models.Classifier) -> dict[str, Tensor]:
+    """What a stage hands on: its body and the head it predicts with."""
+    return {f"net.{key}": value for key, value in net.state_dict().items()}
+
+
+def save(net: models.Classifier, stage: Path, fingerprint: str) -> None:
+    """Write what a stage hands on to its folder."""
+    checkpoint.save(stage / HANDED_ON, {"fingerprint": fingerprint, "teacher": handed_on(net)})
+
+
+def sha256_of(net: models.Classifier) -> str:
+    """The digest by which a later run knows what a stage handed on."""
+    return checkpoint.digest(_of_network(handed_on(net)))
+
+
+class Predictor(nn.Module):
+    """A trained network with its normalisation: takes images as they are stored.
+
+    Shape: images N×C×H×W, uint8 or float in 0..255 -> logits N×K.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: models.Classifier, manifest: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.net = net
+        self.class_names = tuple(manifest["class_names"])
+        self.image_shape = tuple(manifest["image_shape"])
+        self.register_buffer("mean", torch.tensor(manifest["mean"]).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(manifest["std"]).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits N×K."""
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"images must be N×{'×'.join(map(str, self.image_shape))}, not "
+                f"{tuple(images.shape)}; resize or add the batch dimension"
+            )
+        logits: Tensor = self.net((images.float() - self.mean) / self.std)
+        return logits
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Class probabilities N×K."""
+        return self.forward(images).softmax(1)
+
+
+def predictor(
+    config: models.Config, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Predictor:
+    """A network with these weights, on the CPU, that normalises as the manifest says.
+
+    Raises:
+        ValueError: the weights are of another network.
+    """
+    with torch.random.fork_rng([]):  # the network is first built with random weights
+        net = models.build(config, len(manifest["class_names"]), manifest["image_shape"][0])
+    notes = load_into(net, tensors)
+    if any(note.startswith("not in") for note in notes):
+        raise ValueError(f"they do not fit {config.name}: {notes[0]}")
+    return Predictor(net.eval(), manifest).eval()
