@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.names import unknown
-from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.rules import Checked
 
 Indices = npt.NDArray[np.int64]
@@ -26,24 +21,8 @@ PARTS = ("labeled", "unlabeled", "validation", "test")
 SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all")
 NOT_DRAWN = ("unknown", "all")  # shapes that have no largest class to choose
 
-# Said by those splits alone, for the other manifests are what they were.
-_ALL = "shape all: the labeled images are all that the other parts leave; their tail is the data's"
-
 # Keeps the draws of a split apart from other generators that a user seeds with the same number.
 _STREAM = 0x5EED
-
-_MEANING = {
-    "N1": "rule.labeled.largest: number of labeled images of the largest class",
-    "rho": "size of the largest class / size of the smallest class; with rho < 1 the tail is "
-    "inverted and N1 or M1 is the size of class 0, the smallest",
-    "reverse": "the class order of the counts is reversed: the last class is the largest",
-    "shape": "which class gets which count: long_tail as N1, M1 and rho say; uniform: every class "
-    "the largest count; inverted: the last class the largest; middle, head_tail: the largest "
-    "counts in the middle, or at both ends; unknown: nothing is drawn, the data set's own images "
-    "without labels are the unlabeled pool",
-    "counts": "images per class of each part, class 0 first",
-    "indices": "positions in the training images of the data set, class by class",
-}
 
 
 def long_tail_counts(largest: int, rho: float, num_classes: int) -> list[int]:
@@ -264,49 +243,6 @@ class Split:
     counts: dict[str, list[int]]  # part -> images per class
     rule: LongTailSplit
 
-    def manifest(self, images_sha256: str | None = None, **extra: Any) -> dict[str, Any]:
-        """Everything needed to repeat and to compare this split, ready for JSON."""
-        indices = {part: getattr(self, part).tolist() for part in PARTS}
-        manifest = {
-            "num_classes": self.num_classes,
-            "seed": self.seed,
-            "rule": self.rule.settings(),
-            "meaning": {"M1": _meaning_of_m1(self.rule), **_MEANING}
-            | ({"all": _ALL} if self.rule.labeled.shape == "all" else {}),
-            "counts": {part: list(counts) for part, counts in self.counts.items()},
-            "images_sha256": images_sha256,
-            "indices_sha256": _sha256_of_indices(indices),
-            "indices": indices,
-        }
-        if taken := sorted(manifest.keys() & extra.keys()):
-            raise ValueError(f"the manifest already has the keys {taken}; name the extra ones else")
-        return manifest | extra
-
-    def save(self, path: str | Path, images_sha256: str | None = None, **extra: Any) -> None:
-        """Write the manifest; a reader sees the old file or the whole new one."""
-        manifest = self.manifest(images_sha256, **extra)
-        # One line per key: a person can read the head of a file with 50,000 indices.
-        lines = (f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in manifest.items())
-        write_atomically(Path(path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-
-    @classmethod
-    def load(cls, path: str | Path, images_sha256: str | None = None) -> Split:
-        """Read a verified manifest; with `images_sha256`, only if it was drawn on those images."""
-        manifest = read_manifest(path)
-        recorded = manifest["images_sha256"]
-        if images_sha256 is not None and recorded is not None and recorded != images_sha256:
-            raise ValueError(
-                f"{path}: the split was drawn on other images (SHA-256 {recorded}, these have "
-                f"{images_sha256}); use those images or draw a new split"
-            )
-        return cls(
-            **{part: np.array(manifest["indices"][part], dtype=np.int64) for part in PARTS},
-            num_classes=manifest["num_classes"],
-            seed=manifest["seed"],
-            counts=manifest["counts"],
-            rule=_rule_of(manifest, path),
-        )
-
     def verify(self, labels: npt.ArrayLike, num_classes: int) -> None:
         """Refuse labels that this split cannot have been drawn on, and parts that overlap."""
         labels = _checked_labels(labels, num_classes)
@@ -330,58 +266,6 @@ class Split:
                     f"{self.counts[part]}; use the labels that the split was drawn on"
                 )
         _check_disjoint(self)
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest in a file, refused if its indices are not the ones that were written."""
-    try:
-        manifest: dict[str, Any] = json.loads(expanded(path).read_text(encoding="utf-8"))
-        digest = _sha256_of_indices(manifest["indices"])
-        sizes = {part: sum(manifest["counts"][part]) for part in PARTS}
-        intact = manifest["indices_sha256"] == digest
-        intact &= all(sizes[part] == len(manifest["indices"][part]) for part in PARTS)
-        intact &= all(len(manifest["counts"][p]) == manifest["num_classes"] for p in PARTS)
-        missing = {"num_classes", "seed", "rule", "images_sha256"} - manifest.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"{path} is not a split manifest ({error!r}); draw the split anew"
-        ) from error
-    if missing:
-        raise ValueError(f"{path} is not a split manifest (no {sorted(missing)}); draw it anew")
-    if not intact:
-        raise ValueError(
-            f"{path}: the indices do not match their SHA-256 or their counts, the file was changed "
-            "after it was written; restore it or draw the split anew"
-        )
-    return manifest
-
-
-def _rule_of(manifest: dict[str, Any], path: str | Path) -> LongTailSplit:
-    rule = manifest["rule"]
-    try:
-        return LongTailSplit(
-            labeled=Counts(**rule["labeled"]),
-            unlabeled=Counts(**rule["unlabeled"]),
-            validation=int(rule["validation"]),
-            test=None if rule["test"] is None else int(rule["test"]),
-            # Manifests of version 0.1 were written before there was a choice.
-            labeled_in_pool=bool(rule.get("labeled_in_pool", False)),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a split manifest (rule: {error!r}); draw the split anew"
-        ) from error
-
-
-def _meaning_of_m1(rule: LongTailSplit) -> str:
-    if rule.unlabeled.shape == "unknown":
-        return "no M1: the unlabeled pool is the data set's own images of unknown classes"
-    whose = "every" if rule.unlabeled.shape == "uniform" else "the largest"
-    where = "" if rule.labeled_in_pool else "not "
-    return (
-        f"rule.unlabeled.largest: number of unlabeled images of {whose} class; labeled images "
-        f"are {where}in the unlabeled pool and not counted in M1"
-    )
 
 
 def _check_disjoint(split: Split) -> None:
@@ -438,14 +322,3 @@ def _none_left(c: int, names: Sequence[str] | None, available: int) -> str:
         f"{name} has {available} images and the other parts take them all, so that none is "
         "labeled; hold out fewer images, or give the class more"
     )
-
-
-def _sha256_of_indices(indices: dict[str, list[int]]) -> str:
-    digest = hashlib.sha256()
-    for part in PARTS:
-        if any(type(index) is not int for index in indices[part]):
-            raise ValueError(f"{part} holds something else than whole numbers")
-        # The length keeps an index from passing as one of the next part.
-        digest.update(f"{part}:{len(indices[part])}:".encode())
-        digest.update(np.array(indices[part], dtype="<i8").tobytes())
-    return digest.hexdigest()

@@ -88,13 +88,17 @@ def plain(value: Any) -> Any:
     return value
 
 
-@functools.cache  # resolving annotations takes longer than all else about a configuration
 def types_of(kind: type[Any]) -> dict[str, Any]:
     """The types of a dataclass's fields that can be set, by name.
 
     Raises:
         NoSetting: a type is named that does not exist.
     """
+    return _types_of(kind)  # type: ignore[arg-type]
+
+
+@functools.cache  # resolving annotations takes longer than all else about a configuration
+def _types_of(kind: type[Any]) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(kind)
     except NameError as error:

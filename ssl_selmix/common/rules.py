@@ -70,6 +70,13 @@ class Checked:
             check(name, getattr(self, name), rule)
 
 
+def check_field(kind: type, name: str, value: object) -> None:
+    """Raise ValueError if a value breaks a rule of this field of a configuration."""
+    for field_name, rule in _rules(kind):
+        if field_name == name:
+            check(name, value, rule)
+
+
 def _rules(kind: type) -> Iterator[tuple[str, Rule]]:
     """Fields and rules of a dataclass and of its bases, which come first."""
     for base in reversed(kind.__mro__):
@@ -116,7 +123,9 @@ def check(name: str, value: object, rule: Rule) -> None:
     if isinstance(rule, tuple):
         if value not in rule:
             raise ValueError(f"{name} must be one of {', '.join(rule)}, not {value!r}")
-    elif not isinstance(value, numbers.Real) or not _within(float(value), rule):
+    elif isinstance(value, bool) or not (
+        isinstance(value, numbers.Real) and _within(float(value), rule)
+    ):
         raise ValueError(f"{name} must be {'in ' if rule[0] in '[(' else ''}{rule}, not {value!r}")
 
 

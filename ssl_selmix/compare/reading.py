@@ -186,7 +186,7 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 def _add(found: Iterable[tuple[Path, archive.ArchivedRun]], runs: dict[Path, Run]) -> bool:
     """Add the runs of archives; whether there was one."""
-    made = [_run(run.file(RESULTS), file, run) for file, run in found]
+    made = [_run(run.file(RESULTS), file, run, run.content(RESULTS)) for file, run in found]
     for run in made:
         runs.setdefault(run.path.resolve(), run)
     return bool(made)
@@ -260,17 +260,17 @@ def _of_file(file: Path) -> Run:
         raise NoResults(f"{file} holds no results of a run; give a {RESULTS}")
     if not content["stages"]:
         raise RunError(f"{file} has no finished stage; continue the run with --resume")
-    return _run(file, file, run)
+    return _run(file, file, run, content)
 
 
-def _run(path: Path, file: Path, folder: RunFolder) -> Run:
+def _run(path: Path, file: Path, folder: RunFolder, content: Any) -> Run:
     """A run as tables take it.
 
     Raises:
         RunError: a file of it says what cannot be so.
     """
     try:
-        found = folder.results
+        found = folder.results_of(content)
     except RunError as error:
         raise RunError(f"{error} or leave it out") from error
     k, rules = found.num_classes, found.protocol.checkpoint_rule

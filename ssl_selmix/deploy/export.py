@@ -24,13 +24,12 @@ from torch import Tensor
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import say, tell
 from ssl_selmix.common.names import unknown
-from ssl_selmix.data import assemble
+from ssl_selmix.data import assemble, manifest
 from ssl_selmix.deploy.decoder import Decoder
 from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
 from ssl_selmix.runs.folder import MANIFEST, RunFolder, check_free, open_run
 from ssl_selmix.runs.plan import reopen
 from ssl_selmix.runs.weights import Predictor
-from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
 BATCHES = (1, 7)  # of the check; a batch size that a file has learnt by heart fails one of them
@@ -230,7 +229,7 @@ def _validation(opened: RunFolder, num: int, settings: Sequence[str]) -> Tensor:
     """So many validation images of the run, N×C×H×W uint8."""
     stays = ["data.download=false"] if "data.download" in opened.settings else []
     plan = reopen(opened.path, [*stays, *settings])
-    split = Split.load(opened.path / MANIFEST)
+    split = manifest.load(opened.path / MANIFEST)
     data, _ = assemble(plan.dataset.load(plan.config["data"]), split, 0, torch.device("cpu"))
     rows = torch.linspace(0, len(data.validation) - 1, num).long()
     images = data.take(data.validation[rows])

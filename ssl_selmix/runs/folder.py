@@ -145,7 +145,10 @@ class RunFolder:
     @cached_property
     def results(self) -> Results:
         """results.json; what version 0.1 did not write into it is taken from the other files."""
-        content = self.content(RESULTS)
+        return self.results_of(self.content(RESULTS))
+
+    def results_of(self, content: Any) -> Results:
+        """The results that the content of results.json says."""
         with named(self.file(RESULTS)):
             found = checked(Results, released.numbered(content))
         if "schema" not in content:

@@ -19,10 +19,10 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins, processes
 from ssl_selmix.common.paths import expanded
+from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
-from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import checkpoint, machine
 
 NO_PRESET = "none"
@@ -120,7 +120,7 @@ class Plan:
         if not path:
             return ""
         try:
-            manifest, split = read_manifest(path), Split.load(path)
+            written, split = manifest.read(path), manifest.load(path)
         except OSError as error:
             raise ValueError(
                 f"data.manifest={path} cannot be read ({error.strerror}); give the manifest.json "
@@ -134,7 +134,7 @@ class Plan:
                 f"{clash[0]}={words[clash[0]]} has no meaning; leave out one of them ({origin})"
             )
         self.layers.insert(-1, (f"manifest {path}", rule))
-        return str(manifest["indices_sha256"])
+        return str(written["indices_sha256"])
 
     @property
     def out(self) -> Path:

@@ -15,6 +15,7 @@ from ssl_selmix.common import config, processes
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.processes import World
 from ssl_selmix.common.text import dump
+from ssl_selmix.data import manifest
 from ssl_selmix.runs import environment, weights
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
 from ssl_selmix.runs.inputs import Inputs, check_images
@@ -91,7 +92,7 @@ class Record:
             "command": plan.request.command,
         }
         checked(Manifest, told)
-        inputs.split.save(folder / MANIFEST, inputs.images_sha256, **told)
+        manifest.save(inputs.split, folder / MANIFEST, inputs.images_sha256, **told)
         _write_json(folder / "environment.json", environment.describe(plan.device))
         # Last: a directory with config.yaml is complete enough to be resumed.
         write_atomically(folder / CONFIG, dump(plan.identity()).encode())

@@ -30,7 +30,7 @@ MOST = 2**53  # images that can be counted in floating point
 PARTS = ("validation", "test")
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any) -> float:
     """Refuse what Python would take for a number, and what no figure can be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("number", "no number")
@@ -43,10 +43,11 @@ def _number(value: Any) -> Any:
     return float(value)
 
 
-def _share(value: float) -> float:
-    if not -ROUNDING <= value <= 1 + ROUNDING:
+def _share(value: Any) -> float:
+    share = _number(value)
+    if not -ROUNDING <= share <= 1 + ROUNDING:
         raise PydanticCustomError("share", "outside 0..1")
-    return min(1.0, max(0.0, value))
+    return min(1.0, max(0.0, share))
 
 
 def _whole(value: Any) -> Any:
@@ -68,7 +69,7 @@ def _name(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-Share = Annotated[float, BeforeValidator(_number), AfterValidator(_share)]
+Share = Annotated[float, BeforeValidator(_share)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Images = Annotated[int, BeforeValidator(_whole), AfterValidator(_images)]  # a number of them
 Name = Annotated[str, BeforeValidator(_name)]

@@ -11,17 +11,15 @@ from ssl_selmix import cli
 from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import printable
 from ssl_selmix.common.paths import expanded
+from ssl_selmix.data import manifest
 from ssl_selmix.images.folder import class_names
 from ssl_selmix.runs.plan import Plan, Request
-from ssl_selmix.splits import read_manifest
 from ssl_selmix.sweep import spec
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jcat\r\u202egpj\x9b31m\udce9\x00"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "cat", "caf\u00e9 \u00d7 \u03c1 \u2192", "\u732b\n\tx", "a\u0301"]
-)
+@pytest.mark.parametrize("text", ["", "cat", "caf\u00e9 \u2192", "\u732b\n\tx", "a\u0301"])
 def test_usual_text_stays(text: str) -> None:
     assert printable(text) == text
 
@@ -84,7 +82,7 @@ def test_the_home_folder_is_meant_everywhere(
     (tmp_path / "s.yaml").write_text("out: ~/table\nalgorithms: [fixmatch]\n")
     assert spec.read("~/s.yaml").out == tmp_path / "table"
     (tmp_path / "m.json").write_text("{}")
-    for there in (lambda: read_manifest("~/m.json"), lambda: class_names(expanded("~/no"))):
+    for there in (lambda: manifest.read("~/m.json"), lambda: class_names(expanded("~/no"))):
         with pytest.raises(ValueError, match=str(tmp_path) + "|m.json"):
             there()
     assert cli.main(["predict", "~/no-run", "x.png"]) == 2

@@ -14,7 +14,7 @@ import pytest
 
 from ssl_selmix.compare import curves, figures, methods, protocol, reading, style, write
 from ssl_selmix.compare.tables import Choice, of_group
-from tests.helpers.compared import (
+from tests.helpers.results import (
     END,
     START,
     cells,
@@ -27,7 +27,7 @@ from tests.helpers.compared import (
     stage,
     two,
 )
-from tests.helpers.compared import write as write_results
+from tests.helpers.results import write as write_results
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

@@ -17,7 +17,7 @@ from PIL import Image
 import ssl_selmix
 from ssl_selmix import cli
 from ssl_selmix.deploy import predictions
-from tests.helpers.trained import train
+from tests.helpers.runs import train
 
 # A worker is started by fork; Python 3.12 warns of that if there are other threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

@@ -16,8 +16,8 @@ from ssl_selmix.runs import folder, load, released
 from ssl_selmix.runs.folder import RunError, RunFolder, open_run
 from ssl_selmix.runs.results import SCHEMA, Results, Row, checked
 from ssl_selmix.training import checkpoint
-from tests.helpers.compared import results, stage
-from tests.helpers.trained import photographs, train, train_on
+from tests.helpers.results import results, stage
+from tests.helpers.runs import photographs, train, train_on
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from ssl_selmix import cli
+from ssl_selmix.data import manifest as manifests
 from ssl_selmix.runs.command import COMMANDS
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
-from ssl_selmix.splits import read_manifest
 from ssl_selmix.training import checkpoint
 from tests.helpers.images import noise_tree
 
@@ -156,7 +156,7 @@ def test_results_json_holds_what_the_design_says(finished: Path) -> None:
 
 
 def test_the_manifest_is_verified_and_names_disjoint_images(finished: Path) -> None:
-    manifest = read_manifest(finished / "manifest.json")
+    manifest = manifests.read(finished / "manifest.json")
     assert manifest["dataset"] == "digits" and manifest["class_names"] == list("0123456789")
     parts = manifest["indices"]
     everything = [index for part in parts.values() for index in part]
@@ -347,7 +347,7 @@ def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None
     assert [name for name, _ in plan.algorithms] == ["fixmatch", "selmix"]
     assert plan.identity() == Plan(Request(["fixmatch", "selmix"], settings=SETTINGS)).identity()
     inputs = reload(plan)
-    written = read_manifest(finished / "manifest.json")
+    written = manifests.read(finished / "manifest.json")
     assert inputs.split.labeled.tolist() == written["indices"]["labeled"]
     with pytest.raises(ValueError, match=r"is no run of ssl_selmix; it has no config\.yaml"):
         reopen(tmp_path)
@@ -451,8 +451,8 @@ def test_a_run_killed_before_its_first_file_can_be_resumed_or_repeated(
 
 def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", "seed=1")
-    other = read_manifest(tmp_path / "run" / "manifest.json")
-    assert other["indices"] != read_manifest(finished / "manifest.json")["indices"]
+    other = manifests.read(tmp_path / "run" / "manifest.json")
+    assert other["indices"] != manifests.read(finished / "manifest.json")["indices"]
     ours, theirs = weights(tmp_path / "run"), weights(finished)
     assert all(ours[key] != theirs[key] for key in theirs)
 
@@ -492,7 +492,7 @@ def test_image_folder_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixt
     base = make_images(tmp_path / "images")
     results = train(tmp_path / "run", base=base)
     assert results["dataset"] == "image_folder"
-    manifest = read_manifest(tmp_path / "run" / "manifest.json")
+    manifest = manifests.read(tmp_path / "run" / "manifest.json")
     assert manifest["class_names"] == list(CLASSES)
     assert manifest["image_shape"] == [3, 8, 8] and manifest["indices"]["test"] == []
     out = capsys.readouterr().out

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import IO
@@ -22,14 +22,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ssl_selmix import cli
+from ssl_selmix import cli, objectives
 from ssl_selmix.common import config, plugins
 from ssl_selmix.common.text import load as load_yaml
 from ssl_selmix.sweep import cluster, processes
 from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
-from tests.helpers.compared import results, stage
+from tests.helpers.results import results, stage
 
 TINY = """
 out: out
@@ -68,6 +68,7 @@ def tiny(*words: str, out: str | None = None) -> Sweep:
 # --- The file ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     sweep = Sweep(read("digits"))
     second = {"selmix", "crt", "lws", "mixup", "cutmix"}
@@ -118,11 +119,37 @@ def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
                 assert found.spread == (1 if run.arms[1] == "default spread" else 4)
 
 
+def test_the_objectives_are_all_there_and_start_alike() -> None:
+    sweep = Sweep(read("objectives"))
+    found = {run.arms: sweep.plan(run).config for run in sweep.runs if run.seed == 0}
+    seconds = {arms[1]: config["selmix"].objective for arms, config in found.items() if arms[1:]}
+    assert seconds == {name: name for name in objectives.DESCRIPTIONS}
+    assert {run.seed for run in sweep.runs} == {0, 1, 2, 3, 4} and len(sweep.chains) == 5
+
+
+def test_the_controls_differ_from_selmix_in_how_they_pair_and_mix() -> None:
+    sweep = Sweep(read("controls"))
+    assert len(sweep.chains) == 2 * 5
+    found = [(run, sweep.plan(run).config) for run in sweep.chains[0]]
+    arms = {run.arms[1]: c["selmix"] for run, c in found if run.arms[1:]}
+    assert {name: (c.policy, c.mix) for name, c in arms.items()} == {
+        "selmix": ("selective", "feature"),
+        "plain fine-tuning": ("natural", "none"),
+        "same P without mixing": ("selective", "none"),
+        "uniform pairs": ("uniform", "feature"),
+        "greedy pairs": ("greedy", "feature"),
+    }
+    same = [replace(c, policy="selective", mix="feature") for c in arms.values()]
+    assert all(config == arms["selmix"] for config in same)
+
+
 def test_the_help_lists_the_shipped_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--help"])
     shown = capsys.readouterr().out
-    assert plugins.sweeps().keys() == {"cifar10-jpeg", "cifar10-jpeg-long", "digits"}
+    assert plugins.sweeps().keys() == {
+        *("cifar10-jpeg", "cifar10-jpeg-long", "controls", "digits", "objectives", "trust")
+    }
     for name, line in plugins.sweeps().items():
         assert line and f"{name} " in shown and line in shown
 
