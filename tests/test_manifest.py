@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from ssl_selmix import cli
-from ssl_selmix.common import config
+from ssl_selmix.common import config, text
 from ssl_selmix.data import manifest as manifests
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
@@ -170,7 +169,7 @@ def test_the_manifest_of_a_run_serves_another_and_belongs_to_its_identity(
     assert "data.manifest=" not in theirs.pop("command")  # it names no folder: it can be published
     assert ours.pop("run_id") != theirs.pop("run_id")  # two runs on one split
     assert ours == theirs
-    written = OmegaConf.to_container(OmegaConf.load(two / "config.yaml"))
+    written = text.load(two / "config.yaml")
     assert isinstance(written, dict)
     assert written["data"]["manifest"]["indices_sha256"] == ours["indices_sha256"]
     assert written["data"]["labeled"]["largest"] == 4

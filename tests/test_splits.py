@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
+from ssl_selmix.common import config
 from ssl_selmix.data import manifest as manifests
 from ssl_selmix.data.source import sha256_of_arrays
 from ssl_selmix.splits import (
@@ -426,8 +426,9 @@ def test_editing_the_rule_later_does_not_change_a_split() -> None:
 
 
 def test_the_rule_is_a_structured_configuration() -> None:
-    config = OmegaConf.merge(OmegaConf.structured(RULE), {"unlabeled": {"rho": 2.5}, "test": None})
-    rule = OmegaConf.to_object(config)
+    settings = config.flatten({"data": RULE.settings()}) | {"data.unlabeled.rho": 2.5}
+    rule = config.compose({"data": LongTailSplit}, [("rule", settings | {"data.test": None})])[0]
+    rule = rule["data"]
     assert rule == LongTailSplit(Counts(12, 6.0), Counts(20, 2.5), validation=3, test=None)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from ssl_selmix.algorithm import Algorithm
@@ -77,9 +76,8 @@ def check_config_yaml(subject: Subject, folder: Path) -> None:
     try:
         objects, plain = config.compose({subject.name: kind}, [])
         again, _ = config.compose({subject.name: kind}, [("file", config.flatten(plain))])
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0]
-        raise Broken(f"Config cannot be written to config.yaml ({reason}); {remedy}") from error
+    except ValueError as error:
+        raise Broken(f"Config cannot be written to config.yaml ({error}); {remedy}") from error
     same = objects[subject.name] == kind() and again == objects
     demand(same, f"Config changes on its way through config.yaml; {remedy}")
 

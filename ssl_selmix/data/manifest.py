@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.splits import PARTS, Counts, LongTailSplit, Split
 
 # Added to manifests of shape=all only, so that digests of older manifests stay valid.
@@ -77,7 +78,7 @@ def load(path: str | Path, images_sha256: str | None = None) -> Split:
 def read(path: str | Path) -> dict[str, Any]:
     """The manifest in a file, refused if its indices are not the ones that were written."""
     try:
-        manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(expanded(path).read_text(encoding="utf-8"))
         digest = _sha256_of_indices(manifest["indices"])
         sizes = {part: sum(manifest["counts"][part]) for part in PARTS}
         intact = manifest["indices_sha256"] == digest

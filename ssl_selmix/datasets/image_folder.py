@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common.console import warn
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images.cache import PoolCache, folder_of
+from ssl_selmix.images.checks import check_same_classes
 from ssl_selmix.images.digests import FileImages
 from ssl_selmix.images.folder import (
     LARGEST,
     UNLABELED,
+    Reading,
     class_names,
     listing,
     read,
@@ -36,6 +38,7 @@ class Config(LongTailSplit):
     validation: int = 500
     cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
+    strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
 
     def __post_init__(self) -> None:
         """Refuse a size or a number of workers without meaning, and a cache without a place."""
@@ -51,26 +54,23 @@ def load(config: Config) -> ImageSet | FileSet:
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
             "test/<class>/*, or without the second and with data.test=20, say"
         )
-    root = Path(os.path.expanduser(config.root))
+    root = expanded(config.root)
     names = class_names(root / "train")
     has_test = not config.test
     if not has_test and (root / "test").exists():
         warn(f"{root / 'test'} is not looked at, for data.test={config.test} holds images out")
-    if has_test and (others := class_names(root / "test")) != names:
-        only = sorted(set(names) ^ set(others))
-        raise ValueError(
-            f"{root}/train and {root}/test must hold the same classes; only one of them has "
-            f"{', '.join(only[:5])}"
-        )
+    if has_test:
+        check_same_classes(root / "train", names, root / "test", class_names(root / "test"))
     if config.size is not None and config.size > LARGEST:
         return _streamed(root, names, config.size, config)
-    cache = PoolCache(folder_of(config.cache))
-    train, train_labels = read(root / "train", names, config.size, cache)
+    how = Reading(config.size, PoolCache(folder_of(config.cache)), config.strict)
+    train, train_labels = read(root / "train", names, how)
     test, test_labels, extra = None, None, None
     if has_test:
-        test, test_labels = read(root / "test", names, config.size, cache)
+        test, test_labels = read(root / "test", names, how)
     if config.unlabeled.shape == "unknown":
-        extra = read_files(root / UNLABELED, unlabeled(root), config.size, cache)
+        extra = read_files(root / UNLABELED, unlabeled(root), how)
+    how.copies.tell()
     for part, images in (("test", test), (UNLABELED, extra)):
         if images is not None and images.shape[1:] != train.shape[1:]:
             raise ValueError(
@@ -112,4 +112,5 @@ def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> 
         extra_unlabeled=FileImages.below(root, extra) if extra else None,
         workers=config.workers,
         memory=folder_of(config.cache),
+        strict=config.strict,
     )

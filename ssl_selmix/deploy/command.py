@@ -101,7 +101,7 @@ def _estimate_parser() -> Parser:
     )
     add = parser.add_argument
     methods = ("count", "soft_count", "bbse", "rlls", "em")
-    add("run", metavar="RUN", type=Path, help="the folder of a run with a finished stage")
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
     add("--method", action="append", choices=methods, help="may be repeated; default: all")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--debug", action="store_true", help="show the traceback of an error")

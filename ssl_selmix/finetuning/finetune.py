@@ -22,6 +22,7 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common.console import console
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
@@ -127,7 +128,7 @@ def finetune(
     data = given.assemble(
         model, net, labeled, validation, unlabeled, test, augment, class_names, seed
     )
-    place = Path(out) if out is not None else None
+    place = expanded(out) if out is not None else None
     for name in ("metrics.jsonl", "rule.npz") if place is not None else ():
         if (Path(place or "") / name).exists():
             raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_selmix.common.atomic import beside, write_atomically
+from ssl_selmix.common.text import dump
 from ssl_selmix.runs import released
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
 
@@ -117,8 +118,6 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     Raises:
         ValueError: a run's folder exists.
     """
-    from omegaconf import OmegaConf
-
     made = []
     for run in read(archive):
         place = folder / run.path.relative_to(archive.parent)
@@ -129,7 +128,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             for name, content in run._files.items():
                 (whole / place.name / name).parent.mkdir(parents=True, exist_ok=True)
                 if name == CONFIG:
-                    text = OmegaConf.to_yaml(OmegaConf.create(content))
+                    text = dump(content)
                 else:
                     told = isinstance(content, str)
                     text = content if told else json.dumps(content, indent=1) + "\n"

@@ -6,7 +6,6 @@ Resuming, loading, predicting, exporting, `--init`, sweeps and comparisons all l
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_selmix.common.config import flatten
+from ssl_selmix.common.paths import expanded
+from ssl_selmix.common.text import value
 from ssl_selmix.runs import released
 from ssl_selmix.runs.results import Classes, Manifest, Results, Stage, checked
 
@@ -41,17 +42,11 @@ def named(file: Path) -> Iterator[None]:
     Raises:
         RunError: in place of the error.
     """
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     try:
         yield
     except RunError:
         raise
-    except (
-        *(YAMLError, OmegaConfBaseException, LookupError),
-        *(TypeError, AttributeError, ValueError, RecursionError),
-    ) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         why = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise RunError(f"{file} is damaged ({why[:200]}); restore it") from error
 
@@ -64,11 +59,10 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    from omegaconf import OmegaConf
     from yaml import YAMLError
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        return value(text)
     except YAMLError as error:
         raise ValueError(f"it is no YAML: {error}") from error
 
@@ -81,7 +75,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Source) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
 
     def text(self, name: str) -> str | None:
         """Content of a file of the run; None if it is not there."""

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins, processes
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
@@ -70,14 +71,15 @@ class Plan:
     def __init__(self, request: Request) -> None:
         if not request.algorithms:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
-        self.request = request
+        init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
+        self.request = request = replace(request, init=init, out=out)
         self.algorithms = [load_algorithm(name) for name in request.algorithms]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
         sections |= {"views": execution.ViewsConfig}
         sections |= {name: kind.Config for name, kind in self.algorithms}
-        self.layers = self._layers(sections)
+        self.layers = config.read(sections, self._layers(sections))
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
@@ -96,11 +98,11 @@ class Plan:
         """Their digest; "" without --init."""
         return checkpoint.digest(self.init) if self.request.init else ""
 
-    def _layers(self, sections: Mapping[str, type[Any]]) -> list[tuple[str, dict[str, Any]]]:
+    def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         name = self.request.preset
         if name is None:
             name = self.request.dataset if self.request.dataset in plugins.presets() else NO_PRESET
-        layers = []
+        layers: list[config.Layer] = []
         if self.request.recorded:
             layers.append(("the run", config.without_retired(self.request.recorded, sections)))
         elif name != NO_PRESET:
@@ -116,7 +118,7 @@ class Plan:
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
-        path = ChainMap(*(settings for _, settings in reversed(self.layers))).get("data.manifest")
+        path = ChainMap(*(dict(found) for _, found in reversed(self.layers))).get("data.manifest")
         if not path:
             return ""
         try:

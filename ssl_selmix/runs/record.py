@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from ssl_selmix import models
@@ -17,6 +16,7 @@ from ssl_selmix.common import config, processes
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.locks import locked
 from ssl_selmix.common.processes import World
+from ssl_selmix.common.text import dump
 from ssl_selmix.data import manifest
 from ssl_selmix.runs import environment, weights
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
@@ -114,8 +114,7 @@ class Record:
         manifest.save(inputs.split, folder / MANIFEST, inputs.images_sha256, **told)
         _write_json(folder / "environment.json", environment.describe(plan.device))
         # Last: a directory with config.yaml is complete enough to be resumed.
-        text = OmegaConf.to_yaml(OmegaConf.create(plan.identity()))
-        write_atomically(folder / CONFIG, text.encode())
+        write_atomically(folder / CONFIG, dump(plan.identity()).encode())
 
     def _check(self, inputs: Inputs, out: Console) -> None:
         """Refuse other images; say so if the code is another: the run's end may then differ."""

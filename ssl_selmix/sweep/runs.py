@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssl_selmix import algorithm
-from ssl_selmix.common import config, plugins
+from ssl_selmix.common import config, fields, plugins
 from ssl_selmix.runs import load, train
 from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder
 from ssl_selmix.runs.inputs import Inputs, load_data
@@ -65,15 +62,7 @@ class Run:
 
 def word(key: str, value: Any) -> str:
     """`key=value` for the command line, which reads the same value from it."""
-    for text in (str(value), json.dumps(value)):
-        try:
-            found = config.parse_overrides([f"{key}={text}"])
-        except ValueError:
-            continue
-        if repr(found) == repr({key: value}):
-            return f"{key}={text}"
-    dumped = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
-    return f"{key}={dumped.partition(chr(10))[0]}"
+    return f"{key}={fields.typed(value)}"
 
 
 class Sweep:
@@ -165,7 +154,7 @@ class Sweep:
         mine = {own, FIRST if len(arms) == 1 else SECOND}
         # What all second stages are told about steps is not meant for one that takes none.
         trains = algorithm.load(arms[-1].algo)[1].trains
-        about_steps = set() if trains else {f.name for f in fields(algorithm.Algorithm.Config)}
+        about_steps = set() if trains else {f.name for f in fields_of(algorithm.Algorithm.Config)}
         found: dict[str, Any] = {}
 
         def add(settings: Mapping[str, Any], left_out: set[str]) -> None:

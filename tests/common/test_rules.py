@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
-from omegaconf import OmegaConf
 
 from ssl_selmix.algorithm import Algorithm, load
 from ssl_selmix.common import plugins
-from ssl_selmix.common.config import Run
+from ssl_selmix.common.config import Run, compose
 from ssl_selmix.common.rules import (
     Checked,
     Rules,
@@ -96,9 +95,9 @@ def test_a_field_that_is_declared_again_keeps_the_rules_of_its_bases() -> None:
         assert str(info.value) == f"{name} must be {told}, not {value!r}"
 
 
-def test_a_config_with_rules_is_a_plain_dataclass_and_a_structured_config() -> None:
+def test_a_config_with_rules_is_a_plain_dataclass_that_settings_make() -> None:
     assert Base().rate == Base.rate == 0.5
-    assert OmegaConf.to_object(OmegaConf.structured(Narrow)) == Narrow()
+    assert compose({"narrow": Narrow}, [])[0]["narrow"] == Narrow()
     assert dataclasses.replace(Narrow(), size=9).size == 9
 
 

@@ -353,9 +353,9 @@ def test_files_are_read_once(own: Path, tmp_path: Path, monkeypatch: pytest.Monk
     read: list[str] = []
     original = digests._digest
 
-    def digest_of(path: str) -> str:
+    def digest_of(path: str, strict: bool) -> str:
         read.append(path)
-        return original(path)
+        return original(path, strict)
 
     monkeypatch.setattr(digests, "_digest", digest_of)
     digest = source(own, memory=memory).sha256()

@@ -147,9 +147,9 @@ def test_files_that_change_while_they_are_decoded(
     original = decode_all
     path = root / "train" / "cat" / "0.png"
 
-    def slow(files: list[str], size: int | None) -> object:
+    def slow(files: list[str], size: int | None, strict: bool) -> object:
         Image.fromarray(noise(8, 8, 3, seed=55)).save(path)
-        return original(files, size)
+        return original(files, size, strict)
 
     whole = path.read_bytes()
     with monkeypatch.context() as patch:
