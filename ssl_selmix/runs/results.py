@@ -44,10 +44,10 @@ def _number(value: Any) -> float:
 
 
 def _share(value: Any) -> float:
-    value = _number(value)
-    if not -ROUNDING <= value <= 1 + ROUNDING:
+    found = _number(value)
+    if not -ROUNDING <= found <= 1 + ROUNDING:
         raise PydanticCustomError("share", "outside 0..1")
-    return min(1.0, max(0.0, value))
+    return min(1.0, max(0.0, found))
 
 
 def _whole(value: Any) -> Any:
