@@ -343,39 +343,22 @@ def _stage(given: schema.Stage, rule: str) -> Stage:
 def with_parents(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs in their order, each with all stages that are known; and notes on the joints."""
     notes = released.find_parents([released.Placed(Path(r.name), r.recorded) for r in runs])
-    by_id = {run.recorded.run_id: run for run in runs}
-    handed_on: dict[tuple[Unit, str], list[tuple[Run, int]]] = {}
-    for run in runs:
-        for n, stage in enumerate(run.recorded.stages, 1):
-            handed_on.setdefault((run.unit, stage.handed_on_sha256 or ""), []).append((run, n))
     done: dict[str, Run] = {}
     told: dict[str, list[str]] = {}
 
     def joined(run: Run) -> Run:
         if run.start is None or run.name in done:
             return done.get(run.name, run)
-        origin = run.recorded.stages[0].started_from
-        parent = by_id.get(origin.run_id or "") if origin else None
-        length = origin.stages if origin and parent else None
-        if origin and origin.sha256 and length is None:
-            # A run that kept what it was given handed on its own start.
-            same = [
-                one for one in handed_on.get((run.unit, origin.sha256), ()) if one[0] is not run
-            ]
-            parent, length = same[0] if same else (None, None)
         done[run.name] = _joined(run, None, 0)  # in case that a run starts from itself
-        if parent is None or length is None or parent.unit != run.unit:
-            kind, line = (
-                GIVEN,
-                f"{run.name} starts from weights (--init) of no run that is given here",
-            )
-        else:
+        parent, length = _parent(run, runs)
+        kind, line = GIVEN, f"{run.name} starts from weights (--init) of no run that is given here"
+        if parent is not None:
             before = joined(parent)
             known = before.stages[: len(before.stages) - len(parent.stages) + length]
             done[run.name] = _joined(run, before, len(known))
+            kind = " + ".join(done[run.name].chain)
             start = "+".join(stage.algorithm for stage in known)
             line = f"{run.name} starts (--init) where {parent.name} has its {start}"
-            kind = " + ".join(done[run.name].chain)
         told.setdefault(kind, []).append(line)
         return done[run.name]
 
@@ -383,6 +366,25 @@ def with_parents(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     more = {kind: f"; {len(lines) - 1} more run(s) likewise" for kind, lines in told.items()}
     lines = [lines[0] + (more[kind] if lines[1:] else "") for kind, lines in told.items()]
     return found, [*lines, *notes]
+
+
+def _parent(run: Run, runs: Sequence[Run]) -> tuple[Run | None, int]:
+    """The run that this one records as its start, and how many of its own stages came before.
+
+    Without that run: another one on the same seed and images that handed on the same weights.
+    """
+    origin = run.recorded.stages[0].started_from
+    if origin is None:
+        return None, 0
+    others = [other for other in runs if other is not run and other.unit == run.unit]
+    for other in others:
+        if origin.stages and other.recorded.run_id == origin.run_id:
+            return other, origin.stages
+    for other in others:
+        for n, stage in enumerate(other.recorded.stages, 1):
+            if origin.sha256 and stage.handed_on_sha256 == origin.sha256:
+                return other, n
+    return None, 0
 
 
 def _joined(run: Run, parent: Run | None, length: int) -> Run:

@@ -44,10 +44,10 @@ def _number(value: Any) -> float:
 
 
 def _share(value: Any) -> float:
-    share = _number(value)
-    if not -ROUNDING <= share <= 1 + ROUNDING:
+    found = _number(value)
+    if not -ROUNDING <= found <= 1 + ROUNDING:
         raise PydanticCustomError("share", "outside 0..1")
-    return min(1.0, max(0.0, share))
+    return min(1.0, max(0.0, found))
 
 
 def _whole(value: Any) -> Any:
