@@ -110,6 +110,7 @@ def accuracy(confusion: Tensor) -> Tensor:
     return confusion.trace() / confusion.sum()
 
 
+@pytest.mark.slow
 def test_a_prior_moves_what_depends_on_it() -> None:
     prior = [0.7, 0.1, 0.1, 0.1]
     here = posthoc(SCORES, LABELS, objective=accuracy)
