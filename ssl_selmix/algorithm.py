@@ -244,6 +244,11 @@ class Algorithm(nn.Module):
         """
         return {}
 
+    @property
+    def hands_on_linear(self) -> bool:
+        """Whether the exported network ends in a linear layer, as what follows needs it."""
+        return True
+
     def remarks(self) -> Sequence[str]:
         """Sentences about the validation that was last, which the user is shown after it."""
         return ()

@@ -1,4 +1,4 @@
-"""Offsets added to the classifier's bias, chosen on the validation images; trains nothing."""
+"""Offsets in the classifier's bias, or a gain matrix behind it, chosen on validation images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from ssl_selmix.decision.choose import CALIBRATIONS
 from ssl_selmix.decision.goal import build
 from ssl_selmix.methods.pool_prior import PoolPrior
 from ssl_selmix.models import Classifier
+from ssl_selmix.models.classifier import Decided
 
 
 class Posthoc(Algorithm):
     """`ssl_selmix.posthoc` on the validation logits, or thresholds by the labeled class shares.
 
-    Adding b to the logits is adding b to the bias, so what follows needs to know nothing of it.
+    Adding b to the logits is adding b to the bias, so what follows needs to know nothing of it. A
+    gain matrix becomes part of the classifier, `models.classifier.Decided`, and ends the run.
     """
 
     trains = False
@@ -33,8 +35,9 @@ class Posthoc(Algorithm):
         """What the offsets are chosen for, and how."""
 
         objective: str = "h_mean"  # a name, or a function of the confusion matrix in a file
-        # offsets: fitted; labeled_prior: -log of the labeled class shares (Buda et al., 2018)
-        rule: str = one_of("offsets", "labeled_prior")
+        # offsets: fitted; gains: a matrix, for what offsets miss; labeled_prior: offsets that are
+        # -log of the labeled class shares (Buda et al., 2018)
+        rule: str = one_of("offsets", "gains", "labeled_prior")
         folds: int = at_least(2, 5)  # of the cross-fitting
         calibrate: str = one_of(*CALIBRATIONS)  # what is taken for posteriors
         # class shares at deployment; pool: estimated from the unlabeled images
@@ -47,11 +50,11 @@ class Posthoc(Algorithm):
         lambda_max: ClassVar[None] = None  # type: ignore[misc]
 
         def __post_init__(self) -> None:
-            """Refuse rules that no bias can hold, and a prior without meaning."""
-            if self.rule in ("gains", "mixture"):
+            """Refuse a rule that no network can hold, and a prior without meaning."""
+            if self.rule == "mixture":
                 raise ValueError(
-                    f"rule={self.rule} is no vector, which a classifier's bias could hold; use "
-                    f"rule=offsets, or ssl_selmix.posthoc(..., rule={self.rule!r}) on the logits"
+                    "rule=mixture draws a rule for each image, which no network holds; use "
+                    "rule=gains, or ssl_selmix.posthoc(..., rule='mixture') on the logits"
                 )
             super().__post_init__()
             if bool(self.prior_given) != (self.prior == "given"):
@@ -68,6 +71,8 @@ class Posthoc(Algorithm):
         super().__init__(net, task, config)
         if net.classifier.bias is None:
             net.classifier.bias = nn.Parameter(torch.zeros_like(net.classifier.weight[:, 0]))
+        if config.rule == "gains":
+            net.classifier = Decided(net.classifier)
         net.requires_grad_(False)
         self.objective = self._built()
         # Asks for what cannot be had before anything is trained.
@@ -95,15 +100,22 @@ class Posthoc(Algorithm):
         return self.config.prior == "pool"
 
     def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
-        """Choose the offsets and add them to the bias; the figures before and after."""
+        """Choose the rule and make it part of the classifier; the figures before and after."""
         if self.config.rule == "labeled_prior":
             logs = self._threshold(evaluation)
         else:
             logs = self._fit(evaluation)
-        bias = self.net.classifier.bias
+        head = self.net.classifier
+        if isinstance(head, Decided):
+            return logs | {"gain": head.gain.clone()}
         with torch.no_grad():
-            bias.add_(self.offsets.to(bias))
+            head.bias.add_(self.offsets.to(head.bias))
         return logs | {"offsets": self.offsets.clone()}
+
+    @property
+    def hands_on_linear(self) -> bool:
+        """Unless it ends in a gain matrix."""
+        return self.config.rule != "gains"
 
     def _fit(self, evaluation: Evaluation) -> dict[str, Tensor]:
         config, logs = self.config, {}
@@ -116,12 +128,18 @@ class Posthoc(Algorithm):
             evaluation.logits,
             evaluation.labels,
             objective="min_recall" if alone else self.objective,
+            rule=config.rule,
             folds=config.folds,
             calibrate=config.calibrate,
             prior=self.pool_prior.q if used else None,
             seed=int(self.seed),
         )
-        self.offsets.copy_(rule.offsets)
+        if rule.gains is None:
+            self.offsets.copy_(rule.offsets)
+        else:
+            head = self.net.classifier
+            assert isinstance(head, Decided)
+            head.decide(torch.from_numpy(rule.gains[0]).to(head.gain), rule.temperature)
         self._remarks = rule.notes
         if config.prior == "pool" and not used:
             self._remarks += (

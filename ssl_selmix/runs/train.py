@@ -21,7 +21,7 @@ from ssl_selmix.data import Data
 from ssl_selmix.data.workers import WorkerDied
 from ssl_selmix.models import batch_norm, classifier, execution
 from ssl_selmix.models.execution import Execution
-from ssl_selmix.models.weights import load_into
+from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
 from ssl_selmix.runs.folder import RESULTS
 from ssl_selmix.runs.inputs import Inputs, load_data
@@ -90,6 +90,7 @@ class Training:
         _check_sizes(plan, loaded)
         planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
         _check_batches(planned)
+        _check_heads(plan, planned)
         _set_threads(plan, planned, loaded, self.out)
         self.results = self.record.begin(inputs, self.out)
 
@@ -189,6 +190,21 @@ def _check_first(plan: Plan) -> None:
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"
+        )
+
+
+def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
+    """Refuse what would start from a network that does not end in a linear layer."""
+    decided = [name for name, a in zip(plan.stages, planned, strict=True) if not a.hands_on_linear]
+    if decided and decided[0] != plan.stages[-1]:
+        raise ValueError(
+            f"{decided[0]} hands on a network that ends in a gain matrix, and no stage can start "
+            "from that; make it the last one, or set rule=offsets"
+        )
+    if GAIN in plan.init:
+        raise ValueError(
+            f"--init {plan.request.init} ends in a gain matrix, which no stage can start from; "
+            "give the model.pt of the stage before it"
         )
 
 

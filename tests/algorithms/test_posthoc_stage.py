@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_selmix import cli, decision
 from ssl_selmix.algorithm import Algorithm, load
 from ssl_selmix.algorithms.posthoc import Posthoc
-from ssl_selmix.contract import subjects
+from ssl_selmix.contract import life, reporting, subjects
 from ssl_selmix.models import Classifier
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import SilentLog
@@ -136,9 +136,8 @@ def test_alpha_and_constraints_reach_the_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rule": "gains"}, "rule=gains is no vector"),
-        ({"rule": "mixture"}, "use rule=offsets"),
-        ({"rule": "best"}, "rule must be one of offsets, labeled_prior, not 'best'"),
+        ({"rule": "mixture"}, "rule=mixture draws a rule for each image"),
+        ({"rule": "best"}, "rule must be one of offsets, gains, labeled_prior, not 'best'"),
         ({"folds": 1}, "folds must be >= 2, not 1"),
         ({"prior": "given"}, "prior=given takes K numbers"),
         ({"prior_given": [0.5, 0.5]}, "prior=validation and prior_given"),
@@ -159,6 +158,51 @@ def test_it_has_no_settings_of_steps(name: str) -> None:
     given: dict[str, Any] = {name: 1}
     with pytest.raises(TypeError, match=name):
         Posthoc.Config(**given)
+
+
+def test_a_gain_matrix_becomes_part_of_the_classifier() -> None:
+    fitted, logs = stage(rule="gains", objective="mean_recall_min_coverage")
+    assert not fitted.hands_on_linear and logs["gain"].shape == (4, 4)
+    logits, labels = validation(first_stage())
+    seed = int(fitted.seed)
+    asked = {"objective": "mean_recall_min_coverage", "rule": "gains"}
+    rule = decision.posthoc(logits.log_softmax(1), labels, **asked, seed=seed)  # type: ignore[arg-type]
+    now, _ = validation(fitted.export())
+    assert torch.equal(now.argmax(1), rule.predict(logits))
+    # Each row of W may have another constant: columns differ by as much as those of the rule.
+    adjusted = rule.adjust(logits.double())
+    assert (now - adjusted - (now - adjusted)[:, :1]).abs().max() < 1e-3
+    assert float(logs["objective_after"]) == pytest.approx(rule.after["objective"])
+    old, new = first_stage().state_dict(), fitted.export().state_dict()
+    assert all(torch.equal(new[key], value) for key, value in old.items())
+
+
+@pytest.mark.parametrize(
+    "check", [life.check_export, life.check_state, life.check_resume, life.check_on_validation]
+)
+def test_a_gain_matrix_keeps_the_contract(check: reporting.Check, tmp_path: Path) -> None:
+    check(subjects.subject("posthoc", rule="gains"), tmp_path)
+
+
+def test_a_run_that_ends_in_a_gain_matrix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = ["--algo", "fixmatch", "--then", "posthoc", "posthoc.rule=gains"]
+    assert train(tmp_path / "more", *chain, "--then", "selmix") == 2
+    assert "2-posthoc hands on a network that ends in a gain matrix" in capsys.readouterr().err
+    out = tmp_path / "run"
+    assert train(out, *chain) == 0
+    found = json.loads((out / "results.json").read_text())
+    measured = found["stages"][1]["validation"]["per_class_recall"]
+    assert cli.main(["posthoc", str(out), "--rule", "offsets", "--json"]) == 0
+    told = capsys.readouterr().out
+    again = json.loads(told[told.index("\n{") :])
+    assert again["before"]["per_class_recall"] == pytest.approx(measured)
+    assert cli.main(["export", str(out), "--pt2", str(tmp_path / "model.pt2")]) == 0
+    assert cli.main(["export", str(out), "--state-dict", str(tmp_path / "model.pt")]) == 2
+    assert "use --onnx or --pt2" in capsys.readouterr().err
+    assert train(tmp_path / "next", "--algo", "selmix", "--init", str(out)) == 2
+    assert "ends in a gain matrix, which no stage can start from" in capsys.readouterr().err
 
 
 def train(out: Path, *words: str) -> int:
