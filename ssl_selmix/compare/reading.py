@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,16 +24,24 @@ PRIORS = ("estimated_prior", "estimated_prior_low", "estimated_prior_high", "tru
 SQUARES = ("gain_matrix", "pair_distribution")
 # What runs did before they recorded it.
 BEFORE = {"step": "joint", "processes": 1}
+CHANGED = "is not what the run wrote when it ended (its SHA-256 is another)"
 Unit = tuple[int, str]  # seed and images: what pairs
 Rows = list[dict[str, Any]]
 Counts = Mapping[str, Sequence[int]]
 
 
+def sha256(content: bytes) -> str:
+    """The digest that results.json has of a log."""
+    return hashlib.sha256(content).hexdigest()
+
+
 class Log:
     """The validation rows of a stage's metrics.jsonl: those that can be used, and what cannot."""
 
-    def __init__(self, run: RunFolder, name: str, num_classes: int) -> None:
-        self._run, self._name, self._k = run, name, num_classes
+    def __init__(
+        self, run: RunFolder, name: str, num_classes: int, sha256: str | None = None
+    ) -> None:
+        self._run, self._name, self._k, self._sha256 = run, name, num_classes, sha256
 
     @property
     def note(self) -> list[str]:
@@ -40,6 +49,8 @@ class Log:
         if not (bad := self._read[1]):
             return []
         file = self._run.file(self._name)
+        if bad == [CHANGED]:
+            return [f"{file} {CHANGED}; its curves are left out"]
         return [f"{file}: left out {len(bad)} value(s) or row(s), such as {bad[0]}"]
 
     @property
@@ -51,6 +62,8 @@ class Log:
     def _read(self) -> tuple[Rows, list[str]]:
         rows: Rows = []
         bad: list[str] = []
+        if self._sha256 is not None and sha256(self._run.bytes(self._name)) != self._sha256:
+            return [], [CHANGED]
         lines = self._run.lines(self._name)
         for i, line in enumerate(lines, 1):
             try:
@@ -281,7 +294,7 @@ def _run(path: Path, file: Path, folder: RunFolder) -> Run:
             _stage(one, str(rules[one.algorithm])),
             algorithm=one.algorithm,
             steps=steps,
-            log=Log(folder, log, k) if folder.has(log) else None,
+            log=Log(folder, log, k, one.log_sha256) if folder.has(log) else None,
         )
         for (one, steps), log in zip(each, logs, strict=True)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,32 @@ def handed_on(net: models.Classifier) -> dict[str, Tensor]:
 def save(net: models.Classifier, stage: Path, fingerprint: str) -> None:
     """Write what a stage hands on to its folder."""
     checkpoint.save(stage / HANDED_ON, {"fingerprint": fingerprint, "teacher": handed_on(net)})
+
+
+def handed_on_in(stage: Path, sha256: str, fingerprint: str) -> dict[str, Tensor] | None:
+    """What a stage's folder says that it handed on; None if that is not what has this digest."""
+    try:
+        state = checkpoint.load(stage / HANDED_ON, fingerprint)
+        tensors = _of_network(state.get("teacher") or state["algorithm"])
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None
+    return tensors if checkpoint.digest(tensors) == sha256 else None
+
+
+def check_alike(file: Path, others: Iterable[Path]) -> None:
+    """Refuse a checkpoint of another run than others in its stage's folder.
+
+    Raises:
+        ValueError: its fingerprint is another.
+    """
+    own = checkpoint.load(file).get("fingerprint")
+    for other in others:
+        try:
+            found = checkpoint.load(other).get("fingerprint")
+        except checkpoint.Refused:  # missing or damaged
+            continue
+        if found != own:
+            raise ValueError(f"{file} is of another run than {other}; restore it")
 
 
 def sha256_of(net: models.Classifier) -> str:

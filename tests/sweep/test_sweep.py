@@ -29,6 +29,7 @@ from ssl_selmix.sweep.processes import Children, Job, Outcome, locked
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
 from tests.helpers.compared import results, stage
+from tests.helpers.trained import unbound
 
 TINY = """
 out: out
@@ -494,7 +495,7 @@ def test_damaged_files_are_not_taken_for_results(again: list[str]) -> None:
 
 @pytest.mark.usefixtures("again")
 def test_the_number_format_that_a_machine_chose_is_no_change() -> None:
-    written = (FIRST / "config.yaml").read_text()
+    written = (unbound(FIRST) / "config.yaml").read_text()
     now = OmegaConf.load(FIRST / "config.yaml").precision
     other = "bf16" if now == "fp32" else "fp32"
     (FIRST / "config.yaml").write_text(written.replace(f"precision: {now}", f"precision: {other}"))
