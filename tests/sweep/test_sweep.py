@@ -454,6 +454,7 @@ def test_a_run_that_was_cut_is_resumed(again: list[str]) -> None:
     found = json.loads((AFTER / "results.json").read_text())
     for result in (found, expected):
         result["start"].pop("seconds"), result["stages"][0].pop("seconds")
+        result.pop("sha256")
     assert found == expected
 
 
