@@ -13,7 +13,7 @@ from warnings import warn
 
 from torch import Tensor, nn
 
-from ssl_selmix.common.names import unknown
+from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
@@ -285,5 +285,4 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
-    short = wanted.lower() or location.removesuffix(".py").replace("/", ".").rpartition(".")[2]
-    return short, found[0]
+    return short_name(name), found[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,16 +30,24 @@ PLACES = ("data.root", "data.manifest")
 # Loaders of a user's own images all have one name.
 DATA = "dataset_sha256"
 THEN = ", then "  # joins what stages differ in
+CHANGED = "is not what the run wrote when it ended (its SHA-256 is another)"
 Unit = tuple[int, str]  # seed and images: what pairs
 Rows = list[dict[str, Any]]
 Counts = Mapping[str, Sequence[int]]
 
 
+def sha256(content: bytes) -> str:
+    """The digest that results.json has of a log."""
+    return hashlib.sha256(content).hexdigest()
+
+
 class Log:
     """The validation rows of a stage's metrics.jsonl: those that can be used, and what cannot."""
 
-    def __init__(self, run: RunFolder, name: str, num_classes: int) -> None:
-        self._run, self._name, self._k = run, name, num_classes
+    def __init__(
+        self, run: RunFolder, name: str, num_classes: int, sha256: str | None = None
+    ) -> None:
+        self._run, self._name, self._k, self._sha256 = run, name, num_classes, sha256
 
     @property
     def note(self) -> list[str]:
@@ -46,6 +55,8 @@ class Log:
         if not (bad := self._read[1]):
             return []
         file = self._run.file(self._name)
+        if bad == [CHANGED]:
+            return [f"{file} {CHANGED}; its curves are left out"]
         return [f"{file}: left out {len(bad)} value(s) or row(s), such as {bad[0]}"]
 
     @property
@@ -57,6 +68,8 @@ class Log:
     def _read(self) -> tuple[Rows, list[str]]:
         rows: Rows = []
         bad: list[str] = []
+        if self._sha256 is not None and sha256(self._run.bytes(self._name)) != self._sha256:
+            return [], [CHANGED]
         lines = self._run.lines(self._name)
         for i, line in enumerate(lines, 1):
             try:
@@ -305,7 +318,7 @@ def _run(path: Path, file: Path, folder: RunFolder, content: Any) -> Run:
             _stage(one, str(rules[one.algorithm])),
             algorithm=one.algorithm,
             steps=steps,
-            log=Log(folder, log, k) if folder.has(log) else None,
+            log=Log(folder, log, k, one.log_sha256) if folder.has(log) else None,
         )
         for (one, steps), log in zip(each, logs, strict=True)
     ]

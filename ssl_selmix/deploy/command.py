@@ -12,6 +12,8 @@ from typing import Any
 
 from ssl_selmix.common.arguments import Command, Parser, path
 
+TRUST = "execute this Python file or module, from which the run has its images"
+
 
 def _predict_parser() -> Parser:
     parser = Parser(
@@ -73,6 +75,7 @@ def _export_parser() -> Parser:
     limit = "of the difference, relative to the largest logit (default: 1e-5)"
     add("--tolerance", metavar="T", type=float, default=1e-5, help=limit)
     add("--force", action="store_true", help="overwrite files")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
     add("--debug", action="store_true", help="show the traceback of an error")
     add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
@@ -89,6 +92,7 @@ def _export(args: argparse.Namespace) -> int:
         force=args.force,
         tolerance=args.tolerance,
         settings=args.settings,
+        trust=args.trust,
     )
     return 0
 
@@ -104,6 +108,7 @@ def _estimate_parser() -> Parser:
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
     add("--method", action="append", choices=methods, help="may be repeated; default: all")
     add("--json", action="store_true", help="print JSON instead of a table")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
     add("--debug", action="store_true", help="show the traceback of an error")
     add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
@@ -117,10 +122,10 @@ def _estimate(args: argparse.Namespace) -> int:
     methods = args.method or label_shift.METHODS
     if args.json:  # Notes on the images must not stand between the lines of JSON.
         with contextlib.redirect_stdout(sys.stderr):
-            found = estimate.of_run(args.run, methods, args.settings)
+            found = estimate.of_run(args.run, methods, args.settings, args.trust)
         print(json.dumps(found.plain(), indent=1, allow_nan=False))
         return 0
-    estimate.show(estimate.of_run(args.run, methods, args.settings), console.console())
+    estimate.show(estimate.of_run(args.run, methods, args.settings, args.trust), console.console())
     return 0
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssl_selmix import decision, metrics
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
-from ssl_selmix.common.console import console
+from ssl_selmix.common.console import console, warn
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
@@ -28,13 +28,14 @@ from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
 from ssl_selmix.finetuning import given
 from ssl_selmix.finetuning.given import Images, LabeledImages
-from ssl_selmix.finetuning.surgery import head_of, merged, split_classifier
+from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
 from ssl_selmix.objectives import Function, Objective, get
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
 
 BOOTSTRAPS = 1000
 OF_OBJECTIVES = ("step_size", "beta", "alpha", "tau", "lambda_max")
+CHANCE = 1.2  # times the recall of guessing: up to there a model is said to guess
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def finetune(
 
     Args:
         model: any module N×C×H×W -> logits N×K whose last operation is a linear layer.
-        labeled: training images with labels: a pair of tensors or arrays, or a map-style dataset
-            of (image, label). Images are what the model takes, already normalised.
+        labeled: training images with labels: a pair of tensors or arrays, a map-style dataset of
+            (image, label) or of {"image": ..., "label": ...}, or a DataLoader of one, whose
+            batches are not used. Images are what the model takes, already normalised: floats.
         validation: held-out images with labels, every class among them. Gains are estimated and
             the weights are chosen on them.
         unlabeled: images without labels (a dataset's labels, if it has some, are not looked at);
@@ -121,6 +123,7 @@ def finetune(
         ValueError: no linear head, labels out of range, a class missing from validation or test,
             unknown settings; the message says what to do.
     """
+    _check_arguments(seed, augment)
     net = split_classifier(model, classifier)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
@@ -134,8 +137,10 @@ def finetune(
             raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")
     # The engine seeds the global generators at every step; the caller's stay as they were.
     with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+        check_training(net, data.take(data.labeled[: config.batch]))
         selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
         before = _logits(selmix, data)
+        _warn_of_chance(before, data)
         fitted, history = (
             (selmix, []) if posthoc == "only" else _train(selmix, data, place, progress)
         )
@@ -198,6 +203,29 @@ def _shift(
         out.mkdir(parents=True, exist_ok=True)
         rule.save(out / "rule.npz")
     return rule
+
+
+def _check_arguments(seed: Any, augment: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
+    if augment is not None and not callable(augment):
+        raise ValueError(
+            f"augment must be a function of a training batch, not {augment!r}; leave it out"
+        )
+
+
+def _warn_of_chance(logits: Tensor, data: Data) -> None:
+    """Say so if the model, before any step, does no better than guessing."""
+    k = len(data.class_names)
+    labels = data.test_labels.to(logits.device)
+    hits = (logits.argmax(1) == labels).double()
+    recalls = [float(hits[labels == c].mean()) for c in range(k)]
+    if (mean := sum(recalls) / k) <= CHANCE / k:
+        warn(
+            f"the model, before any step, has a mean recall of {100 * mean:.1f} % and guessing "
+            f"{100 / k:.1f} %; are the images normalised as it was trained, and the classes in its "
+            "order?"
+        )
 
 
 def _config(

@@ -23,7 +23,7 @@ from ssl_selmix.models import batch_norm, classifier, execution
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
-from ssl_selmix.runs.folder import RESULTS
+from ssl_selmix.runs.folder import RESULTS, RunError
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.runs.record import Record
@@ -130,7 +130,33 @@ class Training:
         handed_on = fitted.algorithm.export().requires_grad_(True)
         if new:
             self._add(index, fitted, handed_on, sha256)
+        else:
+            self._check_handed_on(index, handed_on, sha256)
         return handed_on
+
+    def _check_handed_on(self, index: int, net: models.Classifier, sha256: str) -> None:
+        """Let a finished stage hand on what results.json tells, whichever of its files is damaged.
+
+        Raises:
+            RunError: no intact file of the stage has those weights.
+        """
+        recorded = self.results.stages[index].handed_on_sha256
+        if recorded is None:  # version 0.1
+            return
+        kept = self.record.handed_on(index, recorded, sha256)
+        same, place = weights.sha256_of(net) == recorded, self.plan.out / self.plan.stages[index]
+        if same and kept is None:
+            self.record.repair(index, net, sha256)
+            told = f"{place / weights.HANDED_ON} was missing or damaged and is restored"
+            self.out.print(told, style="yellow", highlight=False, markup=False)
+        elif not same and kept is not None:
+            net.load_state_dict(kept)
+        elif not same:
+            raise RunError(
+                f"{place / weights.HANDED_ON} is missing or damaged, and so are the checkpoints "
+                f"beside it: none has the weights that {self.plan.out / RESULTS} tells of; restore "
+                "one of them, or use another --out"
+            )
 
     def _add(
         self, index: int, fitted: engine.Fitted, handed_on: models.Classifier, sha256: str

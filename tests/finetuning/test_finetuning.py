@@ -360,7 +360,7 @@ def test_what_is_no_tensor_of_logits_or_no_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="images alone"):
         run(network(), unlabeled=images(6, 0))
     with pytest.raises(ValueError, match="pair"):
-        run(network(), labeled=(images(2, 0)[0], [0, 1]))
+        run(network(), labeled=(images(2, 0)[0],))
 
 
 def test_targets_that_a_transform_changes_are_read_one_by_one() -> None:

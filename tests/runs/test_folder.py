@@ -17,7 +17,7 @@ from ssl_selmix.runs.folder import RunError, RunFolder, open_run
 from ssl_selmix.runs.results import SCHEMA, Results, Row, checked
 from ssl_selmix.training import checkpoint
 from tests.helpers.results import results, stage
-from tests.helpers.runs import photographs, train, train_on
+from tests.helpers.runs import photographs, train, train_on, unbound
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_record_joins_runs_wherever_they_lie_and_whatever_their_configuratio
         "supervised + supervised",
     ]
     # A run that was trained anew has another identity, but the same weights are the same start.
-    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    results = json.loads((unbound(tmp_path / "b") / "results.json").read_text())
     (tmp_path / "b" / "results.json").write_text(json.dumps(results | {"run_id": "other"}))
     (group,) = methods.group(reading.read([tmp_path])[0])[0]
     assert len(group.rows) == 2
