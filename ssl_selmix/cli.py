@@ -34,9 +34,6 @@ ROOMS = {
 }
 
 
-_PACKAGE = os.path.join(os.path.dirname(__file__), "")  # not that of ssl_selmix_of_mine
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every end but success and a defect is told in a line.
 
@@ -130,10 +127,14 @@ def _library(error: Exception) -> str:
     frame = trace.tb_frame
     file = frame.f_code.co_filename
     # The package may be installed among the libraries.
-    if file.startswith(_libraries()) and not file.startswith(_PACKAGE):
+    if file.startswith(_libraries()) and not file.startswith(_package()):
         return str(frame.f_globals.get("__name__", "a library")).partition(".")[0]
     opcode = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
     return "" if opcode in ("RAISE_VARARGS", "RERAISE") else "a library"
+
+
+def _package() -> str:
+    return os.path.join(os.path.dirname(__file__), "")  # not that of ssl_selmix_of_mine
 
 
 def _libraries() -> tuple[str, ...]:
@@ -149,7 +150,7 @@ def _line_of_the_user(error: Exception) -> str:
 
     libraries = _libraries()
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename.startswith(_PACKAGE):
+        if frame.filename.startswith(_package()):
             return ""
         if not frame.filename.startswith((*libraries, "<")):
             return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"

@@ -1,10 +1,11 @@
-"""Does `kill -9` leave a trace? The main job, killed at random moments and resumed, bit for bit.
+"""Does `kill` leave a trace? The main job, killed at random moments and resumed, bit for bit.
 
-    OMP_NUM_THREADS=1 python studies/kill_resume.py --kills 20 --seed 0 [key=value ...]
+    OMP_NUM_THREADS=1 python studies/kill_resume.py --kills 20 --seed 0 [--signal TERM] [key=value]
 
-Runs `--algo fixmatch --then selmix` on the digits once undisturbed, and once more with SIGKILL at
-random moments spread over all of the job's validations, each followed by `--resume`. Compares all
-checkpoints. Exit code 1 if any bit differs.
+Runs `--algo fixmatch --then selmix` on the digits once undisturbed, and once more with a signal at
+random moments spread over all of the job's validations, each followed by `--resume`: SIGKILL, or
+one that the job answers by saving after the step. Compares all checkpoints. Exit code 1 if any bit
+differs, or if the job answers with another code than its own for that signal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,9 +64,13 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def kill_after(
-    process: subprocess.Popen[bytes], folder: Path, target: int, delay: float
-) -> tuple[float, str]:
-    """Kill when the run has its target-th validation and the delay is over; say what was met."""
+    process: subprocess.Popen[bytes], folder: Path, target: int, delay: float, number: int
+) -> tuple[float, str, int]:
+    """Signal when the run has its target-th validation and the delay is over.
+
+    Returns:
+        Seconds that the process lived, what it had behind it, and how it ended.
+    """
     since, started = time.perf_counter(), time.time()
 
     def working() -> bool:
@@ -75,20 +81,30 @@ def kill_after(
     while target and not working() and process.poll() is None:
         time.sleep(0.02)
     time.sleep(delay)
-    process.kill()
-    killed = process.wait() != 0
-    met = (validations(folder) or ["start-up"])[-1] if killed else "finished before"
-    return time.perf_counter() - since, met
+    process.send_signal(number)
+    code = process.wait()
+    met = (validations(folder) or ["start-up"])[-1] if code else "finished before"
+    return time.perf_counter() - since, met, code
+
+
+def saved_between(folder: Path) -> str:
+    """The step of a checkpoint between two validations, if one is there."""
+    found = sorted(folder.glob(f"*/{checkpoint.BETWEEN}"))
+    return f", saved at step {checkpoint.load(found[-1])['step']}" if found else ""
 
 
 def main() -> int:
     """Parse the arguments, run, compare, print the verdict."""
     parser = argparse.ArgumentParser(description="Kill and resume the main job; compare the bits.")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", choices=("KILL", "TERM", "HUP", "INT"), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="such as selmix.steps=50")
     args = parser.parse_intermixed_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    number = signal.Signals[f"SIG{args.signal}"]
+    # Before it listens, the signal ends the process; afterwards it ends itself, with a code.
+    allowed, others = {0, -number, 128 + number}, []
     with tempfile.TemporaryDirectory() as name:
         folder, output = Path(name), Path(name) / "output.txt"
         seconds = finish(folder / "undisturbed", args.settings, output)
@@ -101,8 +117,10 @@ def main() -> int:
             target = 0 if i % 5 == 0 else round(total * i / args.kills)
             delay = draw.random() * (seconds / total if target else startup)
             process = start(folder / "killed", args.settings, output)
-            life, met = kill_after(process, folder / "killed", target, delay)
-            print(f"{i + 1:>4}{life:>10.2f} s  {met}", flush=True)
+            place = folder / "killed"
+            life, met, code = kill_after(process, place, target, delay, number)
+            others += [] if code in allowed else [code]
+            print(f"{i + 1:>4}{life:>10.2f} s  {met}{saved_between(place)}", flush=True)
         finish(folder / "killed", args.settings, output)
         expected, found = weights(folder / "undisturbed"), weights(folder / "killed")
     print(f"\n{'checkpoint':<28}{'undisturbed':<16}{'killed':<16}")
@@ -110,8 +128,11 @@ def main() -> int:
         pair = expected.get(path, "missing")[:12], found.get(path, "missing")[:12]
         same = expected.get(path) == found.get(path)
         print(f"{path:<28}{pair[0]:<16}{pair[1]:<16}{'identical' if same else 'DIFFERENT'}")
-    print(f"{args.kills} kills:", "bit-identical" if expected == found else "NOT identical")
-    return int(expected != found)
+    same = expected == found
+    print(f"{args.kills} SIG{args.signal}:", "bit-identical" if same else "NOT identical")
+    if others:
+        print(f"other exit codes: {others}")
+    return int(not same or bool(others))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from ssl_selmix import __version__, cli
 from ssl_selmix.common import plugins, processes
+from ssl_selmix.common.arguments import duration
 from tests.helpers.images import noise_tree
 
 TINY = [
@@ -278,13 +280,89 @@ def test_an_interrupt_says_how_to_go_on(
 ) -> None:
     from ssl_selmix.runs import plan, train
 
-    def interrupted(request: plan.Request) -> None:
+    def interrupted(plan: plan.Plan) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "run", interrupted)
-    assert cli.main(BOTH) == 130
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1 and "--resume" in err
+    # While images are loaded, in a folder that has nothing of a run yet, or has one.
+    monkeypatch.setattr(train, "load_data", interrupted)
+    assert cli.main([*BOTH, "--out", "run"]) == 130
+    told = "error: interrupted; nothing was saved yet; repeat the command\n"
+    assert capsys.readouterr().err == told
+    monkeypatch.undo()
+    monkeypatch.chdir(Path("run").absolute().parent)
+    assert cli.main([*BOTH, "--out", "run"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(train, "load_data", interrupted)
+    assert cli.main([*BOTH, "--out", "run", "--resume"]) == 130
+    told = "error: interrupted; repeat the command with --resume to go on\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(("saved", "advice"), [(False, "repeat the command"), (True, "--resume")])
+def test_a_full_disk_is_told_with_what_to_do(
+    saved: bool, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ssl_selmix.runs import plan, train
+
+    def full(plan: plan.Plan) -> None:
+        if saved:
+            (plan.out / "config.yaml").write_text("")
+        raise OSError(errno.ENOSPC, "No space left on device", "place")
+
+    monkeypatch.setattr(train, "load_data", full)
+    told = mistake([*BOTH, "--out", "run"], capsys)
+    assert told.startswith("error: No space left on device (place); free some space")
+    assert ("--resume" in told) == saved and advice in told
+
+
+def test_the_words_of_a_library_are_not_passed_off_as_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ssl_selmix.runs import train
+
+    def in_python(*_: object) -> None:
+        json.loads("{")  # a ValueError of the standard library
+
+    def in_c(*_: object) -> None:
+        int("four")
+
+    def as_ours(*_: object) -> None:
+        raise ValueError("this is no library")
+
+    for work, told in (
+        (in_python, "error: json says JSONDecodeError: Expecting property name"),
+        (in_c, "error: a library says ValueError: invalid literal for int()"),
+        (as_ours, "error: this is no library"),
+    ):
+        monkeypatch.setattr(train, "load_data", work)
+        found = mistake([*BOTH, "--out", "run"], capsys)
+        assert found.startswith(told) and ("--debug" in found) == ("says" in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["threads=100000"], ["threads must be at most", "not 100000; lower it"]),
+        (["threads=99999999999999999999"], ["threads"]),
+        (["fixmatch.batch=10000000000"], ["fixmatch.batch=10000000000", "GiB", "lower it"]),
+        (["fixmatch.mu=99999999999999999999"], ["mu"]),
+    ],
+)
+def test_sizes_that_no_machine_has(
+    words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = mistake([*BOTH, *words, "--out", "run"], capsys)
+    assert all(part in told for part in parts)
+
+
+@pytest.mark.parametrize("time", ["3", "h", "", "0s", "1.5h", "1m1h", "1h 2m"])
+def test_a_time_that_is_none(time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no time; write it as in 3h50m" in mistake([*BOTH, "--for", time], capsys)
+
+
+def test_times_in_seconds() -> None:
+    found = [duration(text) for text in ("90s", "45m", "2h", "3h50m", "1d2h3m4s")]
+    assert found == [90, 2700, 7200, 13800, 93784]
 
 
 def test_settings_and_options_may_be_mixed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,10 @@ def check_state(subject: Subject, folder: Path) -> None:
 
 
 def check_resume(subject: Subject, folder: Path) -> None:
-    """Killed at any step and resumed, it ends bit for bit like an undisturbed run."""
+    """Killed or asked to end at any step, it ends bit for bit like an undisturbed run.
+
+    Resumed from the checkpoint of the last validation, and from one that was saved after any step.
+    """
     data, _ = make_data()
     if not subject.kind.trains:
         _demand_settled(subject, data, folder)
@@ -205,8 +208,8 @@ def check_resume(subject: Subject, folder: Path) -> None:
     clock = subject.make(data, **averaged).clock
     anew = [step for step in range(1, 12) if clock(step)[0] == 0][:1]
     around = {moment for step in anew for moment in (step, step + 1)}  # before and after a restart
-    _demand_resumable(subject, data, folder / "averaged", averaged, {1, 11} | around)
-    _demand_resumable(subject, data, folder / "plain", plain, {12, 23})
+    _demand_resumable(subject, data, folder / "averaged", averaged, {1, 11} | around, {6})
+    _demand_resumable(subject, data, folder / "plain", plain, {12}, {23})
 
 
 def _demand_settled(subject: Subject, data: Data, folder: Path) -> None:
@@ -222,23 +225,45 @@ def _demand_settled(subject: Subject, data: Data, folder: Path) -> None:
 
 
 def _demand_resumable(
-    subject: Subject, data: Data, folder: Path, options: dict[str, Any], moments: set[int]
+    subject: Subject,
+    data: Data,
+    folder: Path,
+    options: dict[str, Any],
+    after_validations: set[int],
+    after_steps: set[int],
 ) -> None:
-    """Compare a run with those that go on from what a kill at these steps would have left."""
+    """Compare a run with those that go on from what a kill at these steps would have left.
+
+    Either what the last validation saved, or what was saved after the step before; the latter also
+    in the middle of a validation.
+    """
     algorithm = subject.make(data, **options)
-    after_step = algorithm.after_step
+    after_step, on_validation = algorithm.after_step, algorithm.on_validation
+    cuts: dict[int, Path] = {}
 
-    def leave(ctx: Context) -> None:
+    def leave(step: int, between: bool) -> None:
+        cuts[step] = folder / f"{step}"
+        shutil.copytree(folder / "whole", cuts[step])
+        if not between:
+            (cuts[step] / checkpoint.BETWEEN).unlink(missing_ok=True)
+
+    def leave_after_step(ctx: Context) -> None:
         after_step(ctx)
-        if ctx.step in moments:
-            shutil.copytree(folder / "whole", folder / f"{ctx.step}")
+        if ctx.step in after_validations | after_steps:
+            leave(ctx.step, ctx.step in after_steps)
 
-    algorithm.after_step = leave  # type: ignore[method-assign]
-    whole = fit(algorithm, data, folder / "whole")
+    def leave_at_validation(evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        if ctx.step in (10, options["steps"]) and ctx.step not in cuts:
+            leave(ctx.step, True)
+        return on_validation(evaluation, ctx)
+
+    algorithm.after_step = leave_after_step  # type: ignore[method-assign]
+    algorithm.on_validation = leave_at_validation  # type: ignore[method-assign]
+    after_every_step = engine.Pauses(minutes=1e-9)
+    whole = fit(algorithm, data, folder / "whole", pauses=after_every_step)
     expected = saved(folder / "whole")
-    for moment in sorted(moments):
+    for moment, cut in sorted(cuts.items()):
         torch.manual_seed(1234)  # whatever state the new process starts in
-        cut = folder / f"{moment}"
         resumed = fit(subject.make(data, **options), data, cut, resume=True)
         demand(
             saved(cut) == expected

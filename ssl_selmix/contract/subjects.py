@@ -173,10 +173,15 @@ def fit(
     resume: bool = False,
     diagnostics: Diagnostics | None = None,
     log: StageLog | None = None,
+    pauses: engine.Pauses | None = None,
 ) -> engine.Fitted:
     """A whole stage."""
-    log = log or SilentLog()
-    return engine.fit(algorithm, data, folder, log, "f", resume=resume, diagnostics=diagnostics)
+    return engine.fit(
+        *(algorithm, data, folder, log or SilentLog(), "f"),
+        resume=resume,
+        diagnostics=diagnostics,
+        pauses=pauses,
+    )
 
 
 def saved(folder: Path) -> dict[str, str]:

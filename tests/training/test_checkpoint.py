@@ -284,3 +284,25 @@ def test_new_file_replaces_an_old_partial_one(tmp_path: Path) -> None:
     (tmp_path / ".last.pt.partial").write_bytes(b"left by a killed run")
     checkpoint.save(tmp_path / "last.pt", example())
     assert files(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_around_the_two_renames_loses_and_leaves_nothing(path: Path, renames: int) -> None:
+    folder = path.parent
+    checkpoint.save(folder / checkpoint.NEXT, example(step=4))
+    (folder / ".last.pt.partial").write_bytes(b"half")
+    if renames:
+        path.replace(folder / "previous.pt")
+    if renames > 1:
+        (folder / checkpoint.NEXT).replace(path)
+    checkpoint.tidy(folder)
+    assert files(folder) == (["last.pt", "previous.pt"] if renames else ["last.pt"])
+    assert checkpoint.load(path)["step"] == (4 if renames else 3)
+
+
+@pytest.mark.parametrize(("step", "used"), [(2, 3), (3, 3), (4, 4)])
+def test_between_two_validations_the_later_one_counts(path: Path, step: int, used: int) -> None:
+    checkpoint.save(path.with_name(checkpoint.BETWEEN), example(step))
+    found = checkpoint.newest(path.parent, "mine")
+    assert found.state is not None and (found.state["step"], found.refused) == (used, [])
+    assert found.name == ("between.pt" if step == 4 else "last.pt")

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ssl_selmix import cli, contract, losses, models
 from ssl_selmix.common import plugins
 from ssl_selmix.common.processes import World, world
+from ssl_selmix.common.stopping import Stop, Stopped
 from ssl_selmix.contract import subjects
 from ssl_selmix.models import batch_norm
 from ssl_selmix.models.batch_norm import SharedBatchNorm2d
 from ssl_selmix.models.execution import Execution
-from ssl_selmix.training import engine
+from ssl_selmix.training import checkpoint, engine
 from ssl_selmix.training.log import SilentLog
 from tests.data import test_files
 from tests.helpers.images import photo_tree
@@ -115,6 +116,41 @@ def tensors(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
+class _AskedOnce(Stop):
+    """Asks one of the processes to end, when it is asked for the third time."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank, self._times = rank, 0
+
+    @property
+    def asked(self) -> int:
+        self._times += 1
+        return 143 if (self._rank, self._times) == (1, 3) else 0
+
+
+def asked_to_end(folder: Path, rank: int) -> None:
+    """Train undisturbed, and with an end that one process is asked for; save both states."""
+    data, _ = subjects.make_data()
+    for name in ("whole", "ended"):
+        place = folder / name
+
+        def fit(resume: bool, pauses: engine.Pauses, place: Path = place) -> engine.Fitted:
+            net = subjects.make_net(data).prepared(Execution(world=world()))
+            batch_norm.share_batch_norms(net, torch.device("cpu"))
+            algorithm = contract.subject("fixmatch").make(data, net, steps=6, keep="last")
+            return engine.fit(
+                algorithm, data, place, SilentLog(), "test", resume=resume, pauses=pauses
+            )
+
+        if name == "ended":
+            with pytest.raises(Stopped, match="ended by SIGTERM after step 3 of ended"):
+                fit(False, engine.Pauses(_AskedOnce(rank)))
+            assert checkpoint.load(place / checkpoint.BETWEEN)["step"] == 3
+        found = fit(name == "ended", engine.Pauses())
+        torch.save(tensors(found.algorithm.state_dict()), f"{folder}/{name}-{rank}.pt")
+
+
 def _process(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
@@ -124,6 +160,7 @@ def _process(rank: int, folder: str) -> None:
     for name, how in CASES:
         torch.save(trained(name, Path(folder), how), f"{folder}/{name}-{how}-{rank}.pt")
     torch.save(_batch_norm_of_two(rank), f"{folder}/norm-{rank}.pt")
+    asked_to_end(Path(folder), rank)
     for name, how in FROM_FILES:
         found = from_files(name, Path(folder), how)
         torch.save(found, f"{folder}/{name}-{how}-files-{rank}.pt")
@@ -186,6 +223,18 @@ def test_processes_that_read_files_by_shares_learn_what_one_does(
         found = torch.load(two / f"{name}-{how}-files-{rank}.pt", weights_only=True)
         for key, value in one.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+def test_all_end_after_the_step_at_which_one_was_asked(two: Path) -> None:
+    whole, *others = (
+        torch.load(two / f"{name}-{rank}.pt", weights_only=True)
+        for name in ("whole", "ended")
+        for rank in range(2)
+    )
+    for other in others:
+        assert other.keys() == whole.keys()
+        assert all(torch.equal(other[key], value) for key, value in whole.items())
 
 
 @pytest.mark.slow

@@ -590,3 +590,47 @@ def test_progress_and_step_are_told_to_the_algorithm(tiny_data: Data, tmp_path: 
         ("after", 2, 1),
         ("validation", 2, 1),
     ]
+
+
+def test_what_is_no_number_is_not_saved_between_validations(
+    tiny_data: Data, tmp_path: Path
+) -> None:
+    class Diverges(Plain):
+        def forward(
+            self, batch: Batch, ctx: Context
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            losses, logs = super().forward(batch, ctx)
+            return {k: v * (math.inf if ctx.step >= 7 else 1) for k, v in losses.items()}, logs
+
+    algorithm = make(tiny_data, Diverges)
+    pauses = engine.Pauses(minutes=1e-9)
+    with pytest.raises(engine.NonFiniteLoss, match=r"last\.pt holds the last good weights"):
+        engine.fit(algorithm, tiny_data, tmp_path, SilentLog(), "print", pauses=pauses)
+    found = checkpoint.newest(tmp_path, "print").state
+    assert found is not None and found["step"] == 7
+    assert all(v.isfinite().all() for v in found["algorithm"].values())
+
+
+def test_good_weights_are_named_only_if_there_are_some(tiny_data: Data, tmp_path: Path) -> None:
+    algorithm = make(tiny_data)
+    with torch.no_grad():
+        algorithm.net.classifier.bias.fill_(math.nan)
+    with pytest.raises(engine.NonFiniteLoss) as told:
+        engine.fit(algorithm, tiny_data, tmp_path, SilentLog(), "print")
+    assert "last.pt" not in str(told.value) and "smaller lr" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_names_the_settings(
+    tiny_data: Data, tmp_path: Path, error: Exception
+) -> None:
+    class Large(Plain):
+        def forward(
+            self, batch: Batch, ctx: Context
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            raise error
+
+    with pytest.raises(engine.OutOfMemory, match=r"not enough memory.*lower batch=4"):
+        train(tiny_data, tmp_path, Large)
