@@ -6,6 +6,7 @@ Shapes: N images, K classes, D features.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from ssl_selmix import metrics
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
+from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console, warn
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
-from ssl_selmix.finetuning import given
+from ssl_selmix.finetuning import given, record
 from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
 from ssl_selmix.objectives import Function, Objective, get
@@ -51,6 +53,20 @@ class Result:
     change: float
     interval: tuple[float, float]
     measured_on: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model's tensors by name, for `model.load_state_dict` and `--init`.
+
+        Raises:
+            ValueError: the file exists.
+        """
+        file = Path(path)
+        if file.exists():
+            raise ValueError(f"{file} exists and is not overwritten; choose another name")
+        content = io.BytesIO()
+        torch.save(self.model.state_dict(), content)
+        write_atomically(file, content.getvalue())
+        return file
 
     def __str__(self) -> str:
         """Before and after in one line."""
@@ -101,7 +117,8 @@ def finetune(
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
         seed: of pairs and mixing weights.
-        out: folder for checkpoints, metrics.jsonl and TensorBoard; None keeps none.
+        out: folder for the model's tensors (model.pt, which --init takes), results.json (which
+            `compare` reads), checkpoints, metrics.jsonl and TensorBoard; None keeps none.
         progress: show a progress bar.
         settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
             batch, policy; without ema and constraints.
@@ -128,6 +145,7 @@ def finetune(
             selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
             before = _logits(selmix, data)
             _warn_of_chance(before, data)
+            started = record.measured(selmix, data, 0, 0, 0.0) if out is not None else None
             log = StageLog(
                 folder,
                 "selmix",
@@ -139,12 +157,20 @@ def finetune(
             fitted = engine.fit(selmix, data, folder, log, "finetune")
         rows = (folder / "metrics.jsonl").read_text().splitlines()
         history = [json.loads(row) for row in rows]
+        if started is not None:
+            stage = record.measured(
+                fitted.algorithm, data, fitted.step, fitted.last_step, fitted.seconds, fitted.last
+            )
+            record.write(folder, data, config, started, stage)
     after = _logits(fitted.algorithm, data)
     measured = copy.deepcopy(selmix.objective).cpu()
     change, interval = bootstrap(measured, before, after, data.test_labels, seed)
     k, tail = len(data.class_names), data.task.tail
+    tuned = merged(model, fitted.algorithm.export(), classifier)
+    if out is not None:
+        record.save_model(folder, tuned)
     return Result(
-        model=merged(model, fitted.algorithm.export(), classifier),
+        model=tuned,
         history=[row for row in history if row["kind"] == "validation"],
         before=metrics.evaluate(before, data.test_labels, k, tail=tail),
         after=metrics.evaluate(after, data.test_labels, k, tail=tail),
