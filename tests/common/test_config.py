@@ -178,7 +178,8 @@ def test_numbers_of_a_preset() -> None:
         ("sed=1", r"unknown key 'sed'; did you mean seed"),
         (
             "zzz=1",
-            r"unknown key 'zzz'; known: checkpoint_minutes, compile, data\.labeled\.largest, .*, threads",
+            r"unknown key 'zzz'; known: checkpoint_minutes, compile, "
+            r"data\.labeled\.largest, .*, threads",
         ),
         ("data.labeled.rho.x=1", r"unknown key 'data\.labeled\.rho\.x'"),
         ("data.labeled=3", r"data\.labeled is a group; set one of .*largest, .*rho"),
