@@ -20,6 +20,7 @@ the first one (validation in the middle of training) finds none idle and gets wo
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import warnings
@@ -157,8 +158,20 @@ def start_worker(index: int) -> None:
     # A worker is one of many: threads of its own would only be in the way of the others.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process; the one that trains answers it and ends the others.
+    # Ctrl-C, a closed terminal and a cluster's time limit reach every process; the one that trains
+    # answers them, perhaps after some more steps, and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        numbers = {signal.SIGTERM, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=_obey, args=(os.getppid(), numbers), daemon=True).start()
+
+
+def _obey(parent: int, numbers: set[signal.Signals]) -> None:
+    """End this process when its parent asks for it, and ignore everybody else."""
+    while signal.sigwaitinfo(numbers).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _as_is(made: Made | ValueError) -> Made | ValueError:

@@ -176,11 +176,7 @@ def test_numbers_of_a_preset() -> None:
         ("fixmatch.lrr=1", r"unknown key 'fixmatch\.lrr'; did you mean fixmatch\.lr"),
         ("fixmach.steps=1", r"unknown key 'fixmach\.steps'; did you mean fixmatch\.steps"),
         ("sed=1", r"unknown key 'sed'; did you mean seed"),
-        (
-            "zzz=1",
-            r"unknown key 'zzz'; known: checkpoint_minutes, compile, "
-            r"data\.labeled\.largest, .*, threads",
-        ),
+        ("zzz=1", r"unknown key .zzz.; known: checkpoint_minutes, compile, .*, threads"),
         ("data.labeled.rho.x=1", r"unknown key 'data\.labeled\.rho\.x'"),
         ("data.labeled=3", r"data\.labeled is a group; set one of .*largest, .*rho"),
         ("data=3", r"data is a group; set one of data\.labeled\.largest"),

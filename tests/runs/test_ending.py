@@ -43,8 +43,8 @@ def at_step(stage: str, step: int, act: Callable[[], None]) -> Iterator[None]:
 
 def means(folder: Path) -> list[dict[str, Any]]:
     """The rows of training in the logs, without what depends on time."""
-    lines = [line for log in sorted(folder.glob("*/metrics.jsonl")) for line in log.open()]
-    found = [json.loads(line) for line in lines]
+    logs = sorted(folder.glob("*/metrics.jsonl"))
+    found = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     return [{k: v for k, v in row.items() if "second" not in k} for row in found]
 
 
