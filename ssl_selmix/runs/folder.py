@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Source = str | os.PathLike[str]
 CONFIG, MANIFEST, RESULTS = "config.yaml", "manifest.json", "results.json"
 RUN_FILES = (CONFIG, MANIFEST, "environment.json", RESULTS, "log.txt")
-STAGE_FILES = ("model.pt", "last.pt", "best.pt", "previous.pt", "metrics.jsonl")
+STAGE_FILES = (*("model.pt", "last.pt", "between.pt", "best.pt", "previous.pt", "metrics.jsonl"),)
 
 
 class RunError(ValueError):
