@@ -200,6 +200,8 @@ def import_function(where: str) -> Function:
     Raises:
         ValueError: it cannot be imported, or is no function.
     """
+    if not isinstance(where, str):
+        raise ValueError(f"a function is named by a text such as './file.py:function', not {where}")
     module_name, separator, attribute = where.rpartition(":")
     if not separator:
         near = difflib.get_close_matches(where, DESCRIPTIONS, n=3, cutoff=0.4) or list(DESCRIPTIONS)

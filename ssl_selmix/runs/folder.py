@@ -35,7 +35,10 @@ BOUND = (CONFIG, MANIFEST, ENVIRONMENT)  # of whose content results.json has the
 # first; it may be asked otherwise.
 BESIDE = ("schema", "run_id", "preprocessing", "command")
 RUN_FILES = (*BOUND, RESULTS, "log.txt")
-STAGE_FILES = ("model.pt", "last.pt", "best.pt", "previous.pt", "metrics.jsonl")
+STAGE_FILES = (
+    *("model.pt", "last.pt", "between.pt", "best.pt", "previous.pt"),
+    "metrics.jsonl",
+)
 
 
 class RunError(ValueError):

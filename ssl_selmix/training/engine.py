@@ -216,20 +216,26 @@ class _Readings:
 
 
 @contextmanager
-def _enough_memory(algorithm: Algorithm) -> Iterator[None]:
-    """Name the settings that decide how much memory a step takes, if it is too much.
+def _explained(algorithm: Algorithm) -> Iterator[None]:
+    """Name the settings that decide whether a step is possible, if it is not.
 
     Raises:
         OutOfMemory: in the place of what torch or Python raises.
+        ValueError: a batch is too small for a batch norm.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        words = ("can't allocate memory", "out of memory")  # torch has no class for both
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in words):
-            raise
-        cfg = algorithm.config
+    except (MemoryError, RuntimeError, ValueError) as error:
+        text, cfg = str(error), algorithm.config  # torch has no classes for these
         mu = f" or mu={cfg.mu}" if isinstance(cfg, Algorithm.PoolConfig) else ""
+        if "Expected more than 1 value per channel" in text:
+            raise ValueError(
+                f"batch={cfg.batch} gives a batch norm a single value of each channel, and its "
+                "statistics need two; set batch=2 or more"
+            ) from error
+        words = ("can't allocate memory", "out of memory")
+        if not (isinstance(error, MemoryError) or any(word in text for word in words)):
+            raise
         raise OutOfMemory(
             f"there is not enough memory for steps of {algorithm.images_per_step} images; lower "
             f"batch={cfg.batch}{mu}, or choose a smaller network"
@@ -360,7 +366,7 @@ class Trainer:
                 self._drop_between()
             if self.ended:
                 return
-            with _enough_memory(self.algorithm):
+            with _explained(self.algorithm):
                 self.step_once(batches)
             self._validated = False
             if self.step % READ_EVERY == 0:

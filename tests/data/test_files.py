@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -253,6 +254,21 @@ def test_a_mistake_in_a_worker_is_not_taken_for_its_death() -> None:
     assert raised.value is mistake
     with pytest.raises(WorkerDied), naming_deaths(1):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="does not tell who sent a signal")
+def test_workers_obey_their_parent_only(load: Callable[[int], Data]) -> None:
+    """A cluster signals every process, and the one that trains needs its workers to end well."""
+    data = load(1)
+    batches = data.batches(VIEWS, 5, 2, 0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for name in ("TERM", "HUP", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    expected = first(load(0), 8)
+    assert all(map(same, itertools.islice(batches, 7), expected[1:]))
+    assert worker.is_alive()
 
 
 @pytest.mark.slow

@@ -634,3 +634,20 @@ def test_too_little_memory_names_the_settings(
 
     with pytest.raises(engine.OutOfMemory, match=r"not enough memory.*lower batch=4"):
         train(tiny_data, tmp_path, Large)
+
+
+def test_a_batch_too_small_for_batch_norm_names_the_setting(
+    tiny_data: Data, tmp_path: Path
+) -> None:
+    class Flat(Plain):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(
+            self, batch: Batch, ctx: Context
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            return {"labeled": self.norm(self.net(batch.x)).square().mean()}, {}
+
+    with pytest.raises(ValueError, match=r"batch=1 gives .* set batch=2 or more"):
+        train(tiny_data, tmp_path, Flat, batch=1)
