@@ -6,6 +6,7 @@ Shapes: N images, K classes, D features.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from ssl_selmix import decision, metrics
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
+from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console, warn
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
-from ssl_selmix.finetuning import given
+from ssl_selmix.finetuning import given, record
 from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
 from ssl_selmix.objectives import Function, Objective, get
@@ -60,6 +62,20 @@ class Result:
     measured_on: str
     rule: DecisionRule | None = None
     fine_tuned: dict[str, Any] | None = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model's tensors by name, for `model.load_state_dict` and `--init`.
+
+        Raises:
+            ValueError: the file exists.
+        """
+        file = Path(path)
+        if file.exists():
+            raise ValueError(f"{file} exists and is not overwritten; choose another name")
+        content = io.BytesIO()
+        torch.save(self.model.state_dict(), content)
+        write_atomically(file, content.getvalue())
+        return file
 
     def __str__(self) -> str:
         """Before and after in one line."""
@@ -113,8 +129,9 @@ def finetune(
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
         seed: of pairs and mixing weights.
-        out: folder for checkpoints, metrics.jsonl, TensorBoard, and rule.npz with posthoc; None
-            keeps none.
+        out: folder for the model's tensors (model.pt, which --init takes), results.json (which
+            `compare` reads), checkpoints, metrics.jsonl, TensorBoard, and rule.npz with posthoc;
+            None keeps none.
         progress: show a progress bar.
         settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
             batch, policy; without ema and constraints.
@@ -141,23 +158,28 @@ def finetune(
         selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
         before = _logits(selmix, data)
         _warn_of_chance(before, data)
-        fitted, history = (
-            (selmix, []) if posthoc == "only" else _train(selmix, data, place, progress)
-        )
+        started = record.measured(engine.Fitted(selmix, 0, 0, 0.0), data)
+        fitted, history = engine.Fitted(selmix, 0, 0, 0.0), list[dict[str, Any]]()
+        if posthoc != "only":
+            fitted, history = _train(selmix, data, place, progress)
     measured = copy.deepcopy(selmix.objective).cpu()
     k, tail = len(data.class_names), data.task.tail
     rule, fine_tuned = None, None
     if posthoc:
         if posthoc != "only":
-            trained = _logits(fitted, data)
+            trained = _logits(fitted.algorithm, data)
             fine_tuned = metrics.evaluate(trained, data.test_labels, k, tail=tail)
         # By its name the worst class has a floor under mean recall.
         asked = objective if objective == "min_recall" else measured
-        rule = _shift(fitted, data, asked, seed, place, _out(progress))
-    after = _logits(fitted, data)
+        rule = _shift(fitted.algorithm, data, asked, seed, place, _out(progress))
+    after = _logits(fitted.algorithm, data)
     change, interval = bootstrap(measured, before, after, data.test_labels, seed)
+    tuned = merged(model, fitted.algorithm.export(), classifier, keep_bias=rule is not None)
+    if place is not None:
+        record.write(place, data, config, started, record.measured(fitted, data), posthoc)
+        record.save_model(place, tuned)
     return Result(
-        model=merged(model, fitted.export(), classifier, keep_bias=rule is not None),
+        model=tuned,
         history=[row for row in history if row["kind"] == "validation"],
         before=metrics.evaluate(before, data.test_labels, k, tail=tail),
         after=metrics.evaluate(after, data.test_labels, k, tail=tail),
@@ -171,7 +193,7 @@ def finetune(
 
 def _train(
     selmix: SelMix, data: Data, out: Path | None, progress: bool
-) -> tuple[Algorithm, list[dict[str, Any]]]:
+) -> tuple[engine.Fitted, list[dict[str, Any]]]:
     """The fine-tuned algorithm with the weights that were best, and the rows of its log."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
@@ -180,7 +202,7 @@ def _train(
         log = StageLog(folder, "selmix", names, _out(progress), images, pictures=pictures)
         fitted = engine.fit(selmix, data, folder, log, "finetune")
         rows = (folder / "metrics.jsonl").read_text().splitlines()
-    return fitted.algorithm, [json.loads(row) for row in rows]
+    return fitted, [json.loads(row) for row in rows]
 
 
 def _shift(

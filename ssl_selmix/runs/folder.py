@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Source = str | os.PathLike[str]
 CONFIG, MANIFEST, RESULTS = "config.yaml", "manifest.json", "results.json"
 ENVIRONMENT = "environment.json"
+FINETUNE = "given to finetune"  # the data set of a folder that `finetune` wrote
 BOUND = (CONFIG, MANIFEST, ENVIRONMENT)  # of whose content results.json has the digests
 # What manifest.json says beside images, split and labels. The command: how the split was asked for
 # first; it may be asked otherwise.
@@ -244,6 +245,11 @@ class RunFolder:
         return str(written or self.results.run_id)
 
     @property
+    def of_finetune(self) -> bool:
+        """Whether `finetune` wrote the folder."""
+        return self.has(RESULTS) and self.results.dataset == FINETUNE
+
+    @property
     def planned(self) -> int:
         """How many stages the run is to have."""
         return len(self.config.get("algorithms") or self.stages)
@@ -366,6 +372,12 @@ def open_run(run: Source) -> RunFolder:
     """
     opened = RunFolder(run)
     for name in (CONFIG, MANIFEST):
+        if not opened.has(name) and opened.of_finetune:
+            raise RunError(
+                f"{opened.path} was written by finetune, whose network is only known in Python: "
+                f"build it and load_state_dict(torch.load({str(opened.path / 'model.pt')!r})), or "
+                f"train a run from it with --init {opened.path / 'model.pt'}, which can be exported"
+            )
         if not opened.has(name):
             raise RunError(f"{opened.path} is no run of ssl_selmix; it has no {name}")
     assert opened.network and opened.manifest

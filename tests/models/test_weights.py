@@ -84,7 +84,7 @@ def test_what_training_scripts_save_beside_weights(tmp_path: Path) -> None:
     ):
         load.read(tmp_path / "usb.pth")
     torch.save({"model": state, "f": print}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match=r"it holds builtins\.print, which is no tensor") as caught:
+    with pytest.raises(ValueError, match="it holds print, which is no tensor") as caught:
         load.read(tmp_path / "code.pth")
     assert "\x1b" not in str(caught.value)
 
