@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,14 +107,80 @@ class Counts:
             )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """How many images of each class are held out: a count or a share, with a floor and a cap.
+
+    A count without a floor is that of every class, and a class with fewer images is refused. With
+    one, a class gives at most half of its images, but not fewer than the floor; of a share the
+    floor is 1 unless another is told.
+
+    >>> [HeldOut.of("validation", "20,min=4").of_class(n) for n in (1000, 40, 30, 10, 6)]
+    [20, 20, 15, 5, 4]
+    >>> [HeldOut.of("validation", "0.2,max=50").of_class(n) for n in (1000, 40, 3)]
+    [50, 8, 1]
+    """
+
+    count: int = 0
+    share: float | None = None
+    least: int | None = None
+    most: int | None = None
+
+    @staticmethod
+    def of(part: str, rule: int | float | str | None) -> HeldOut:
+        """The rule of `validation` or `test`; None holds out nothing.
+
+        Raises:
+            ValueError: it is no count, no share and neither of them with `min=` and `max=`.
+        """
+        if rule is None:
+            return HeldOut()
+        if rule == FOLDER and part == "validation":
+            return HeldOut(share=1.0)
+        if isinstance(rule, numbers.Integral) and not isinstance(rule, bool):
+            if rule < 0:
+                raise ValueError(f"{part} images per class cannot be negative, got {rule}")
+            return HeldOut(count=int(rule))
+        found = HELD_OUT.fullmatch(str(rule).replace(" ", ""))
+        told = re.findall(r"(min|max)=([0-9]+)", str(rule))
+        limits = dict(told)
+        share = float(found[1]) if found and "." in found[1] else None
+        sensible = found and (share is None or 0 < share < 1) and not isinstance(rule, bool)
+        least, most = (int(v) if (v := limits.get(k)) else None for k in ("min", "max"))
+        count = int(found[1]) if found and share is None else 0
+        sensible = sensible and len(told) == len(limits) and not (most and share is None)
+        if not sensible or least == 0 or (least or 1) > (most or count or math.inf):
+            raise ValueError(
+                f"{part}={rule} is no number of images per class: give a count such as 20, a share "
+                "of each class such as 0.2, or one of them with limits, as in 20,min=4 or "
+                "0.2,min=2,max=50"
+            )
+        return HeldOut(count, share, least, most)
+
+    def of_class(self, num: int) -> int:
+        """Images that a class of so many gives."""
+        if self.share is None and self.least is None:
+            return self.count
+        wanted = self.count if self.share is None else round(self.share * num)
+        wanted = min(wanted, self.most or wanted, num // 2 if self.share is None else num)
+        return max(wanted, self.least or 1)
+
+
+FOLDER = "folder"  # all images of PATH/validation/<class>/ are for validation
+# A whole number or a share, then limits.
+HELD_OUT = re.compile(r"([0-9]+|0?\.[0-9]+)((?:,(?:min|max)=[0-9]+){0,2})")
+
+
 @dataclass
 class LongTailSplit(Checked):
     """The rule of a split: labeled and unlabeled tails, balanced validation and test parts."""
 
     labeled: Counts
     unlabeled: Counts
-    validation: int  # images per class, held out of the training images
-    test: int | None = None  # the same, for a data set that has no test part of its own
+    # Held out of the training images: images per class, 0.2 of each class, or `20,min=4`
+    validation: int | float | str
+    # The same, for a data set that has no test part of its own
+    test: int | float | str | None = None
     labeled_in_pool: bool = False  # labeled images are unlabeled ones too, on top of M1
     manifest: str | None = None  # a file to take the split from, instead of drawing one
 
@@ -121,6 +189,8 @@ class LongTailSplit(Checked):
         super().__post_init__()
         self.unlabeled.check("unlabeled")
         self.labeled.check("labeled")
+        for part in ("validation", "test"):
+            HeldOut.of(part, getattr(self, part))
         if self.labeled.shape == "unknown":
             raise ValueError("labeled.shape=unknown leaves no labeled image; choose another shape")
         if self.unlabeled.shape == "all":
@@ -130,7 +200,11 @@ class LongTailSplit(Checked):
             )
 
     def counts(self, num_classes: int) -> dict[str, list[int]]:
-        """Images per class of each part; 0 where the rule has no say, as of unknown classes."""
+        """Images per class of each part; 0 where the rule alone has no say.
+
+        That is so for unknown classes, and for validation and test images that are a share of what
+        there is.
+        """
         labeled = self.labeled.counts(num_classes)
         unlabeled = self.unlabeled.counts(num_classes)
         if self.labeled_in_pool:
@@ -138,8 +212,8 @@ class LongTailSplit(Checked):
         return {
             "labeled": labeled,
             "unlabeled": unlabeled,
-            "validation": [self.validation] * num_classes,
-            "test": [self.test or 0] * num_classes,
+            "validation": [HeldOut.of("validation", self.validation).count] * num_classes,
+            "test": [HeldOut.of("test", self.test).count] * num_classes,
         }
 
     def draw(
@@ -161,6 +235,11 @@ class LongTailSplit(Checked):
         `labeled_in_pool` are the labeled images in the unlabeled part too.
         """
         self._check(num_classes, seed)
+        if self.validation == FOLDER and not apart:
+            raise ValueError(
+                "validation=folder is for --dataset image_folder with PATH/validation/<class>/*; "
+                "hold images out of the training images with validation=0.2, say"
+            )
         labels = _checked_labels(labels, num_classes)
         counts, unlabeled = self.counts(num_classes), self.unlabeled.counts(num_classes)
         drawn: dict[str, list[Indices]] = {part: [] for part in PARTS}
@@ -170,6 +249,9 @@ class LongTailSplit(Checked):
             wanted = {part: counts[part][c] for part in ("test", "validation", *PARTS[:2])}
             wanted["unlabeled"] = unlabeled[c]
             for source, parts in _sources(pool, len(labels) - apart if apart else None):
+                for part in set(parts) & {"test", "validation"}:
+                    rule = HeldOut.of(part, getattr(self, part))
+                    counts[part][c] = wanted[part] = rule.of_class(len(source))
                 if self.labeled.shape == "all" and "labeled" in parts:
                     others = sum(wanted[part] for part in parts if part != "labeled")
                     counts["labeled"][c] = wanted["labeled"] = max(0, len(source) - others)
@@ -217,9 +299,6 @@ class LongTailSplit(Checked):
         return settings
 
     def _check(self, num_classes: int, seed: int) -> None:
-        for part, count in (("validation", self.validation), ("test", self.test or 0)):
-            if count < 0:
-                raise ValueError(f"{part} images per class cannot be negative, got {count}")
         if seed < 0:
             raise ValueError(f"the seed of a split must be 0 or larger, got {seed}")
         labeled = self.labeled.counts(num_classes)

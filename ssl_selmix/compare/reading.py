@@ -322,7 +322,8 @@ def _run(path: Path, file: Path, folder: RunFolder, content: Any) -> Run:
         )
         for (one, steps), log in zip(each, logs, strict=True)
     ]
-    held = {part: [n] * k for part in PARTS if (n := found.protocol.split.get(part))}
+    split = {part: found.protocol.split.get(part) for part in PARTS}
+    held = {part: [n] * k for part, n in split.items() if isinstance(n, int) and n}
     return Run(
         path=path,
         file=file,

@@ -108,8 +108,8 @@ def _rule_of(manifest: dict[str, Any], path: str | Path) -> LongTailSplit:
         return LongTailSplit(
             labeled=Counts(**rule["labeled"]),
             unlabeled=Counts(**rule["unlabeled"]),
-            validation=int(rule["validation"]),
-            test=None if rule["test"] is None else int(rule["test"]),
+            validation=rule["validation"],
+            test=rule["test"],
             # Manifests of version 0.1 were written before there was a choice.
             labeled_in_pool=bool(rule.get("labeled_in_pool", False)),
         )

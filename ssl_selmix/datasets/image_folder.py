@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.paths import expanded
@@ -24,7 +27,9 @@ from ssl_selmix.images.folder import (
     read_files,
     unlabeled,
 )
-from ssl_selmix.splits import Counts, LongTailSplit
+from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
+
+FOLDER_OF = "validation"  # where data.validation=folder finds them
 
 
 @dataclass
@@ -35,7 +40,7 @@ class Config(LongTailSplit):
     size: int | None = None  # of the views, size×size pixels; None: take small images as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
-    validation: int = 500
+    validation: int | float | str = 500
     cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
@@ -68,6 +73,17 @@ def load(config: Config) -> ImageSet | FileSet:
     test, test_labels, extra = None, None, None
     if has_test:
         test, test_labels = read(root / "test", names, how)
+    apart = 0
+    if config.validation == FOLDER:
+        check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
+        held, held_labels = read(root / FOLDER_OF, names, how)
+        if held.shape[1:] != train.shape[1:]:
+            raise ValueError(
+                f"train images are {tuple(train.shape[2:])} and validation images "
+                f"{tuple(held.shape[2:])} pixels; set data.size to resize all"
+            )
+        train, apart = torch.cat([train, held]), len(held)
+        train_labels = np.concatenate([train_labels, held_labels])
     if config.unlabeled.shape == "unknown":
         extra = read_files(root / UNLABELED, unlabeled(root), how)
     how.copies.tell()
@@ -83,7 +99,8 @@ def load(config: Config) -> ImageSet | FileSet:
             f"images must have more than {weak.pad} pixels a side, by which they are shifted, "
             f"not {smallest}; set data.size=32, say"
         )
-    sample = train[:: max(1, len(train) // 5000)].transpose(0, 1).flatten(1).double()
+    seen = train[: len(train) - apart]
+    sample = seen[:: max(1, len(seen) // 5000)].transpose(0, 1).flatten(1).double()
     return ImageSet(
         train=train,
         train_labels=train_labels,
@@ -95,11 +112,18 @@ def load(config: Config) -> ImageSet | FileSet:
         std=tuple(sample.std(1).clamp_min(1).tolist()),
         weak=weak,
         strong=Strong(weak=weak),
+        apart=apart,
     )
 
 
 def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> FileSet:
     train, train_labels = listing(root / "train", names)
+    apart = 0
+    if config.validation == FOLDER:
+        check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
+        held, held_labels = listing(root / FOLDER_OF, names)
+        train, apart = [*train, *held], len(held)
+        train_labels = np.concatenate([train_labels, held_labels])
     test, test_labels = ([], None) if config.test else listing(root / "test", names)
     extra = unlabeled(root) if config.unlabeled.shape == "unknown" else []
     return FileSet(
@@ -113,4 +137,5 @@ def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> 
         workers=config.workers,
         memory=folder_of(config.cache),
         strict=config.strict,
+        apart=apart,
     )

@@ -41,8 +41,8 @@ class Config(LongTailSplit):
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
     labeled: Counts = field(default_factory=lambda: Counts(largest=433, rho=10.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=866, rho=10.0))
-    validation: int = 25
-    test: int | None = 25
+    validation: int | float | str = 25
+    test: int | float | str | None = 25
 
     def __post_init__(self) -> None:
         """Refuse a size or a number of workers without meaning."""

@@ -179,7 +179,7 @@ def finetune(
     if place is not None and started is not None:
         name = "posthoc" if posthoc == "only" else "selmix"
         stage = record.measured(name, fitted, data)
-        record.write(place, data, config, started, stage, posthoc=bool(posthoc))
+        record.write(place, data, config, started, stage, posthoc=posthoc)
         record.save_model(place, tuned)
     return Result(
         model=tuned,

@@ -42,17 +42,17 @@ def write(
     start: dict[str, Any],
     stage: dict[str, Any],
     *,
-    posthoc: bool = False,
+    posthoc: bool | str,
 ) -> None:
     """Write results.json, by which runs on the same labels and images can be compared.
 
     Args:
-        folder: of the results.
-        data: what was trained and measured on.
-        settings: of the fine-tuning.
-        start: figures of the model as it came.
-        stage: figures of the model as it is returned.
-        posthoc: whether offsets were added to its bias.
+        folder: that of the caller.
+        data: of the caller.
+        settings: of SelMix.
+        start: the model as it was given, measured.
+        stage: the model that came out, measured.
+        posthoc: what the caller asked for.
     """
     k = len(data.class_names)
     labels = {"labeled": data.labels, "validation": data.validation_labels}
@@ -78,13 +78,14 @@ def write(
         "start": start,
         "stages": [
             stage
-            | {"settings": dataclasses.asdict(settings) | ({"posthoc": True} if posthoc else {})}
+            | {"settings": dataclasses.asdict(settings) | {"posthoc": posthoc}}
             # Of no run: the identity is that of the weights, lest one be guessed from figures.
             | {"started_from": {"sha256": given, "run_id": given[:32]}}
         ],
     }
     results = checked(Results, content).plain()
     results |= {"sha256": seal_of(results)}
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RESULTS, (json.dumps(results, indent=1) + "\n").encode())
 
 

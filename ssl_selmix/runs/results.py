@@ -173,6 +173,8 @@ class Stage(Section):
 def _split(rule: dict[str, Any]) -> dict[str, Any]:
     for part in PARTS:
         count = rule.get(part)
+        if isinstance(count, float | str):  # a share, or a count with limits: `counts` has them
+            count = None
         if count is not None and (type(count) is not int or not 0 <= count <= MOST):
             told = f"{part} is {_shown(count)}, no number of images"
             raise PydanticCustomError("told", "{told}", {"told": told})
@@ -182,7 +184,8 @@ def _split(rule: dict[str, Any]) -> dict[str, Any]:
 class Protocol(Section):
     """What makes figures comparable."""
 
-    # Its `validation` and `test` are images of each class; test is None where the data set has one.
+    # Its `validation` and `test` are images of each class, or a rule for them, whose `counts` are
+    # recorded; test is None where the data set has one.
     split: Annotated[dict[str, Any], AfterValidator(_split)]
     checkpoint_rule: dict[str, Any]
     steps: list[Whole]

@@ -92,6 +92,7 @@ class Training:
         _check_batches(planned)
         _check_heads(plan, planned)
         _set_threads(plan, planned, loaded, self.out)
+        summary.tell_small_classes(inputs.counts["validation"], loaded.class_names, self.out)
         self.results = self.record.begin(inputs, self.out)
 
     def _check_origin(self) -> None:
