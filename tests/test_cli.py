@@ -284,12 +284,11 @@ def test_an_interrupt_says_how_to_go_on(
         raise KeyboardInterrupt
 
     # While images are loaded, in a folder that has nothing of a run yet, or has one.
-    monkeypatch.setattr(train, "load_data", interrupted)
-    assert cli.main([*BOTH, "--out", "run"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "load_data", interrupted)
+        assert cli.main([*BOTH, "--out", "run"]) == 130
     told = "error: interrupted; nothing was saved yet; repeat the command\n"
     assert capsys.readouterr().err == told
-    monkeypatch.undo()
-    monkeypatch.chdir(Path("run").absolute().parent)
     assert cli.main([*BOTH, "--out", "run"]) == 0
     capsys.readouterr()
     monkeypatch.setattr(train, "load_data", interrupted)

@@ -43,7 +43,9 @@ def run(request: Request) -> dict[str, Any]:
     stop = Stop(request.deadline)
     with stop.listening():
         plan = Plan(request)
-        _ = plan.init_sha256  # reads --init now: a missing file must leave no folder behind
+        # What is refused now leaves no folder behind; asking for its digest reads --init.
+        _check_first(plan)
+        _ = plan.init_sha256
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
             with _told_how_to_go_on(record):
@@ -69,7 +71,6 @@ class Training:
     """A run: its folder is opened first, then its images are read."""
 
     def __init__(self, plan: Plan, world: World | None, record: Record, stop: Stop) -> None:
-        _check_first(plan)
         machine.use_repeatable_kernels()
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)

@@ -13,6 +13,7 @@ import pytest
 from ssl_selmix import cli
 from ssl_selmix.data import Data
 from ssl_selmix.deploy import advise
+from tests.helpers.runs import unbound
 
 NET = ["model.name=cnn-8", "pictures=false"]
 
@@ -81,6 +82,7 @@ def test_it_looks_at_validation_images_only(
     monkeypatch.setattr(Data, "test_batches", refuse)
     try:
         file.write_text(json.dumps(poisoned))
+        unbound(biased)
         assert answer(capsys, biased) == expected
     finally:
         file.write_text(text)

@@ -17,7 +17,7 @@ from PIL import Image
 import ssl_selmix
 from ssl_selmix import cli
 from ssl_selmix.deploy import predictions
-from tests.helpers.runs import train
+from tests.helpers.runs import train, unbound
 
 # A worker is started by fork; Python 3.12 warns of that if there are other threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -227,7 +227,7 @@ def test_mistakes_are_told_in_a_line(
 def test_a_run_that_is_half_done_says_of_which_stage_the_model_is(
     digits: Path, tmp_path: Path, images: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    half = shutil.copytree(digits, tmp_path / "half")
+    half = unbound(shutil.copytree(digits, tmp_path / "half"))
     text = (half / "config.yaml").read_text()
     assert "algorithms:\n- supervised\n" in text
     more = text.replace("algorithms:\n- supervised\n", "algorithms:\n- supervised\n- selmix\n")

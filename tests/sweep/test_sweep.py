@@ -542,7 +542,7 @@ def test_a_second_stage_of_other_weights_is_named(again: list[str]) -> None:
     shutil.rmtree(FIRST)
     assert [states()[str(f)] for f in (FIRST, AFTER)] == [MISSING, FINISHED]
     shutil.copytree("out/same/supervised/seed-1", FIRST)  # stands for other weights
-    (FIRST / "config.yaml").write_text(
+    (unbound(FIRST) / "config.yaml").write_text(
         (FIRST / "config.yaml").read_text().replace("seed: 1", "seed: 0")
     )
     state, detail = tiny().standings[AFTER]
