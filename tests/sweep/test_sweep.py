@@ -545,6 +545,8 @@ def test_a_second_stage_of_other_weights_is_named(again: list[str]) -> None:
     (unbound(FIRST) / "config.yaml").write_text(
         (FIRST / "config.yaml").read_text().replace("seed: 1", "seed: 0")
     )
+    results = json.loads((FIRST / "results.json").read_text())
+    (FIRST / "results.json").write_text(json.dumps(results | {"seed": 0}))
     state, detail = tiny().standings[AFTER]
     assert state == CHANGED and detail.startswith("init.sha256: ")
     for part in FIRST.glob("*/*.pt"):
