@@ -17,11 +17,12 @@ from ssl_selmix.images.digests import FileImages
 from ssl_selmix.images.folder import (
     LARGEST,
     UNLABELED,
+    Part,
     Reading,
     class_names,
     listing,
     read,
-    read_files,
+    read_together,
     unlabeled,
 )
 from ssl_selmix.splits import Counts, LongTailSplit
@@ -64,12 +65,13 @@ def load(config: Config) -> ImageSet | FileSet:
     if config.size is not None and config.size > LARGEST:
         return _streamed(root, names, config.size, config)
     how = Reading(config.size, PoolCache(folder_of(config.cache)), config.strict)
-    train, train_labels = read(root / "train", names, how)
-    test, test_labels, extra = None, None, None
-    if has_test:
-        test, test_labels = read(root / "test", names, how)
+    files, train_labels = listing(root / "train", names)
+    parts: list[Part] = [(root / "train", files, train_labels)]
     if config.unlabeled.shape == "unknown":
-        extra = read_files(root / UNLABELED, unlabeled(root), how)
+        parts.append((root / UNLABELED, unlabeled(root), None))
+    train, *extras = read_together(parts, how)
+    extra = extras[0] if extras else None
+    test, test_labels = read(root / "test", names, how) if has_test else (None, None)
     how.copies.tell()
     for part, images in (("test", test), (UNLABELED, extra)):
         if images is not None and images.shape[1:] != train.shape[1:]:
