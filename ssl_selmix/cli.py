@@ -5,6 +5,7 @@ Imports nothing heavy until there is something to train.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -13,14 +14,18 @@ from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 
+from ssl_selmix.common import advice
 from ssl_selmix.common.arguments import Command
 from ssl_selmix.common.names import printable
+from ssl_selmix.common.stopping import Stopped
 
 # The room of each command; its module `command` has the parser and the work.
 ROOMS = {
     "train": "runs",
     "list": "runs",
     "estimate": "deploy",
+    "posthoc": "deploy",
+    "advise": "deploy",
     "check": "contract",
     "sweep": "sweep",
     "predict": "deploy",
@@ -29,8 +34,16 @@ ROOMS = {
 }
 
 
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")  # not that of ssl_selmix_of_mine
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 if it succeeded, 1 if a check failed, 2 after a mistake, told in a line."""
+    """Run a command; every end but success and a defect is told in a line.
+
+    Returns:
+        0: it succeeded; 1: a check failed, or another process; 2: a mistake; 75: the time of --for
+        is up; 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # A notebook's and a test's may be another.
             # A terminal or pipe that is no UTF-8 gets what it can show.
@@ -47,13 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(words)  # Settings may stand between options.
     try:
         return command.work(args)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted{command.goes_on}", 130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Stopped as error:
+        return _stopped(error)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted{advice.of(error) or command.goes_on}", 130)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         code = _code(error)
         if args.debug or not code:
             raise
-        return _fail(_one_line(error, command.kept), code)
+        return _fail(_one_line(error), code)
+
+
+def _stopped(error: Stopped) -> int:
+    """Tell that the run ended as it was asked to; of several processes, the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{error}{advice.of(error)}", file=sys.stderr, flush=True)
+    return error.code
 
 
 def _code(error: Exception) -> int:
@@ -63,26 +85,71 @@ def _code(error: Exception) -> int:
 
     if isinstance(error, ProcessesApart):
         return 1
-    return 2 if isinstance(error, ValueError | OSError | NonFiniteLoss) else 0
+    return 2 if isinstance(error, ValueError | OSError | MemoryError | NonFiniteLoss) else 0
 
 
-def _one_line(error: Exception, kept: str) -> str:
-    if isinstance(error, OSError) and error.strerror:
+def _one_line(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        text = "there is not enough memory (batch, workers or images at once may be fewer)"
+    elif isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}{kept}"
-    return " ".join(f"{error}{_line_of_the_user(error)}".split())
+        text = f"{error.strerror}{where}{_REMEDIES.get(error.errno or 0, '')}"
+    elif library := _library(error):
+        text = f"{library} says {type(error).__name__}: {error}; --debug shows where"
+    else:
+        text = f"{error}{_line_of_the_user(error)}"
+    return " ".join(f"{text}{advice.of(error)}".split())
+
+
+# What to do about what the operating system says.
+_REMEDIES = {
+    errno.ENOSPC: "; free some space, or write elsewhere",
+    errno.EDQUOT: "; free some space, or write elsewhere",
+    errno.EROFS: "; write elsewhere",
+    errno.EACCES: "; change its permissions, or name another place",
+    errno.EPERM: "; change its permissions, or name another place",
+    errno.ENOENT: "; check the path",
+    errno.ENOTDIR: "; check the path",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+    errno.EMFILE: "; lower data.workers, or raise the limit (ulimit -n)",
+}
+
+
+def _library(error: Exception) -> str:
+    """The library whose message it is; "" if it is ours, or that of the user's own file.
+
+    Ours are those that a statement `raise` made; what a library in C finds wrong comes without.
+    """
+    import dis
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    frame = trace.tb_frame
+    file = frame.f_code.co_filename
+    # The package may be installed among the libraries.
+    if file.startswith(_libraries()) and not file.startswith(_PACKAGE):
+        return str(frame.f_globals.get("__name__", "a library")).partition(".")[0]
+    opcode = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
+    return "" if opcode in ("RAISE_VARARGS", "RERAISE") else "a library"
+
+
+def _libraries() -> tuple[str, ...]:
+    import sysconfig
+
+    places = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return tuple(os.path.join(place, "") for place in places)
 
 
 def _line_of_the_user(error: Exception) -> str:
     """Where it was raised, if that is in a file of the user's own: a method, an objective."""
-    import sysconfig
     import traceback
 
-    package = os.path.join(os.path.dirname(__file__), "")  # not that of ssl_selmix_of_mine
-    places = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    libraries = tuple(os.path.join(place, "") for place in places)
+    libraries = _libraries()
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename.startswith(package):
+        if frame.filename.startswith(_PACKAGE):
             return ""
         if not frame.filename.startswith((*libraries, "<")):
             return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"

@@ -6,6 +6,7 @@ Imports nothing heavy, nor may the modules `command`, which use it: asking for h
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,12 @@ class Parser(argparse.ArgumentParser):
 class Command:
     """A word after `ssl-selmix`: its parser, and its work, which returns the exit code.
 
-    goes_on: what to say after an interrupt; kept: what to say after a file could not be written.
+    goes_on: what to say after an interrupt, unless the error says it.
     """
 
     parser: Callable[[], Parser]
     work: Callable[[argparse.Namespace], int]
     goes_on: str = ""
-    kept: str = ""
 
 
 def path(text: str) -> Path:
@@ -70,6 +70,20 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def duration(text: str) -> float:
+    """Seconds of a time such as 3h50m, 90s, 45m or 1d12h.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none, or no time at all.
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text, re.ASCII)
+    parts = [float(part or 0) for part in found.groups("")] if found and text else [0]
+    seconds = sum(n * unit for n, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it as in 3h50m, 45m or 90s")
+    return seconds
 
 
 def section(title: str, entries: Mapping[str, str]) -> str:

@@ -26,7 +26,17 @@ REASONS = {
     "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig"
 }
 # May differ between a run and its resumption.
-MACHINE_KEYS = ("device", "threads", "pictures", "data.workers", "data.cache", "data.strict")
+MACHINE_KEYS = (
+    *(
+        "device",
+        "threads",
+        "pictures",
+        "checkpoint_minutes",
+        "data.workers",
+        "data.cache",
+        "data.strict",
+    ),
+)
 
 
 @dataclass
@@ -39,6 +49,8 @@ class Run(Checked):
     precision: str = one_of(*PRECISIONS)  # of the body; auto: bf16 where hardware has it
     compile: bool = False  # torch.compile for the network's body
     pictures: bool = True  # draw confusion and gain matrices for TensorBoard at every validation
+    # of training between checkpoints, beside those at validations; 0: those alone
+    checkpoint_minutes: float = at_least(0, 30.0)
     sync_batch_norm: bool = False  # batch statistics over the images of all processes
 
 

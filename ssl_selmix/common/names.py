@@ -49,3 +49,9 @@ def blame(error: Exception, file: str) -> str:
     own = [frame for frame in frames if os.path.realpath(frame.filename) == place]
     frame = (own or frames)[-1]
     return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def short_name(algorithm: str) -> str:
+    """The name by which a run calls an algorithm: `my` for `./my.py`, `mine` for `lab.a:Mine`."""
+    location, _, wanted = algorithm.partition(":")
+    return wanted.lower() or location.removesuffix(".py").replace("/", ".").rpartition(".")[2]

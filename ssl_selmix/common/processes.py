@@ -106,6 +106,8 @@ def joined(device: torch.device) -> Iterator[World | None]:
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if device.type == "cuda":
+            _beside[:] = [dist.new_group(backend="gloo", timeout=PATIENCE)]
         yield world()
     except RuntimeError as error:
         if any(words in str(error) for words in PEER_ENDED):
@@ -113,6 +115,7 @@ def joined(device: torch.device) -> Iterator[World | None]:
             raise ProcessesApart(text) from error
         raise
     finally:
+        _beside.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -143,6 +146,18 @@ def same_everywhere(value: str, among: World | None) -> bool:
     found: list[Any] = [None] * among.size
     dist.all_gather_object(found, value)
     return len(set(found)) == 1
+
+
+_beside: list[Any] = []  # for tensors on the CPU, where the others' are on a GPU
+
+
+def largest(value: int, among: World | None) -> int:
+    """The largest of these numbers of all processes; does not wait for a GPU."""
+    if among is None:
+        return value
+    found = torch.tensor([value])
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_beside[0] if _beside else None)
+    return int(found)
 
 
 def wrapped(body: nn.Module) -> nn.Module:
@@ -196,6 +211,23 @@ def reconcile(modules: Sequence[nn.Module]) -> None:
         first = tensor.to(kind, memory_format=torch.contiguous_format, copy=True)
         dist.broadcast(first, 0)
         tensor.copy_(first)
+
+
+MOST_PER_CORE = 8  # threads or processes that somebody may ask for; thousands end in a crash
+
+
+def check_number(name: str, value: int) -> None:
+    """Refuse more threads or processes than a machine of this size can do anything with.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    cores = os.cpu_count() or 1
+    most = max(64, MOST_PER_CORE * cores)
+    if value > most:
+        raise ValueError(
+            f"{name} must be at most {most} on this machine of {cores} cores, not {value}; lower it"
+        )
 
 
 MOST_WORKERS = 16  # of the default; more are taken if asked for

@@ -79,10 +79,11 @@ def check_field(kind: type, name: str, value: object) -> None:
 
 def _rules(kind: type) -> Iterator[tuple[str, Rule]]:
     """Fields and rules of a dataclass and of its bases, which come first."""
+    live = {f.name for f in fields(kind)}  # without those that a subclass made constants
     for base in reversed(kind.__mro__):
         own = vars(base).get("__dataclass_fields__", {})
         for name in inspect.get_annotations(base):
-            if name in own and "rule" in own[name].metadata:
+            if name in live and name in own and "rule" in own[name].metadata:
                 yield name, own[name].metadata["rule"]
         if "RULES" in vars(base):
             warnings.warn(

@@ -46,7 +46,7 @@ def differences(
                 twice = any(run.chain.count(name) > 1 for run in runs)
                 which = f"{name} as stage {position + 1}" if twice else name
                 notes.append(f"{which}: {', '.join(usual)}, where its name says nothing else")
-    told = [protocol.keys(run) for run in runs]
+    told = [run.keys for run in runs]
     seen: list[list[str]] = []
     for key in (k for k in allowed if k != "steps"):  # which stages tell themselves
         values = [str(one.get(key)) for one in told]
@@ -62,7 +62,7 @@ def differences(
 
 def _say(key: str, value: str, words: list[list[str]]) -> None:
     """Give the stages of a run their words: the first one, and those that change the value."""
-    parts = value.split(protocol.THEN)
+    parts = value.split(reading.THEN)
     parts = parts[:1] * (len(words) - len(parts)) + parts  # given weights have no part of their own
     before = None
     for position, part in enumerate(parts):
@@ -215,7 +215,7 @@ def group(
         ValueError: runs of a table differ in what makes figures comparable, or contradict.
     """
     allow, by = (protocol.with_implied(names) for names in (allow, by))
-    runs, notes = reading.join(runs)
+    runs, notes = reading.with_parents(runs)
     protocol.check_names(runs, allow, "--allow")
     protocol.check_names(runs, by, "--by")
     # Over all tables: who reads one beside the other compares them as well.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import unknown
 from ssl_selmix.compare import methods, reading, write
@@ -163,7 +164,7 @@ def _write(path: Path, text: str) -> None:
         sys.stdout.write(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")
+    write_atomically(path.resolve(), text.encode("utf-8", "backslashreplace"))  # a link stays one
 
 
 def _console() -> Console:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.compare import intervals
 from ssl_selmix.compare.methods import Group, Row
 from ssl_selmix.compare.tables import values
@@ -66,15 +67,23 @@ def drawing() -> Iterator[None]:
         yield
 
 
+# Without what would make the same figure another file.
+_KINDS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 200, "metadata": {"Software": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+
+
 def save(pictures: Pictures, folder: Path) -> None:
     """Write every figure as PNG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
     with drawing():
         for picture in pictures.made:
             FigureCanvasAgg(picture.figure)
-            path = folder / picture.slug
-            picture.figure.savefig(path.with_suffix(".png"), dpi=200, metadata={"Software": None})
-            picture.figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+            for kind, options in _KINDS.items():
+                content = io.BytesIO()
+                picture.figure.savefig(content, format=kind, **options)
+                write_atomically(folder / f"{picture.slug}.{kind}", content.getvalue())
 
 
 def svg(picture: Picture) -> bytes:

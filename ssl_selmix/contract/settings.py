@@ -21,6 +21,14 @@ def check_config_refuses(subject: Subject, folder: Path) -> None:
     wrong: dict[str, Any] = {"steps": 0, "batch": 0, "lr": 0.0, "momentum": 1.0}
     wrong |= {"weight_decay": -1.0, "schedule": "linear", "ema": 1.0, "ema_buffers": "no"}
     wrong |= {"evaluate_every": 0, "keep": "first"}
+    if not subject.kind.trains:
+        taken = {f.name for f in dataclasses.fields(subject.kind.Config)} & wrong.keys()
+        demand(
+            not taken,
+            f"{', '.join(sorted(taken))} can be set and mean nothing without steps; derive Config "
+            "from Algorithm.FixedConfig",
+        )
+        return
     if issubclass(subject.kind.Config, Algorithm.PoolConfig):
         wrong["mu"] = 0
         data, _ = make_data()

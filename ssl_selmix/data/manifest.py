@@ -85,7 +85,10 @@ def read(path: str | Path) -> dict[str, Any]:
         intact &= all(sizes[part] == len(manifest["indices"][part]) for part in PARTS)
         intact &= all(len(manifest["counts"][p]) == manifest["num_classes"] for p in PARTS)
         missing = {"num_classes", "seed", "rule", "images_sha256"} - manifest.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise ValueError(
             f"{path} is not a split manifest ({error!r}); draw the split anew"
         ) from error

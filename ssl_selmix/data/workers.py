@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssl_selmix.common.processes import check_number
 from ssl_selmix.images.decode import contents
 
 
@@ -261,3 +262,4 @@ def check_settings(size: int | None, workers: int | None) -> None:
         raise ValueError(f"size must be at least 1 pixel, not {size}")
     if workers is not None and workers < 0:
         raise ValueError(f"workers must be at least 0, not {workers}; 0 reads in this process")
+    check_number("workers", workers or 0)

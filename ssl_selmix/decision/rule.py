@@ -6,7 +6,6 @@ Shape legend: n images, K classes, T members of a mixture.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ssl_selmix.common.atomic import replaced
 
 Array = NDArray[Any]
 Scores = TypeVar("Scores", Tensor, Array)
@@ -188,12 +189,8 @@ class DecisionRule:
         names = ("kind", "temperature", "probabilities", "before", "after", "cross_fitted")
         about = {n: getattr(self, n) for n in (*names, "optimism", "interval", "notes")}
         text = np.array(json.dumps({"format": _FORMAT, **about}))
-        # Renamed when complete: a file under this name is a whole one.
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with replaced(Path(path)) as file:
             np.savez(file, about=text, **arrays)
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | Path) -> DecisionRule:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.atomic import beside, write_atomically
 from ssl_selmix.common.console import say, tell
 from ssl_selmix.common.names import unknown
 from ssl_selmix.data import assemble, manifest
@@ -71,6 +70,7 @@ def export(
     force: bool = False,
     tolerance: float = 1e-5,
     settings: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> dict[str, Written]:
     """Write a run's model in one or more of FORMATS.
 
@@ -81,6 +81,8 @@ def export(
         force: overwrite files.
         tolerance: largest deviation of a logit, relative to the largest logit.
         settings: key=value; where the run's images are now, some of which are used for the check.
+        trust: the file or module of the run's data set, which is executed, if it is not ours;
+            without it the check takes random images alone.
 
     Raises:
         ValueError: a mistake in the request, a network that a format cannot hold, or a file that
@@ -90,7 +92,7 @@ def export(
     opened = open_run(run)
     predictor = opened.last_model()
     model = Deployed(predictor, opened.network, normalise)
-    inputs, images = _inputs(opened, None if normalise else predictor, settings)
+    inputs, images = _inputs(opened, None if normalise else predictor, settings, trust)
     tell(f"model: {opened.stage}")
     if opened.precision != "fp32":
         say(f"the run computed in {opened.precision}; it is exported and checked in fp32")
@@ -164,8 +166,8 @@ def _write(
     images: str,
 ) -> Written:
     place = path.resolve()  # a link stays one
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
-        made = Path(folder) / path.name
+    with beside(place) as folder:
+        made = folder / path.name
         loaded, extra = WRITERS[kind](model, made, inputs)
         found = deviation(loaded, model, inputs)
         if not found <= tolerance:
@@ -175,8 +177,9 @@ def _write(
             )
         check = {"max_deviation": found, "tolerance": tolerance, "images": images}
         about = _about(kind, opened, model) | extra | {"check": check | {"batches": list(BATCHES)}}
+        # First, so that a disk that is full now leaves neither.
+        write_atomically(_sidecar(path).resolve(), (json.dumps(about, indent=1) + "\n").encode())
         made.replace(place)
-    write_atomically(_sidecar(path).resolve(), (json.dumps(about, indent=1) + "\n").encode())
     return Written(path, found, about)
 
 
@@ -206,7 +209,7 @@ def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
 
 
 def _inputs(
-    opened: RunFolder, scale: Predictor | None, settings: Sequence[str]
+    opened: RunFolder, scale: Predictor | None, settings: Sequence[str], trust: Sequence[str]
 ) -> tuple[list[Tensor], str]:
     """Batches to compare on, normalised as `scale` does it, and where they come from."""
     noise = torch.Generator().manual_seed(0)
@@ -214,10 +217,10 @@ def _inputs(
     found = [torch.randint(256, (num, *shape), generator=noise).float()]
     words = f"{num} random images"
     try:
-        found.append(_validation(opened, num, settings).float())
+        found.append(_validation(opened, num, settings, trust).float())
         words += f" and {len(found[1])} of validation"
     except (ValueError, OSError, IndexError) as error:
-        if settings:  # which are there for these images alone
+        if settings or trust:  # which are there for these images alone
             raise
         say(f"checked on random images alone, for the run's are not at hand: {error}")
     if scale is not None:
@@ -225,10 +228,12 @@ def _inputs(
     return [batch for images in found for batch in images.split(BATCHES) if len(batch)], words
 
 
-def _validation(opened: RunFolder, num: int, settings: Sequence[str]) -> Tensor:
+def _validation(
+    opened: RunFolder, num: int, settings: Sequence[str], trust: Sequence[str]
+) -> Tensor:
     """So many validation images of the run, N×C×H×W uint8."""
     stays = ["data.download=false"] if "data.download" in opened.settings else []
-    plan = reopen(opened.path, [*stays, *settings])
+    plan = reopen(opened.path, [*stays, *settings], trust)
     split = manifest.load(opened.path / MANIFEST)
     data, _ = assemble(plan.dataset.load(plan.config["data"]), split, 0, torch.device("cpu"))
     rows = torch.linspace(0, len(data.validation) - 1, num).long()

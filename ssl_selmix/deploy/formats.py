@@ -6,10 +6,12 @@ Shapes: N images, C×H×W pixels, K classes.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import models
+from ssl_selmix.models.classifier import Decided
 from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
@@ -84,6 +87,8 @@ def _explained(model: Deployed, kind: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except OSError:  # such as a full disk, which another format would meet as well
+        raise
     except Exception as error:  # exporters raise nearly anything
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -133,21 +138,34 @@ def _onnx_runtime(path: Path) -> tuple[Model, str]:
     return run, name
 
 
+def _save(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
+    """Write a file by way of memory: torch ends the process if the disk is full."""
+    content = io.BytesIO()
+    save(content)
+    path.write_bytes(content.getbuffer())
+
+
 def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "pt2"):
         dynamic = ({0: torch.export.Dim("batch")},)
-        torch.export.save(torch.export.export(model, (inputs[-1],), dynamic_shapes=dynamic), path)
+        program = torch.export.export(model, (inputs[-1],), dynamic_shapes=dynamic)
+        _save(path, partial(torch.export.save, program))
         return torch.export.load(path).module(), {}
 
 
 def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
     """Named as in the library that the network comes from, if that gives the same logits."""
+    if isinstance(model.net.classifier, Decided):
+        raise ValueError(
+            "this model ends in a gain matrix (posthoc.rule=gains), which a state dict of its "
+            "network has no place for; use --onnx or --pt2"
+        )
     tensors = model.net.state_dict()
     with torch.random.fork_rng([]), _explained(model, "state_dict"):
         if (theirs := _theirs(model)) is not None:
             net, head, code = theirs
             renamed = {_renamed(key, head): value for key, value in tensors.items()}
-            torch.save(renamed, path)
+            _save(path, partial(torch.save, renamed))
             try:
                 net.load_state_dict(torch.load(path, weights_only=True))
             except RuntimeError:  # it has tensors that are left out here, such as auxiliary heads
@@ -155,7 +173,7 @@ def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
             else:
                 if deviation(net.eval(), model, inputs) < OTHER_NETWORK:
                     return net, {"load": _code(code, path)}
-        torch.save(dict(tensors), path)
+        _save(path, partial(torch.save, dict(tensors)))
         own = models.build(models.Config(model.name), model.num_classes, model.channels)
         own.load_state_dict(torch.load(path, weights_only=True))
     arguments = f"models.Config({model.name!r}), {model.num_classes}, {model.channels}"

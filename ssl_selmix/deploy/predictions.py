@@ -20,6 +20,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ssl_selmix.common.atomic import replaced
 from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import printable
 from ssl_selmix.deploy.decoder import Chunk, Decoder
@@ -162,14 +163,8 @@ def _output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = path.resolve()  # a link stays one
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path.resolve(), sync=False) as file:  # a link stays one
+        yield file
 
 
 class _Teller:

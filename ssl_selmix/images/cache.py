@@ -12,8 +12,8 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.common.console import warn
+from ssl_selmix.common.locks import in_turn
 from ssl_selmix.images.decode import contents
 
 FORMAT = "ssl_selmix pool 1"
@@ -104,6 +105,19 @@ class PoolCache:
         with suppress(OSError):  # a cache that others may only read is as good
             os.utime(path)  # the oldest go first
         return pool, notes
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Decode the images of this name; another process that wants to waits for the pool."""
+        if self.folder is None:
+            yield
+            return
+        with suppress(OSError):  # `put` will say what is wrong
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images may be private
+        path = self._path(key)
+        told = "decodes the same images; waiting for it (data.cache=none would not)"
+        with in_turn(path.with_name(f".{path.name}.lock"), told):
+            yield
 
     def put(self, key: str, pool: Tensor, notes: Notes) -> Path | None:
         """Keep a contiguous uint8 pool; where it is now, or None if that failed."""

@@ -174,15 +174,23 @@ def _cached(
     before, volume = digests_of(files)
     if volume < pool_cache.LEAST:
         return decode_all(files, size, strict, place)
-    if (found := cache.get(key_of(before, how))) is not None:
-        pool, notes = found
-        kept = place is not None and place.shape == pool.shape
-        return (place.copy_(pool) if kept and place is not None else pool), notes, before
-    pool, notes, digests = decode_all(files, size, strict, place)
-    # By the bytes that were decoded: files may have changed since they were looked up.
-    if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
-        say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
+    key = key_of(before, how)
+    if (found := cache.get(key)) is not None:
+        return _into(place, found[0]), found[1], before
+    with cache.alone(key):
+        # Another process may have decoded these images while this one waited.
+        if (found := cache.get(key)) is not None:
+            return _into(place, found[0]), found[1], before
+        pool, notes, digests = decode_all(files, size, strict, place)
+        # By the bytes that were decoded: files may have changed since they were looked up.
+        if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
+            say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
     return pool, notes, digests
+
+
+def _into(place: Tensor | None, pool: Tensor) -> Tensor:
+    """A cached pool, copied to its place if there is one that fits."""
+    return pool if place is None or place.shape != pool.shape else place.copy_(pool)
 
 
 def decode_all(

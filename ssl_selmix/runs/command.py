@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 
 from ssl_selmix import __version__
-from ssl_selmix.common.arguments import Command, Parser, listing, path
+from ssl_selmix.common.arguments import Command, Parser, duration, listing, path
 
 
 def _train_parser() -> Parser:
@@ -23,6 +24,8 @@ def _train_parser() -> Parser:
     add("--init", metavar="PATH", type=path, help="start from a run's folder or a state dict")
     add("--out", metavar="DIR", type=path, help="default: runs/<dataset>-<algorithms>-seed<seed>")
     add("--resume", action="store_true", help="continue the run in its directory, exactly")
+    limit = "save and end after this time, such as 3h50m; exit code 75, --resume goes on"
+    add("--for", metavar="TIME", type=duration, dest="time", help=limit)
     add("--seed", metavar="S", type=int, help="of the split, the initial weights and the batches")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"ssl-selmix {__version__}")
@@ -32,6 +35,7 @@ def _train_parser() -> Parser:
 
 
 def _train(args: argparse.Namespace) -> int:
+    deadline = None if args.time is None else time.monotonic() + args.time  # imports count
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from ssl_selmix.runs import plan, train
 
@@ -43,6 +47,7 @@ def _train(args: argparse.Namespace) -> int:
             init=args.init,
             out=args.out,
             resume=args.resume,
+            deadline=deadline,
             settings=[*args.settings, *([f"seed={args.seed}"] if args.seed is not None else [])],
         )
     )
@@ -65,11 +70,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "train": Command(
-        _train_parser,
-        _train,
-        goes_on="; repeat the command with --resume to go on",
-        kept="; what was saved before is kept, --resume continues it",
-    ),
+    "train": Command(_train_parser, _train),
     "list": Command(_list_parser, _list),
 }

@@ -10,13 +10,10 @@ import torch
 from ssl_selmix import data
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
+from ssl_selmix.runs.folder import split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
 from ssl_selmix.training import machine
-
-# What manifest.json says beside images, split and labels. The command: how the split was asked for
-# first; it may be asked otherwise.
-BESIDE = ("schema", "run_id", "preprocessing", "command")
 
 
 def reload(plan: Plan) -> Inputs:
@@ -117,9 +114,7 @@ def check_images(plan: Plan, sha256: str, remedy: str) -> None:
     """
     path = plan.out / "manifest.json"
     written = manifest.read(path)
-    for key in BESIDE:
-        written.pop(key, None)
-    if config.fingerprint(written) != sha256:
+    if config.fingerprint(split_of(written)) != sha256:
         raise ValueError(
             f"{path} describes other images or another split than this run sees; {remedy}"
         )

@@ -18,6 +18,8 @@ from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins, processes
+from ssl_selmix.common.console import tell
+from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
@@ -32,7 +34,8 @@ RECORDED = {"views": "step"}
 PLACES = ("init.path", "data.manifest.path")
 # What another machine may have otherwise than that of the run.
 MAY_CHANGE = (
-    *(key for key in config.MACHINE_KEYS if key != "pictures"),  # commands that draw none
+    # Commands that neither draw nor save checkpoints.
+    *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
     *("precision", "data.root", "data.download"),
 )
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
@@ -50,6 +53,7 @@ class Request:
     resume: bool = False
     settings: Sequence[str] = field(default_factory=tuple)  # key=value
     recorded: Mapping[str, Any] = field(default_factory=dict)  # all settings of a run, by key
+    deadline: float | None = None  # by time.monotonic(): when to save and end
 
     @property
     def command(self) -> str:
@@ -67,7 +71,7 @@ class Plan:
     """A request with its plug-ins found and its configuration checked; reads no image."""
 
     def __init__(self, request: Request) -> None:
-        if not request.algorithms:
+        if not request.algorithms and not request.recorded:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
         init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
         self.request = request = replace(request, init=init, out=out)
@@ -207,11 +211,20 @@ def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{names.get(section, section)}{dot}{rest}": v for section, dot, rest, v in parted}
 
 
-def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
+def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()) -> Plan:
     """The plan of a run that exists, for commands that look at it again.
 
+    No code that the run names is executed but a data set's that the caller names as well; its
+    algorithms and objectives of its own are left out, for nothing is trained.
+
+    Args:
+        folder: of the run.
+        settings: key=value, of the machine.
+        trust: files or modules that may be executed.
+
     Raises:
-        ValueError: the folder is no run, what it needs is gone, or a setting is not of the machine.
+        ValueError: the folder is no run, what it needs is gone or not trusted, or a setting is not
+            of the machine.
     """
     for key in config.parse_overrides(settings):
         if key not in MAY_CHANGE:
@@ -219,14 +232,53 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
                 f"{key} cannot be set here: what {folder} was trained with stays; what may be "
                 f"another on this machine: {', '.join(MAY_CHANGE)}"
             )
-    written = dict(RunFolder(folder).config)
+    run = RunFolder(folder)
+    run.check()
+    written = dict(run.config)
     with named(folder / CONFIG):
-        names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
-        tree = {key: value for key, value in written.items() if key not in NOT_SETTINGS}
+        names, dataset = list(map(str, written.pop("algorithms"))), str(written.pop("dataset"))
+        shipped = plugins.available("algorithm")
+        others = {short_name(name) for name in names if name not in shipped}
+        left_out = {*NOT_SETTINGS, *others} - {"data", "model", *RECORDED.values(), *shipped}
+        tree = {key: value for key, value in written.items() if key not in left_out}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
-    recorded = config.flatten(tree)
+        code = dict(written.get("code") or {})
+    _check_trust(folder, dataset, code.get(dataset), trust)
+    # A run never recorded what is the machine's, such as a folder to write the cache to.
+    recorded = {k: v for k, v in config.flatten(tree).items() if k not in config.MACHINE_KEYS}
+    names = [name for name in names if name in shipped]
     return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))
+
+
+def _check_trust(folder: Path, dataset: str, recorded: str | None, trust: Sequence[str]) -> None:
+    """Refuse a data set of the user's own that the caller did not name, or that was changed.
+
+    Raises:
+        ValueError: says what to add, with the digests of the file and of the run.
+    """
+    if dataset in plugins.available("dataset"):
+        return
+    file = Path(os.path.expanduser(dataset))
+    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    if found and recorded not in (None, found):
+        raise ValueError(
+            f"{dataset} is not the file that {folder} was trained with: its SHA-256 is {found}, "
+            f"and the run recorded {recorded}; give the file as it was"
+        )
+    digest = f"SHA-256 {found}" if found else "no file here"
+    told = f"{digest}, {'as the run recorded' if recorded else 'the run recorded none'}"
+    if not any(_same_place(dataset, name) for name in trust):
+        raise ValueError(
+            f"the images of {folder} come from {dataset} ({told}), code that is executed only if "
+            f"you name it; look at it, then add --trust {shlex.quote(dataset)}"
+        )
+    tell(f"executing {dataset} ({told})")
+
+
+def _same_place(one: str, other: str) -> bool:
+    paths = (Path(os.path.expanduser(name)).resolve() for name in (one, other))
+    return one == other or len(set(paths)) == 1
 
 
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.common import config, processes
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.locks import locked
 from ssl_selmix.common.processes import World
 from ssl_selmix.common.text import dump
 from ssl_selmix.data import manifest
 from ssl_selmix.runs import environment, weights
-from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
+from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder, seal_of
 from ssl_selmix.runs.inputs import Inputs, check_images
 from ssl_selmix.runs.plan import PLACES, Plan
 from ssl_selmix.runs.results import SCHEMA, Manifest, Results, Stage, checked
 from ssl_selmix.training.log import SilentLog, StageLog
 
 T = TypeVar("T")
+LOCK = ".train.lock"
+BUSY = "wait for it, end it, or use another --out"
 OTHER_OUT = "use another --out for a new run"
 OTHER_IMAGES = "--resume needs the same images, use another --out for these"
 
@@ -31,8 +37,9 @@ OTHER_IMAGES = "--resume needs the same images, use another --out for these"
 class Record:
     """The folder of a run in training. Of several processes the first one reads and writes it."""
 
-    def __init__(self, plan: Plan, world: World | None) -> None:
-        self._plan, self._world = plan, world
+    def __init__(self, plan: Plan, world: World | None, held: ExitStack) -> None:
+        """Open the folder and lock it for as long as `held` says."""
+        self._plan, self._world, self._held = plan, world, held
         self._folder = RunFolder(plan.out)
         self.resumes = self._by_first(self._open)
 
@@ -53,11 +60,15 @@ class Record:
         folder, plan = self._folder.path, self._plan
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; choose another --out")
-        if not plan.request.resume and folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} exists and is not overwritten; add --resume to continue it, or --out DIR"
-            )
+        self._check_free()
+        self._held.enter_context(locked(folder / LOCK, f"trains in {folder}", remedy=BUSY))
+        self._check_free()  # What held the lock before may have trained here.
         if not (plan.request.resume and self._folder.has(CONFIG)):
+            if left := self._folder.leftovers():
+                raise ValueError(
+                    f"{folder} has no {CONFIG}, by which its run could be resumed, and {left} of "
+                    f"one; restore {folder / CONFIG}, or {OTHER_OUT}"
+                )
             # Also a run that was killed before its set-up was written.
             folder.mkdir(parents=True, exist_ok=True)
             return False
@@ -69,6 +80,21 @@ class Record:
                 f"{'; '.join(changed)}; {OTHER_OUT}"
             )
         return True
+
+    def _check_free(self) -> None:
+        folder = self._folder.path
+        taken = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+        if taken and not self._plan.request.resume:
+            raise ValueError(
+                f"{folder} exists and is not overwritten; add --resume to continue it, or --out DIR"
+            )
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after the run was ended."""
+        if self._folder.has(CONFIG):
+            return "repeat the command with --resume to go on"
+        return "nothing was saved yet; repeat the command"
 
     def begin(self, inputs: Inputs, out: Console) -> Results:
         """Write what the run is, or check that it is the one in the folder; its results so far.
@@ -99,6 +125,8 @@ class Record:
 
     def _check(self, inputs: Inputs, out: Console) -> None:
         """Refuse other images; say so if the code is another: the run's end may then differ."""
+        _or_another(lambda: self._folder.manifest)
+        _or_another(self._folder.check)
         check_images(self._plan, inputs.sha256, OTHER_IMAGES)
         try:
             before = json.loads(self._folder.text("environment.json") or "")["commit"]
@@ -157,7 +185,27 @@ class Record:
         results.stages.append(checked(Stage, stage))
         if self._writes:
             weights.save(net, place, sha)
+            log = place / "metrics.jsonl"
+            results.stages[-1].log_sha256 = sha256(log.read_bytes()).hexdigest()
+            results.files = self._folder.digests()
+            results.sha256 = seal_of(results.plain())
             _write_json(self._folder.path / RESULTS, results.plain())
+
+    def handed_on(self, index: int, recorded: str, sha: str) -> dict[str, Tensor] | None:
+        """What a finished stage handed on, from its file; None if that is missing or damaged.
+
+        Args:
+            index: of the stage, from 0.
+            recorded: the digest of the weights in results.json.
+            sha: fingerprint of the stage.
+        """
+        place = self._folder.path / self._plan.stages[index]
+        return self._by_first(lambda: weights.handed_on_in(place, recorded, sha))
+
+    def repair(self, index: int, net: models.Classifier, sha: str) -> None:
+        """Write anew what a finished stage handed on."""
+        if self._writes:
+            weights.save(net, self._folder.path / self._plan.stages[index], sha)
 
 
 def _or_another(read: Callable[[], T]) -> T:

@@ -44,10 +44,10 @@ def _number(value: Any) -> float:
 
 
 def _share(value: Any) -> float:
-    share = _number(value)
-    if not -ROUNDING <= share <= 1 + ROUNDING:
+    found = _number(value)
+    if not -ROUNDING <= found <= 1 + ROUNDING:
         raise PydanticCustomError("share", "outside 0..1")
-    return min(1.0, max(0.0, share))
+    return min(1.0, max(0.0, found))
 
 
 def _whole(value: Any) -> Any:
@@ -166,6 +166,7 @@ class Stage(Section):
     last: Measured | None = None
     settings: dict[str, Any] | None = None
     handed_on_sha256: str | None = None  # digest of the tensors in model.pt
+    log_sha256: str | None = None  # of metrics.jsonl when the stage was finished
     started_from: StartedFrom | None = None  # None: from random weights
 
 
@@ -204,6 +205,8 @@ class Results(Section):
     protocol: Protocol
     start: Stage | None = None  # the weights of --init, measured before any step
     stages: list[Stage]
+    files: dict[str, str] | None = None  # digests of the content of the run's other files
+    sha256: str | None = None  # of all else in here
 
     @model_validator(mode="after")
     def _check(self) -> Self:

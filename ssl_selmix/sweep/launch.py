@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console
+from ssl_selmix.common.locks import locked
 from ssl_selmix.sweep import cluster, processes
-from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Job, Outcome, locked
+from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Job, Outcome
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, Run, Sweep
 from ssl_selmix.sweep.spec import Spec
 
@@ -136,7 +139,8 @@ def _write_script(
     if not path.parent.is_dir():
         raise ValueError(f"no folder {path.parent}; create it")
     planned.spec.out.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for its output
-    path.write_text(cluster.slurm_script(planned, again, indices, _threads(planned), jobs))
+    script = cluster.slurm_script(planned, again, indices, _threads(planned), jobs)
+    write_atomically(path.resolve(), script.encode())
     _say(out, f"{path}: {len(indices)} tasks, a chain of runs each; submit with sbatch {path}")
 
 
@@ -154,6 +158,8 @@ def _run(
 ) -> int:
     if not todo:
         return 0
+    if sys.platform == "win32":  # no sessions, no signals to a group, no locks
+        raise ValueError("a sweep needs Linux, macOS or WSL; use ssl-selmix train here")
     planned.prove(todo)
     with _Report(len(todo), out) as report:
         if engine == "ray":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from typing import IO
 
 import torch
 
-from ssl_selmix.common.console import warn
+from ssl_selmix.common.locks import Busy, locked
 from ssl_selmix.runs.folder import RunFolder
 from ssl_selmix.sweep.runs import FINISHED, Run, is_finished
 
@@ -50,41 +49,6 @@ class Outcome:
 
 
 Tell = Callable[[Outcome], None]
-
-
-class Busy(ValueError):
-    """Another process works here."""
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[int | None]:
-    """Hold a lock that ends with the last process that has it, however that ends.
-
-    Yields the file's descriptor: a child that inherits it keeps the lock if its parent is killed.
-
-    Raises:
-        Busy: another process holds it; names that process.
-    """
-    try:
-        import fcntl
-    except ImportError as error:
-        raise ValueError("a sweep needs Linux, macOS or WSL; use ssl-selmix train here") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "a process"
-            raise Busy(f"{holder} {what}; wait for it, or end it") from error
-        except OSError as error:  # some file systems of clusters have no locks
-            warn(f"{path.parent} cannot be locked ({error.strerror}); start no second sweep there")
-            yield None
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield file.fileno()
 
 
 class Children:

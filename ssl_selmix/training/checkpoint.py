@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssl_selmix.common.atomic import write_atomically
+
+BETWEEN = "between.pt"  # saved between two validations, and removed by the next one
+NEXT = ".last.pt.next"  # whole, about to become last.pt
 
 
 class Refused(ValueError):
@@ -51,8 +54,8 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
     buffer = io.BytesIO()
     torch.save({"sha256": digest(state), "state": state}, buffer)
     if keep_previous and path.exists():
-        # A crash between the two renames leaves previous.pt alone, which `newest` accepts.
-        partial = path.with_name(f".{path.name}.next")
+        # After a crash between the two renames `tidy` does the second one.
+        partial = path.with_name(NEXT)
         write_atomically(partial, buffer.getvalue())
         path.replace(path.with_name("previous.pt"))
         partial.replace(path)
@@ -79,15 +82,39 @@ def load(path: Path, fingerprint: str | None = None) -> dict[str, Any]:
     return state
 
 
-def newest(folder: Path, fingerprint: str) -> tuple[dict[str, Any] | None, list[str]]:
+class Newest(NamedTuple):
+    """The newest usable checkpoint of a stage, and why others were refused."""
+
+    state: dict[str, Any] | None
+    refused: list[str]
+    name: str = ""
+
+
+def newest(folder: Path, fingerprint: str) -> Newest:
     """The newest usable checkpoint of a stage, and why newer ones were refused."""
     refused: list[str] = []
-    for name in ("last.pt", "previous.pt"):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            return load(path, fingerprint), refused
-        except Refused as error:
-            refused.append(str(error))
-    return None, refused
+
+    def found(*names: str) -> tuple[dict[str, Any] | None, str]:
+        for path in (folder / name for name in names):
+            try:
+                if path.exists():
+                    return load(path, fingerprint), path.name
+            except Refused as error:
+                refused.append(str(error))
+        return None, ""
+
+    between, name = found(BETWEEN)
+    state, file = found("last.pt", "previous.pt")
+    # One of the same step is older: what is saved between validations is so before one.
+    if between is not None and (state is None or between["step"] > state["step"]):
+        state, file = between, name
+    return Newest(state, refused, file)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left half done; what was whole takes its place."""
+    last, following = folder / "last.pt", folder / NEXT
+    if following.exists() and not last.exists():
+        following.replace(last)  # the second of the two renames in `save`
+    for path in (following, *folder.glob(".*.partial")):
+        path.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ssl_selmix import metrics
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation
 from ssl_selmix.common import processes
 from ssl_selmix.common.seeds import seed_of
+from ssl_selmix.common.stopping import Stop, Stopped
 from ssl_selmix.data import Data, Diagnostics
 from ssl_selmix.models import Classifier, execution
 from ssl_selmix.models.batch_norm import batch_norms
@@ -31,6 +33,23 @@ READ_EVERY = 25  # steps between two readings of the losses, each of which waits
 
 class NonFiniteLoss(RuntimeError):
     """Training produced a loss that is no number."""
+
+
+class OutOfMemory(ValueError):
+    """A step needs more memory than there is; says which settings take less."""
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """When to save between two validations.
+
+    Attributes:
+        stop: asked after every step; the stage ends once its state is saved.
+        minutes: between two checkpoints; 0: no more of them than validations.
+    """
+
+    stop: Stop = field(default_factory=Stop)
+    minutes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,11 @@ class _Readings:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}  # a method may log a value in some steps only
 
+    @property
+    def finite(self) -> bool:
+        """Whether the losses since the last reading are; waits for the device."""
+        return not self._sums or bool(self._sums["loss"].isfinite())
+
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             value = value.detach()
@@ -181,6 +205,36 @@ class _Readings:
         self._sums, self._counts = {}, {}
         return means
 
+    def state(self) -> dict[str, Any]:
+        """What is not read yet."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on adding up from a saved state."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+
+@contextmanager
+def _enough_memory(algorithm: Algorithm) -> Iterator[None]:
+    """Name the settings that decide how much memory a step takes, if it is too much.
+
+    Raises:
+        OutOfMemory: in the place of what torch or Python raises.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("can't allocate memory", "out of memory")  # torch has no class for both
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in words):
+            raise
+        cfg = algorithm.config
+        mu = f" or mu={cfg.mu}" if isinstance(cfg, Algorithm.PoolConfig) else ""
+        raise OutOfMemory(
+            f"there is not enough memory for steps of {algorithm.images_per_step} images; lower "
+            f"batch={cfg.batch}{mu}, or choose a smaller network"
+        ) from error
+
 
 def fuses(device: torch.device, half: bool) -> bool:
     """Whether the optimizer's steps are one kernel each.
@@ -195,9 +249,16 @@ class Trainer:
     """One stage: the algorithm, its teacher, its optimizer, and where it stands."""
 
     def __init__(
-        self, algorithm: Algorithm, data: Data, folder: Path, log: StageLog, fingerprint: str
+        self,
+        algorithm: Algorithm,
+        data: Data,
+        folder: Path,
+        log: StageLog,
+        fingerprint: str,
+        pauses: Pauses | None = None,
     ) -> None:
         cfg = algorithm.config
+        self._pauses, self._saved = pauses or Pauses(), time.monotonic()
         self.algorithm, self.data, self.folder, self.log = algorithm, data, folder, log
         self.fingerprint = fingerprint
         self.teacher = copy.deepcopy(algorithm).requires_grad_(False) if cfg.ema else algorithm
@@ -215,6 +276,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step = 0
+        self._validated = False  # at this step, and saved
         self._lr = 0.0
         self.best: dict[str, Any] = {"step": 0, **dict.fromkeys(RANKS, -math.inf)}
         self._seconds = 0.0  # of earlier processes
@@ -237,9 +299,18 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
         }
 
+    def between(self) -> dict[str, Any]:
+        """All that a run needs that is resumed right after a step, before any validation there."""
+        return self.state() | {"between": {"lr": self._lr, **self._readings.state()}}
+
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.step, self.best = state["step"], dict(state["best"])
+        self._validated = "between" not in state
+        if not self._validated:
+            self._lr = state["between"]["lr"]
+            device = next(self.algorithm.parameters()).device
+            self._readings.restore(state["between"], device)
         self._seconds = state["seconds"]
         self.algorithm.load_state_dict(state["algorithm"])
         if self.teacher is not self.algorithm:
@@ -258,32 +329,76 @@ class Trainer:
         """What algorithms are told about the state of training."""
         return Context(self.step, self.algorithm.config.steps, self.teacher, self._lr)
 
-    def fit(self, diagnostics: Diagnostics | None, resumed: bool) -> None:
-        """Train to the last step, validating and saving on the way."""
+    @property
+    def ended(self) -> bool:
+        """Whether the last step is taken and validated."""
+        return self._validated and (
+            self.step == self.algorithm.config.steps or self.algorithm.finished()
+        )
+
+    def fit(self, diagnostics: Diagnostics | None) -> None:
+        """Train to the last step, validating and saving on the way.
+
+        Raises:
+            Stopped: the run was asked to end; its state is saved.
+        """
         cfg = self.algorithm.config
         self.algorithm.train()
         batches = self.algorithm.batches(self.data, self.step)
         while True:
             ends = self.step in (0, cfg.steps)
             anew = not ends and self.algorithm.clock(self.step)[0] == 0
-            if (ends or anew or self.algorithm.evaluation_due(self.step)) and not resumed:
+            due = ends or anew or self.algorithm.evaluation_due(self.step)
+            if due and not self._validated:
                 self._read()
                 self._validate(diagnostics)
                 if anew:
                     self._begin_anew()
                     batches = self.algorithm.batches(self.data, self.step)
                 self._save("last.pt", self.state(), keep_previous=True)
-            resumed = False  # the restored state was saved just after its validation
-            if self.step == cfg.steps or self.algorithm.finished():
+                self._validated = True
+                self._drop_between()
+            if self.ended:
                 return
-            self.step_once(batches)
+            with _enough_memory(self.algorithm):
+                self.step_once(batches)
+            self._validated = False
             if self.step % READ_EVERY == 0:
                 self._read()
+            self._pause()
+
+    def _pause(self) -> None:
+        """Save between two validations, if it is time to, or if the run is asked to end.
+
+        Raises:
+            Stopped: it is.
+        """
+        world, minutes = self.algorithm.net.execution.world, self._pauses.minutes
+        # All of several processes end after the same step, whichever of them was asked.
+        asked = processes.largest(self._pauses.stop.asked, world)
+        if not asked and not (minutes and time.monotonic() - self._saved >= 60 * minutes):
+            return
+        # What has become infinite is no state to go on from; the last validation left a good one.
+        if self._readings.finite:
+            self._save(checkpoint.BETWEEN, self.between())
+        if asked:
+            processes.largest(0, world)  # the others wait until the first one has saved
+            raise Stopped(asked, f" after step {self.step} of {self.folder.name}")
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process, of several, is the one that saves."""
+        world = self.algorithm.net.execution.world
+        return world is None or world.rank == 0
 
     def _save(self, name: str, state: dict[str, Any], *, keep_previous: bool = False) -> None:
-        world = self.algorithm.net.execution.world
-        if world is None or world.rank == 0:
+        if self.writes:
             checkpoint.save(self.folder / name, state, keep_previous=keep_previous)
+        self._saved = time.monotonic()
+
+    def _drop_between(self) -> None:
+        if self.writes:
+            (self.folder / checkpoint.BETWEEN).unlink(missing_ok=True)
 
     def _begin_anew(self) -> None:
         self._seed("restart")
@@ -328,11 +443,15 @@ class Trainer:
                 return
             raise NonFiniteLoss(
                 f"the loss became {values['loss']} within the {READ_EVERY} steps before step "
-                f"{self.step}; {self.folder / 'last.pt'} holds the last good weights; a smaller "
-                "lr usually helps"
+                f"{self.step}; {self._good()}a smaller lr usually helps"
             )
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.log.training(self.step, values | {"lr": lr})
+
+    def _good(self) -> str:
+        """Where the last good weights are, if there are any."""
+        path = self.folder / "last.pt"
+        return f"{path} holds the last good weights; " if path.exists() else ""
 
     def _recovered(self, what: str) -> bool:
         if not self.algorithm.recover(self.context()):
@@ -352,8 +471,8 @@ class Trainer:
             evaluation = evaluate(self.teacher, self.data, pool=pool)
         if not torch.isfinite(evaluation.logits).all():
             raise NonFiniteLoss(
-                f"the model's predictions at step {self.step} are not finite; "
-                f"{self.folder / 'last.pt'} holds the last good weights; a smaller lr usually helps"
+                f"the model's predictions at step {self.step} are not finite; {self._good()}"
+                "a smaller lr usually helps"
             )
         figures = measure(evaluation, self.data.task.tail)
         # A copy, for on_validation may move the weights, and best.pt must hold the measured ones.
@@ -377,6 +496,8 @@ class Trainer:
         if diagnostics is not None and evaluation.pool_logits is not None:
             extra |= diagnostics.of(evaluation.pool_logits)
         self.log.validation(self.step, figures, extra, evaluation.confusion)
+        for text in algorithm.remarks():
+            self.log.remark(self.step, text)
 
 
 def fit(
@@ -389,6 +510,7 @@ def fit(
     resume: bool = False,
     diagnostics: Diagnostics | None = None,
     measure_last: bool = False,
+    pauses: Pauses | None = None,
 ) -> Fitted:
     """Train one stage to its end and return it with the weights that its rule keeps.
 
@@ -396,29 +518,26 @@ def fit(
 
     Raises:
         NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
+        Stopped: `pauses.stop` asked for it, and the state is saved.
         OSError: a checkpoint could not be written.
     """
     world = algorithm.net.execution.world
-    if world is None or world.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
     if reads_shares(algorithm):
         data = data.shared(world)
-    trainer = Trainer(algorithm, data, folder, log, fingerprint)
-    state, refused = None, list[str]()
-    if resume:
-        state, refused = processes.from_first(lambda: checkpoint.newest(folder, fingerprint), world)
-    for reason in refused:
-        log.warn(f"refused: {reason}; using {'previous.pt' if state else 'the start'} instead")
-    if state is not None:
-        trainer.restore(state)
-    ended = trainer.step == algorithm.config.steps or algorithm.finished()
-    if state is None or not ended:  # a finished stage stays as it is
-        net, resumed = algorithm.net, state is not None
+    pauses = pauses or Pauses()
+    trainer = Trainer(algorithm, data, folder, log, fingerprint, pauses)
+    if trainer.writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.tidy(folder)
+    resumed = resume and _restored(trainer, log)
+    if not trainer.ended:  # a finished stage stays as it is
+        net = algorithm.net
         with (
+            pauses.stop.deferred(),
             net.trained_by(runner_of(net, log.warn)),
             log.stage(trainer.step, algorithm.config.steps, resumed=resumed),
         ):
-            trainer.fit(diagnostics, resumed=resumed)
+            trainer.fit(diagnostics)
     seconds, kept, last = trainer.seconds, trainer.step, None
     if algorithm.config.keep == "best":
         try:
@@ -431,6 +550,17 @@ def fit(
         except checkpoint.Refused as error:
             log.warn(f"{error}; the last weights are kept instead")
     return Fitted(trainer.teacher, kept, trainer.step, seconds, last)
+
+
+def _restored(trainer: Trainer, log: StageLog) -> bool:
+    """Whether a usable checkpoint was found, which is restored."""
+    folder, world = trainer.folder, trainer.algorithm.net.execution.world
+    newest = processes.from_first(lambda: checkpoint.newest(folder, trainer.fingerprint), world)
+    for reason in newest.refused:
+        log.warn(f"refused: {reason}; using {newest.name or 'the start'} instead")
+    if newest.state is not None:
+        trainer.restore(newest.state)
+    return newest.state is not None
 
 
 def reads_shares(algorithm: Algorithm) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 
 import torch
@@ -21,7 +22,12 @@ def machine_threads() -> int:
 
 
 def use_threads(num: int) -> int:
-    """Let torch use so many threads, 0: those of the machine; returns how many they are."""
+    """Let torch use so many threads, 0: those of the machine; returns how many they are.
+
+    Raises:
+        ValueError: they are more than the machine can use.
+    """
+    processes.check_number("threads", num)
     num = num or machine_threads()
     machine_threads()  # Remember them before they change.
     torch.set_num_threads(num)
@@ -76,6 +82,16 @@ def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -
 def threads_for(flops: float) -> int:
     """Threads that a step with this much work can use, at most those of the machine."""
     return max(1, min(machine_threads(), int(flops / FLOPS_PER_THREAD)))
+
+
+def memory(device: torch.device) -> int | None:
+    """Bytes of the machine or of its GPU; None: unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system has these
+        return None
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

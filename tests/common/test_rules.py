@@ -150,7 +150,8 @@ def test_every_number_and_word_of_a_shipped_method_has_a_rule_or_is_checked_else
         plain = setting.type.partition(" ")[0] in ("int", "float", "str")
         assert setting.rules or not plain or setting.name in elsewhere, setting
     meanings = {setting.name: setting.meaning for setting in found}
-    assert meanings["batch"] == "B, labeled images a step"
+    if load(name)[1].trains:
+        assert meanings["batch"] == "B, labeled images a step"
     assert sum(map(bool, meanings.values())) > 7
 
 

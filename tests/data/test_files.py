@@ -255,6 +255,7 @@ def test_a_mistake_in_a_worker_is_not_taken_for_its_death() -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_the_model_trains_is_one_line(folder: Path) -> None:
     """torch raises in whatever line training has reached, far from what reads images.
 

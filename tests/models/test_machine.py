@@ -188,7 +188,7 @@ def test_half_precision_scales_its_losses_and_resumes(tmp_path: Path) -> None:
     one, data = algorithm()
     trainer = engine.Trainer(one, data, tmp_path, SilentLog(), "f")
     assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
-    trainer.fit(None, resumed=False)
+    trainer.fit(None)
     assert all(p.isfinite().all() for p in one.parameters())
     trainer.scaler.update(17.0)
     state = trainer.state()

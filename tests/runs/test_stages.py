@@ -24,6 +24,7 @@ from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
 from ssl_selmix.training import checkpoint
 from tests.helpers.images import noise_tree
+from tests.helpers.runs import unbound
 
 SETTINGS = [
     *("fixmatch.steps=6", "fixmatch.evaluate_every=3", "fixmatch.batch=8"),
@@ -123,6 +124,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     results = [json.loads((f / "results.json").read_text()) for f in (folder, expected)]
     ids = [forget_run_id(result) for result in results]
     assert len(set(ids)) == 2  # two trainings, however equal
+    for result in results:  # of files that have the identity and the wall time
+        assert len({*result.pop("files"), result.pop("sha256")}) == 4
+        assert all(stage.pop("log_sha256") for stage in result["stages"])
     for result in results:
         for stage_result in result["stages"]:
             assert stage_result.pop("seconds") > 0
@@ -296,7 +300,7 @@ def test_a_run_of_the_version_whose_stages_all_had_a_mu_goes_on(
     folder = tmp_path / "run"
     with killed_at("2-selmix", 11):
         train(folder)
-    plan, file = reopen(folder), folder / "config.yaml"
+    plan, file = reopen(unbound(folder)), folder / "config.yaml"
     assert "mu" in plan.plain["fixmatch"] and "mu" not in plan.plain["selmix"]
     # Checkpoints of that version were told apart by all keys of that version.
     plan.plain["selmix"]["mu"] = 2
@@ -318,10 +322,10 @@ def as_version_0_1_left_it(run: Path) -> None:
         del manifest[key]
     (run / "manifest.json").write_text(json.dumps(manifest))
     results = json.loads((run / "results.json").read_text())
-    for key in ("schema", "run_id", "tail", "class_names", "model"):
+    for key in ("schema", "run_id", "tail", "class_names", "model", "files", "sha256"):
         del results[key]
     for stage in results["stages"]:
-        del stage["handed_on_sha256"]
+        del stage["handed_on_sha256"], stage["log_sha256"]
         stage.pop("started_from", None)
     (run / "results.json").write_text(json.dumps(results))
 

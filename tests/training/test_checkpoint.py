@@ -205,7 +205,7 @@ def test_the_file_before_becomes_previous(tmp_path: Path) -> None:
     assert files(tmp_path) == ["last.pt", "previous.pt"]
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     assert checkpoint.load(tmp_path / "previous.pt")["step"] == 2
-    state, refused = checkpoint.newest(tmp_path, "mine")
+    state, refused, _ = checkpoint.newest(tmp_path, "mine")
     assert state is not None and state["step"] == 3 and refused == []
 
 
@@ -213,20 +213,20 @@ def test_previous_is_used_when_the_last_is_damaged_or_gone(tmp_path: Path) -> No
     for step in (1, 2):
         checkpoint.save(tmp_path / "last.pt", example(step), keep_previous=True)
     (tmp_path / "last.pt").write_bytes(b"PK")
-    state, refused = checkpoint.newest(tmp_path, "mine")
+    state, refused, _ = checkpoint.newest(tmp_path, "mine")
     assert state is not None and state["step"] == 1
     assert len(refused) == 1 and str(tmp_path / "last.pt") in refused[0]
     (tmp_path / "last.pt").unlink()  # killed between the two renames of `save`
-    state, refused = checkpoint.newest(tmp_path, "mine")
+    state, refused, _ = checkpoint.newest(tmp_path, "mine")
     assert state is not None and state["step"] == 1 and refused == []
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path, "mine") == (None, [])
-    assert checkpoint.newest(tmp_path / "missing", "mine") == (None, [])
+    assert checkpoint.newest(tmp_path, "mine") == (None, [], "")
+    assert checkpoint.newest(tmp_path / "missing", "mine") == (None, [], "")
     for step in (1, 2):
         checkpoint.save(tmp_path / "last.pt", example(step), keep_previous=True)
-    state, refused = checkpoint.newest(tmp_path, "other")
+    state, refused, _ = checkpoint.newest(tmp_path, "other")
     assert state is None and len(refused) == 2
     assert "last.pt" in refused[0] and "previous.pt" in refused[1]
 

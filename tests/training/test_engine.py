@@ -192,7 +192,7 @@ def test_rate_follows_the_schedule_in_every_group(tiny_data: Data, tmp_path: Pat
 
     algorithm = make(tiny_data, TwoRates, steps=10, lr=0.2)
     trainer = engine.Trainer(algorithm, tiny_data, tmp_path, SilentLog(keep=True), "print")
-    trainer.fit(None, resumed=False)
+    trainer.fit(None)
     rate = 0.2 * math.cos(7 * math.pi * 9 / 160)
     groups = trainer.optimizer.param_groups
     assert [g["lr"] for g in groups] == pytest.approx([rate, 0.1 * rate])
@@ -215,7 +215,7 @@ def test_a_method_may_choose_its_rate_and_its_validations(tiny_data: Data, tmp_p
     log = SilentLog(keep=True)
     algorithm = make(tiny_data, Chooses, steps=4, lr=0.2)
     trainer = engine.Trainer(algorithm, tiny_data, tmp_path, log, "print")
-    trainer.fit(None, resumed=False)
+    trainer.fit(None)
     assert [step for step, _ in log.validated] == [0, 2, 3, 4]
     expected = [0.1 * math.cos(7 * math.pi * step / 64) for step in range(4)]
     assert rates == pytest.approx(expected)
