@@ -20,11 +20,12 @@ from ssl_selmix.images.digests import FileImages
 from ssl_selmix.images.folder import (
     LARGEST,
     UNLABELED,
+    Part,
     Reading,
     class_names,
     listing,
     read,
-    read_files,
+    read_together,
     unlabeled,
 )
 from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
@@ -69,23 +70,27 @@ def load(config: Config) -> ImageSet | FileSet:
     if config.size is not None and config.size > LARGEST:
         return _streamed(root, names, config.size, config)
     how = Reading(config.size, PoolCache(folder_of(config.cache)), config.strict)
-    train, train_labels = read(root / "train", names, how)
-    test, test_labels, extra = None, None, None
-    if has_test:
-        test, test_labels = read(root / "test", names, how)
-    apart = 0
+    files, train_labels = listing(root / "train", names)
+    parts: list[Part] = [(root / "train", files, train_labels)]
     if config.validation == FOLDER:
         check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
-        held, held_labels = read(root / FOLDER_OF, names, how)
+        parts.append((root / FOLDER_OF, *listing(root / FOLDER_OF, names)))
+    if config.unlabeled.shape == "unknown":
+        parts.append((root / UNLABELED, unlabeled(root), None))
+    train, *others = read_together(parts, how)
+    apart = 0
+    if config.validation == FOLDER:
+        held, held_labels = others.pop(0), parts[1][2]
         if held.shape[1:] != train.shape[1:]:
             raise ValueError(
                 f"train images are {tuple(train.shape[2:])} and validation images "
                 f"{tuple(held.shape[2:])} pixels; set data.size to resize all"
             )
+        assert held_labels is not None
         train, apart = torch.cat([train, held]), len(held)
         train_labels = np.concatenate([train_labels, held_labels])
-    if config.unlabeled.shape == "unknown":
-        extra = read_files(root / UNLABELED, unlabeled(root), how)
+    extra = others[0] if others else None
+    test, test_labels = read(root / "test", names, how) if has_test else (None, None)
     how.copies.tell()
     for part, images in (("test", test), (UNLABELED, extra)):
         if images is not None and images.shape[1:] != train.shape[1:]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,14 @@ class Reading:
         cache: keeps decoded images.
         strict: refuse a JPEG that is damaged in its middle.
         copies: learns of every file.
+        place: N×3×H×W uint8, where the images are written if they fit.
     """
 
     size: int | None
     cache: PoolCache
     strict: bool = True
     copies: Copies = field(default_factory=Copies)
+    place: Tensor | None = None
 
 
 def read(folder: Path, names: Sequence[str], how: Reading) -> tuple[Tensor, np.ndarray]:
@@ -140,42 +142,72 @@ def read_files(
     return pool
 
 
+Part = tuple[Path, Sequence[str], np.ndarray | None]  # folder, files, their classes if known
+
+
+def read_together(parts: Sequence[Part], how: Reading) -> list[Tensor]:
+    """The images of each part, as pieces of one array where all have one shape.
+
+    What needs them in one row, as a pool does its labeled and unlabeled images, need not copy them.
+    """
+    if len(parts) == 1:  # a pool from the cache stays mapped
+        return [read_files(*parts[0][:2], how, parts[0][2])]
+    first = decode(parts[0][1][0], how.size, how.strict)[0]
+    num = sum(len(files) for _, files, _ in parts)
+    whole = torch.empty((num, *first.shape), dtype=torch.uint8)
+    places = whole.split([len(files) for _, files, _ in parts])
+    return [
+        read_files(folder, files, replace(how, place=place), labels)
+        for (folder, files, labels), place in zip(parts, places, strict=True)
+    ]
+
+
 def _cached(
     folder: Path, files: Sequence[str], reading: Reading
 ) -> tuple[Tensor, Notes, list[bytes]]:
     import PIL
 
-    cache, size, strict = reading.cache, reading.size, reading.strict
+    cache, size, strict, place = reading.cache, reading.size, reading.strict, reading.place
     if cache.folder is None:
-        return decode_all(files, size, strict)
+        return decode_all(files, size, strict, place)
     how = {"decoding": DECODING, "size": size, "resample": "bilinear", "pillow": PIL.__version__}
     before, volume = digests_of(files)
     if volume < pool_cache.LEAST:
-        return decode_all(files, size, strict)
+        return decode_all(files, size, strict, place)
     key = key_of(before, how)
     if (found := cache.get(key)) is not None:
-        return *found, before
+        return _into(place, found[0]), found[1], before
     with cache.alone(key):
         # Another process may have decoded these images while this one waited.
         if (found := cache.get(key)) is not None:
-            return *found, before
-        pool, notes, digests = decode_all(files, size, strict)
+            return _into(place, found[0]), found[1], before
+        pool, notes, digests = decode_all(files, size, strict, place)
         # By the bytes that were decoded: files may have changed since they were looked up.
         if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
             say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
     return pool, notes, digests
 
 
+def _into(place: Tensor | None, pool: Tensor) -> Tensor:
+    """A cached pool, copied to its place if there is one that fits."""
+    return pool if place is None or place.shape != pool.shape else place.copy_(pool)
+
+
 def decode_all(
-    files: Sequence[str], size: int | None, strict: bool = True
+    files: Sequence[str], size: int | None, strict: bool = True, place: Tensor | None = None
 ) -> tuple[Tensor, Notes, list[bytes]]:
     """Images N×3×H×W uint8, the corrections that they took, and the digests of their files.
+
+    They are written to `place`, if there is one and it fits.
 
     Raises:
         ValueError: a file that is no image, or images of unequal or too large sizes.
     """
     first, _, _ = decode(files[0], size, strict)
-    pool = np.empty((len(files), *first.shape), dtype=np.uint8)
+    shape = (len(files), *first.shape)
+    fits = place is not None and place.shape == shape
+    kept = place if fits and place is not None else torch.empty(shape, dtype=torch.uint8)
+    pool = kept.numpy()
 
     def batch(start: int) -> tuple[list[bytes], list[tuple[int, list[str]]]]:
         digests, corrected = [], []
@@ -200,7 +232,7 @@ def decode_all(
                 for kind in corrections:
                     count, earliest = notes.get(kind, (0, i))
                     notes[kind] = (count + 1, earliest)
-    return torch.from_numpy(pool), notes, digests
+    return kept, notes, digests
 
 
 def _num_threads(files: Sequence[str]) -> int:
