@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.synthetic import Sizes, make_data, network, steps_of
-from benchmarks.timing import about, alternate, parser_of, positive, set_threads, spread
+from benchmarks.timing import about, alternate, parser_of, positive, set_threads, spread, table
 from ssl_selmix import algorithm
 from ssl_selmix.common import plugins
-from studies.arms import table
 
 
 def settings(name: str, batch: int, mu: int) -> dict[str, int]:

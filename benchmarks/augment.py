@@ -36,10 +36,10 @@ from benchmarks.timing import (
     positive,
     set_threads,
     spread,
+    table,
     targets_table,
 )
 from ssl_selmix.data.pool import MemoryPool
-from studies.arms import table
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A

@@ -29,11 +29,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.synthetic import Sizes, Steps, make_data, network, steps_of
-from benchmarks.timing import Times, about, alternate, as_time, digits, parser_of, positive, spread
+from benchmarks.timing import (
+    Times,
+    about,
+    alternate,
+    as_time,
+    digits,
+    parser_of,
+    positive,
+    spread,
+    table,
+)
 from ssl_selmix.models import execution
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
-from studies.arms import table
 
 # Dense floating-point operations per clock and multiprocessor, by compute capability: those of the
 # tensor cores in half precision, and those of float32 without them (NVIDIA's architecture papers).

@@ -9,12 +9,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.synthetic import Steps, cheap_net, large_source, large_split, tiled_pool
-from benchmarks.timing import apart, forget_peak, peak, resident
+from benchmarks.timing import apart, forget_peak, peak, resident, table
 from ssl_selmix import algorithm
 from ssl_selmix.common import config
-from ssl_selmix.data import assemble
+from ssl_selmix.data import assemble, manifest
 from ssl_selmix.models.execution import Execution
-from studies.arms import table
 
 TARGET = 0.2  # of the pool
 
@@ -40,8 +39,8 @@ def memory_of_run(count: int, size: int) -> list[tuple[str, int, int]]:
     note("SHA-256 of the images")
     split = large_split(count).draw(source.train_labels, 10, seed=0)
     with TemporaryDirectory() as folder:
-        config.fingerprint(split.manifest(digest))
-        split.save(Path(folder) / "manifest.json", digest)
+        config.fingerprint(manifest.content(split, digest))
+        manifest.save(split, Path(folder) / "manifest.json", digest)
     note("split and manifest")
     data = assemble(source, split, 0, torch.device("cpu"))[0].at_stage("1-benchmark")
     note("pool assembled")

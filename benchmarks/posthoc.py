@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.timing import about, apart, as_time, parser_of, spread
-from studies.arms import table
+from benchmarks.timing import about, apart, as_time, parser_of, spread, table
 
 OBJECTIVES = ("h_mean", "mean_recall", "min_recall", "mean_recall_min_coverage")
 RHO = 100.0  # of the training set that the scores follow

@@ -53,6 +53,7 @@ from benchmarks.timing import (
     positive,
     set_threads,
     spread,
+    table,
     threads_argument,
 )
 from ssl_selmix import models
@@ -61,7 +62,6 @@ from ssl_selmix.data import Data, assemble
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.selmix.pairs import ClassPairSampler
 from ssl_selmix.training import engine
-from studies.arms import table
 
 Calls = Mapping[str, Callable[[], object]]
 

@@ -35,6 +35,7 @@ from benchmarks.timing import (
     positive,
     set_threads,
     spread,
+    table,
     threads_argument,
 )
 from ssl_selmix import gains, losses, objectives
@@ -43,7 +44,6 @@ from ssl_selmix.metrics import confusion_matrix
 from ssl_selmix.models import execution
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.selmix.pairing import class_means
-from studies.arms import table
 
 EVERY = 50  # steps between re-estimations, as published
 

@@ -22,8 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.timing import Times, about, alternate, as_time, parser_of, spread
-from studies.arms import table
+from benchmarks.timing import Times, about, alternate, as_time, parser_of, spread, table
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train.py")

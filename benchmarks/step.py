@@ -34,6 +34,7 @@ from benchmarks.timing import (
     parser_of,
     set_threads,
     spread,
+    table,
     targets_table,
     threads_argument,
     times_row,
@@ -43,7 +44,6 @@ from ssl_selmix.data import Data
 from ssl_selmix.methods.pseudo_labels import Confidence
 from ssl_selmix.models import execution
 from ssl_selmix.models.execution import Execution
-from studies.arms import table
 
 HALF, THIRD = "lazy, 50 % count", "lazy, 30 % count"
 SHARES = {HALF: 0.5, THIRD: 0.3}

@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch
 
 from benchmarks.synthetic import Sizes, Steps, make_data
-from benchmarks.timing import about, alternate, parser_of
+from benchmarks.timing import about, alternate, parser_of, table
 from ssl_selmix import algorithm, models
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
-from studies.arms import table
 
 SIZES = [
     ("cnn-16", 8, 16),

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks that time: arms that take turns, medians with their spread, the machine.
+"""Shared by the benchmarks: arms that take turns, medians with their spread, tables, the machine.
 
 Nothing heavy is imported here: a benchmark of start-up or memory must not begin with torch.
 """
@@ -17,8 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-
-from studies.arms import table
 
 T = TypeVar("T")
 Arms = Mapping[str, Callable[[], object]]
@@ -160,6 +158,12 @@ class Target:
         met = ratio >= self.bound if self.at_least else ratio <= self.bound
         aim = f"at {'least' if self.at_least else 'most'} {self.bound:g}"
         return [aim, "yes" if met else "no"]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def targets_table(times: Times, targets: Iterable[Target]) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
 
 from torch import Tensor, nn
 
-from ssl_selmix.common.names import unknown
+from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
@@ -96,6 +96,9 @@ class Algorithm(nn.Module):
     method does not train have `requires_grad = False`.
     """
 
+    # False: takes no step. All its work is in the one `on_validation`, and `Config` derives from
+    # `Algorithm.FixedConfig`. It needs weights to start from.
+    trains = True
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
@@ -128,6 +131,24 @@ class Algorithm(nn.Module):
         """What a method can be told that draws unlabeled images beside the labeled ones."""
 
         mu: int = at_least(1, 2)  # mu, unlabeled images per labeled image
+
+    @dataclass
+    class FixedConfig(Config):
+        """What a stage can be told that takes no step: nothing of what steps are made by."""
+
+        steps: ClassVar[int] = 0  # type: ignore[misc]
+        batch: ClassVar[int] = 0  # type: ignore[misc]
+        lr: ClassVar[float] = 0.0  # type: ignore[misc]
+        momentum: ClassVar[float] = 0.0  # type: ignore[misc]
+        nesterov: ClassVar[bool] = False  # type: ignore[misc]
+        weight_decay: ClassVar[float] = 0.0  # type: ignore[misc]
+        schedule: ClassVar[str] = "constant"  # type: ignore[misc]
+        ema: ClassVar[float] = 0.0  # type: ignore[misc]
+        ema_warmup: ClassVar[str] = "none"  # type: ignore[misc]
+        ema_buffers: ClassVar[str] = "copy"  # type: ignore[misc]
+        evaluate_every: ClassVar[int] = 1  # type: ignore[misc]
+        keep: ClassVar[str] = "last"  # type: ignore[misc]
+        select: ClassVar[str] = "mean_recall"  # type: ignore[misc]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Accept `mixes_images = False` beside `forward`, as version 0.1 had it."""
@@ -223,6 +244,15 @@ class Algorithm(nn.Module):
         """
         return {}
 
+    @property
+    def hands_on_linear(self) -> bool:
+        """Whether the exported network ends in a linear layer, as what follows needs it."""
+        return True
+
+    def remarks(self) -> Sequence[str]:
+        """Sentences about the validation that was last, which the user is shown after it."""
+        return ()
+
     def export(self) -> Classifier:
         """A network of its own that predicts what `predict` predicts."""
         return copy.deepcopy(self.net)
@@ -255,5 +285,4 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
-    short = wanted.lower() or location.removesuffix(".py").replace("/", ".").rpartition(".")[2]
-    return short, found[0]
+    return short_name(name), found[0]

@@ -10,10 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 
 from ssl_selmix.common import advice
 from ssl_selmix.common.arguments import Command
+from ssl_selmix.common.names import printable
 from ssl_selmix.common.stopping import Stopped
 
 # The room of each command; its module `command` has the parser and the work.
@@ -21,6 +24,8 @@ ROOMS = {
     "train": "runs",
     "list": "runs",
     "estimate": "deploy",
+    "posthoc": "deploy",
+    "advise": "deploy",
     "check": "contract",
     "sweep": "sweep",
     "predict": "deploy",
@@ -36,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: it succeeded; 1: a check failed, or another process; 2: a mistake; 75: the time of --for
         is up; 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # A notebook's and a test's may be another.
+            # A terminal or pipe that is no UTF-8 gets what it can show.
+            utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
+            with suppress(OSError):  # It is flushed; a disk may be full.
+                stream.reconfigure(errors="backslashreplace" if utf8 else "replace")
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in ROOMS else "train"
     command: Command = import_module(f"ssl_selmix.{ROOMS[name]}.command").COMMANDS[name]
@@ -152,7 +163,7 @@ def _fail(text: str, code: int) -> int:
         # If the first process made the same mistake it says so, and torchrun ends this one.
         time.sleep(3)
         text = f"process {rank}: {text}"
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
     return code
 
 

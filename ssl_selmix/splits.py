@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
+import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.rules import Checked
 
@@ -25,24 +23,8 @@ PARTS = ("labeled", "unlabeled", "validation", "test")
 SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all")
 NOT_DRAWN = ("unknown", "all")  # shapes that have no largest class to choose
 
-# Said by those splits alone, for the other manifests are what they were.
-_ALL = "shape all: the labeled images are all that the other parts leave; their tail is the data's"
-
 # Keeps the draws of a split apart from other generators that a user seeds with the same number.
 _STREAM = 0x5EED
-
-_MEANING = {
-    "N1": "rule.labeled.largest: number of labeled images of the largest class",
-    "rho": "size of the largest class / size of the smallest class; with rho < 1 the tail is "
-    "inverted and N1 or M1 is the size of class 0, the smallest",
-    "reverse": "the class order of the counts is reversed: the last class is the largest",
-    "shape": "which class gets which count: long_tail as N1, M1 and rho say; uniform: every class "
-    "the largest count; inverted: the last class the largest; middle, head_tail: the largest "
-    "counts in the middle, or at both ends; unknown: nothing is drawn, the data set's own images "
-    "without labels are the unlabeled pool",
-    "counts": "images per class of each part, class 0 first",
-    "indices": "positions in the training images of the data set, class by class",
-}
 
 
 def long_tail_counts(largest: int, rho: float, num_classes: int) -> list[int]:
@@ -125,14 +107,80 @@ class Counts:
             )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """How many images of each class are held out: a count or a share, with a floor and a cap.
+
+    A count without a floor is that of every class, and a class with fewer images is refused. With
+    one, a class gives at most half of its images, but not fewer than the floor; of a share the
+    floor is 1 unless another is told.
+
+    >>> [HeldOut.of("validation", "20,min=4").of_class(n) for n in (1000, 40, 30, 10, 6)]
+    [20, 20, 15, 5, 4]
+    >>> [HeldOut.of("validation", "0.2,max=50").of_class(n) for n in (1000, 40, 3)]
+    [50, 8, 1]
+    """
+
+    count: int = 0
+    share: float | None = None
+    least: int | None = None
+    most: int | None = None
+
+    @staticmethod
+    def of(part: str, rule: int | float | str | None) -> HeldOut:
+        """The rule of `validation` or `test`; None holds out nothing.
+
+        Raises:
+            ValueError: it is no count, no share and neither of them with `min=` and `max=`.
+        """
+        if rule is None:
+            return HeldOut()
+        if rule == FOLDER and part == "validation":
+            return HeldOut(share=1.0)
+        if isinstance(rule, numbers.Integral) and not isinstance(rule, bool):
+            if rule < 0:
+                raise ValueError(f"{part} images per class cannot be negative, got {rule}")
+            return HeldOut(count=int(rule))
+        found = HELD_OUT.fullmatch(str(rule).replace(" ", ""))
+        told = re.findall(r"(min|max)=([0-9]+)", str(rule))
+        limits = dict(told)
+        share = float(found[1]) if found and "." in found[1] else None
+        sensible = found and (share is None or 0 < share < 1) and not isinstance(rule, bool)
+        least, most = (int(v) if (v := limits.get(k)) else None for k in ("min", "max"))
+        count = int(found[1]) if found and share is None else 0
+        sensible = sensible and len(told) == len(limits) and not (most and share is None)
+        if not sensible or least == 0 or (least or 1) > (most or count or math.inf):
+            raise ValueError(
+                f"{part}={rule} is no number of images per class: give a count such as 20, a share "
+                "of each class such as 0.2, or one of them with limits, as in 20,min=4 or "
+                "0.2,min=2,max=50"
+            )
+        return HeldOut(count, share, least, most)
+
+    def of_class(self, num: int) -> int:
+        """Images that a class of so many gives."""
+        if self.share is None and self.least is None:
+            return self.count
+        wanted = self.count if self.share is None else round(self.share * num)
+        wanted = min(wanted, self.most or wanted, num // 2 if self.share is None else num)
+        return max(wanted, self.least or 1)
+
+
+FOLDER = "folder"  # all images of PATH/validation/<class>/ are for validation
+# A whole number or a share, then limits.
+HELD_OUT = re.compile(r"([0-9]+|0?\.[0-9]+)((?:,(?:min|max)=[0-9]+){0,2})")
+
+
 @dataclass
 class LongTailSplit(Checked):
     """The rule of a split: labeled and unlabeled tails, balanced validation and test parts."""
 
     labeled: Counts
     unlabeled: Counts
-    validation: int  # images per class, held out of the training images
-    test: int | None = None  # the same, for a data set that has no test part of its own
+    # Held out of the training images: images per class, 0.2 of each class, or `20,min=4`
+    validation: int | float | str
+    # The same, for a data set that has no test part of its own
+    test: int | float | str | None = None
     labeled_in_pool: bool = False  # labeled images are unlabeled ones too, on top of M1
     manifest: str | None = None  # a file to take the split from, instead of drawing one
 
@@ -141,6 +189,8 @@ class LongTailSplit(Checked):
         super().__post_init__()
         self.unlabeled.check("unlabeled")
         self.labeled.check("labeled")
+        for part in ("validation", "test"):
+            HeldOut.of(part, getattr(self, part))
         if self.labeled.shape == "unknown":
             raise ValueError("labeled.shape=unknown leaves no labeled image; choose another shape")
         if self.unlabeled.shape == "all":
@@ -150,7 +200,11 @@ class LongTailSplit(Checked):
             )
 
     def counts(self, num_classes: int) -> dict[str, list[int]]:
-        """Images per class of each part; 0 where the rule has no say, as of unknown classes."""
+        """Images per class of each part; 0 where the rule alone has no say.
+
+        That is so for unknown classes, and for validation and test images that are a share of what
+        there is.
+        """
         labeled = self.labeled.counts(num_classes)
         unlabeled = self.unlabeled.counts(num_classes)
         if self.labeled_in_pool:
@@ -158,8 +212,8 @@ class LongTailSplit(Checked):
         return {
             "labeled": labeled,
             "unlabeled": unlabeled,
-            "validation": [self.validation] * num_classes,
-            "test": [self.test or 0] * num_classes,
+            "validation": [HeldOut.of("validation", self.validation).count] * num_classes,
+            "test": [HeldOut.of("test", self.test).count] * num_classes,
         }
 
     def draw(
@@ -181,6 +235,11 @@ class LongTailSplit(Checked):
         `labeled_in_pool` are the labeled images in the unlabeled part too.
         """
         self._check(num_classes, seed)
+        if self.validation == FOLDER and not apart:
+            raise ValueError(
+                "validation=folder is for --dataset image_folder with PATH/validation/<class>/*; "
+                "hold images out of the training images with validation=0.2, say"
+            )
         labels = _checked_labels(labels, num_classes)
         counts, unlabeled = self.counts(num_classes), self.unlabeled.counts(num_classes)
         drawn: dict[str, list[Indices]] = {part: [] for part in PARTS}
@@ -190,6 +249,9 @@ class LongTailSplit(Checked):
             wanted = {part: counts[part][c] for part in ("test", "validation", *PARTS[:2])}
             wanted["unlabeled"] = unlabeled[c]
             for source, parts in _sources(pool, len(labels) - apart if apart else None):
+                for part in set(parts) & {"test", "validation"}:
+                    rule = HeldOut.of(part, getattr(self, part))
+                    counts[part][c] = wanted[part] = rule.of_class(len(source))
                 if self.labeled.shape == "all" and "labeled" in parts:
                     others = sum(wanted[part] for part in parts if part != "labeled")
                     counts["labeled"][c] = wanted["labeled"] = max(0, len(source) - others)
@@ -237,9 +299,6 @@ class LongTailSplit(Checked):
         return settings
 
     def _check(self, num_classes: int, seed: int) -> None:
-        for part, count in (("validation", self.validation), ("test", self.test or 0)):
-            if count < 0:
-                raise ValueError(f"{part} images per class cannot be negative, got {count}")
         if seed < 0:
             raise ValueError(f"the seed of a split must be 0 or larger, got {seed}")
         labeled = self.labeled.counts(num_classes)
@@ -262,49 +321,6 @@ class Split:
     seed: int
     counts: dict[str, list[int]]  # part -> images per class
     rule: LongTailSplit
-
-    def manifest(self, images_sha256: str | None = None, **extra: Any) -> dict[str, Any]:
-        """Everything needed to repeat and to compare this split, ready for JSON."""
-        indices = {part: getattr(self, part).tolist() for part in PARTS}
-        manifest = {
-            "num_classes": self.num_classes,
-            "seed": self.seed,
-            "rule": self.rule.settings(),
-            "meaning": {"M1": _meaning_of_m1(self.rule), **_MEANING}
-            | ({"all": _ALL} if self.rule.labeled.shape == "all" else {}),
-            "counts": {part: list(counts) for part, counts in self.counts.items()},
-            "images_sha256": images_sha256,
-            "indices_sha256": _sha256_of_indices(indices),
-            "indices": indices,
-        }
-        if taken := sorted(manifest.keys() & extra.keys()):
-            raise ValueError(f"the manifest already has the keys {taken}; name the extra ones else")
-        return manifest | extra
-
-    def save(self, path: str | Path, images_sha256: str | None = None, **extra: Any) -> None:
-        """Write the manifest; a reader sees the old file or the whole new one."""
-        manifest = self.manifest(images_sha256, **extra)
-        # One line per key: a person can read the head of a file with 50,000 indices.
-        lines = (f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in manifest.items())
-        write_atomically(Path(path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-
-    @classmethod
-    def load(cls, path: str | Path, images_sha256: str | None = None) -> Split:
-        """Read a verified manifest; with `images_sha256`, only if it was drawn on those images."""
-        manifest = read_manifest(path)
-        recorded = manifest["images_sha256"]
-        if images_sha256 is not None and recorded is not None and recorded != images_sha256:
-            raise ValueError(
-                f"{path}: the split was drawn on other images (SHA-256 {recorded}, these have "
-                f"{images_sha256}); use those images or draw a new split"
-            )
-        return cls(
-            **{part: np.array(manifest["indices"][part], dtype=np.int64) for part in PARTS},
-            num_classes=manifest["num_classes"],
-            seed=manifest["seed"],
-            counts=manifest["counts"],
-            rule=_rule_of(manifest, path),
-        )
 
     def verify(self, labels: npt.ArrayLike, num_classes: int) -> None:
         """Refuse labels that this split cannot have been drawn on, and parts that overlap."""
@@ -329,58 +345,6 @@ class Split:
                     f"{self.counts[part]}; use the labels that the split was drawn on"
                 )
         _check_disjoint(self)
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest in a file, refused if its indices are not the ones that were written."""
-    try:
-        manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        digest = _sha256_of_indices(manifest["indices"])
-        sizes = {part: sum(manifest["counts"][part]) for part in PARTS}
-        intact = manifest["indices_sha256"] == digest
-        intact &= all(sizes[part] == len(manifest["indices"][part]) for part in PARTS)
-        intact &= all(len(manifest["counts"][p]) == manifest["num_classes"] for p in PARTS)
-        missing = {"num_classes", "seed", "rule", "images_sha256"} - manifest.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"{path} is not a split manifest ({error!r}); draw the split anew"
-        ) from error
-    if missing:
-        raise ValueError(f"{path} is not a split manifest (no {sorted(missing)}); draw it anew")
-    if not intact:
-        raise ValueError(
-            f"{path}: the indices do not match their SHA-256 or their counts, the file was changed "
-            "after it was written; restore it or draw the split anew"
-        )
-    return manifest
-
-
-def _rule_of(manifest: dict[str, Any], path: str | Path) -> LongTailSplit:
-    rule = manifest["rule"]
-    try:
-        return LongTailSplit(
-            labeled=Counts(**rule["labeled"]),
-            unlabeled=Counts(**rule["unlabeled"]),
-            validation=int(rule["validation"]),
-            test=None if rule["test"] is None else int(rule["test"]),
-            # Manifests of version 0.1 were written before there was a choice.
-            labeled_in_pool=bool(rule.get("labeled_in_pool", False)),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a split manifest (rule: {error!r}); draw the split anew"
-        ) from error
-
-
-def _meaning_of_m1(rule: LongTailSplit) -> str:
-    if rule.unlabeled.shape == "unknown":
-        return "no M1: the unlabeled pool is the data set's own images of unknown classes"
-    whose = "every" if rule.unlabeled.shape == "uniform" else "the largest"
-    where = "" if rule.labeled_in_pool else "not "
-    return (
-        f"rule.unlabeled.largest: number of unlabeled images of {whose} class; labeled images "
-        f"are {where}in the unlabeled pool and not counted in M1"
-    )
 
 
 def _check_disjoint(split: Split) -> None:
@@ -437,14 +401,3 @@ def _none_left(c: int, names: Sequence[str] | None, available: int) -> str:
         f"{name} has {available} images and the other parts take them all, so that none is "
         "labeled; hold out fewer images, or give the class more"
     )
-
-
-def _sha256_of_indices(indices: dict[str, list[int]]) -> str:
-    digest = hashlib.sha256()
-    for part in PARTS:
-        if any(type(index) is not int for index in indices[part]):
-            raise ValueError(f"{part} holds something else than whole numbers")
-        # The length keeps an index from passing as one of the next part.
-        digest.update(f"{part}:{len(indices[part])}:".encode())
-        digest.update(np.array(indices[part], dtype="<i8").tobytes())
-    return digest.hexdigest()

@@ -1,10 +1,9 @@
-"""Shared by the benchmarks: arms of a fine-tuning stage that start from the same weights."""
+"""Runs of a study that no sweep describes: in processes of their own, or from given weights."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -47,16 +46,3 @@ def parallel(work: Callable[[T], R], items: Iterable[T], jobs: int) -> list[R]:
     """Results in order; the work runs in processes of its own."""
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(work, items))
-
-
-def cell(values: Sequence[float], *, signed: bool = False) -> str:
-    """Mean ± standard deviation of fractions, in percent; one value has no deviation."""
-    percent = [100 * v for v in values]
-    mean = f"{statistics.mean(percent):{'+' if signed else ''}.1f}"
-    return f"{mean} ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else mean
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

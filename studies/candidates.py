@@ -3,8 +3,9 @@
     python -m studies.candidates --minutes 10 -- --dataset image_folder data.root=data
 
 A short run says how many steps a network takes in that time beside another job; a run of so many
-steps, with its schedule, says how far it gets. Two jobs at a time, one thread each. Test figures
-are not looked at: this is how the network of the study on photographs was chosen.
+steps, with its schedule, says how far it gets. That is why it is no sweep, whose steps are given.
+Two jobs at a time, one thread each. Test figures are not looked at: this is how the network of the
+study on photographs was chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from studies.arms import parallel, table, train
+from benchmarks.timing import table
+from studies.arms import parallel, train
 
 NETWORKS = ["wrn-10-1", "wrn-10-2", "wrn-16-2", "wrn-10-2-s2", "wrn-10-4-s2", "wrn-16-4-s2"]
 TRIAL = 100  # steps by which a network's speed is found

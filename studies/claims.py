@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import table
+from ssl_selmix.compare.tables import spread
 from ssl_selmix.runs import archive
-from studies.arms import cell, table
 
 # What an objective wants, as recorded figures; coverage is a constraint, 0.95 / K at least.
 OBJECTIVES = {
@@ -64,7 +65,7 @@ def change_row(
         for seed, run in runs.items()
     ]
     share = f"{100 * statistics.mean(seconds):.0f} %"
-    cells = [cell(found, signed=True) for found in changes.values()]
+    cells = [spread(found, signed=True) for found in changes.values()]
     return [start, second, *cells, f"{kept} of {len(runs)}", share]
 
 
@@ -79,7 +80,11 @@ def objective_row(second: str, figure: str, found: Mapping[str, Mapping[int, Any
     for kind in kinds:
         runs = {name: {s: of[s] for s in sorted(seeds)} for name, of in kind.items()}
         best = max(runs, key=lambda name: statistics.mean(values(runs[name], figure, "validation")))
-        row += [best, cell(values(runs[best], figure)), cell(values(runs[best], "min_coverage"))]
+        row += [
+            best,
+            spread(values(runs[best], figure)),
+            spread(values(runs[best], "min_coverage")),
+        ]
     return row
 
 

@@ -15,9 +15,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import table
+from ssl_selmix.compare.tables import spread
 from ssl_selmix.deploy import estimate
 from ssl_selmix.label_shift import METHODS
-from studies.arms import cell, parallel, second_stage, table, train
+from studies.arms import parallel, second_stage, train
 
 SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail")
 STAGES = ["fixmatch", "selmix"]
@@ -61,7 +63,7 @@ def estimates_table(done: list[dict[str, Any]]) -> str:
             ]
             errors = [[f["estimates"][m]["l1_error"] for f in found] for m in METHODS]
             fallen = sum(f["estimates"][m]["method"] != m for f in found for m in METHODS)
-            rows.append([shape, *map(cell, (assumed, *errors)), str(fallen)])
+            rows.append([shape, *map(spread, (assumed, *errors)), str(fallen)])
     return table(["pool", "labeled prior", *METHODS, "fell back"], rows)
 
 
@@ -79,9 +81,15 @@ def gains_table(done: list[dict[str, Any]], part: str) -> str:
             change = [b - a for a, b in zip(at["none", 0], at["both", 0], strict=True)]
             after = [b - a for a, b in zip(at["none", 1], at["both", 1], strict=True)]
             rows.append(
-                [shape, figure, cell(at["none", 0]), cell(at["both", 0]), cell(change, signed=True)]
-                + [cell(at[arm, 1]) for arm in ("none", "pseudo", "both")]
-                + [cell(after, signed=True)]
+                [
+                    shape,
+                    figure,
+                    spread(at["none", 0]),
+                    spread(at["both", 0]),
+                    spread(change, signed=True),
+                ]
+                + [spread(at[arm, 1]) for arm in ("none", "pseudo", "both")]
+                + [spread(after, signed=True)]
             )
     head = ["pool", "figure", "FixMatch", "with prior=estimated", "change"]
     head += ["then SelMix", "with pseudo_prior", "both estimated", "change"]

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from benchmarks.timing import table
+from ssl_selmix.compare.tables import spread
 from ssl_selmix.runs import archive
-from studies.arms import cell, table
 
 KEYS = ("promised", "moved", "actual", "error")
 HEAD = ["second stage", "runs", "intervals", *KEYS[:3], "promised ~ actual", "moved ~ actual"]
@@ -49,7 +50,7 @@ def row(name: str, runs: Sequence[list[list[float]]]) -> list[str]:
     promised, moved, actual, error = zip(*(one for run in runs for one in run), strict=True)
     ranks = [f"{spearmanr(kind, actual).statistic:+.2f}" for kind in (promised, moved)]
     beyond = [sum(sign * a > 2 * e for a, e in zip(actual, error, strict=True)) for sign in (1, -1)]
-    changes = [cell(kind, signed=True) for kind in (promised, moved, actual)]
+    changes = [spread(kind, signed=True) for kind in (promised, moved, actual)]
     return [name, str(len(runs)), str(len(actual)), *changes, *ranks, *map(str, beyond)]
 
 

@@ -8,7 +8,7 @@
 All ways have equally many steps; `lazy-time` is lazy with as many steps as take the time of joint,
 by the seconds of that seed's joint and lazy runs. Test figures in percent, mean ± sd over seeds;
 seconds are those of the first stage. Mask rate: mean over the run of the share of pseudo-labels
-that count.
+that count. It is no sweep, for the steps of `lazy-time` follow from the seconds of other runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import table
 from ssl_selmix.common import config
-from studies.arms import cell, parallel, table, train
+from ssl_selmix.compare.tables import spread
+from studies.arms import parallel, train
 
 ARMS = {
     "joint": [],
@@ -66,7 +68,7 @@ def row(arm: str, found: Sequence[dict[str, Any]]) -> list[str]:
     cells += [f"{statistics.median(s['seconds'] for s in first):.0f}"]
     for stage in range(len(found[0]["stages"])):
         for key in ("mean_recall", "min_recall"):
-            cells.append(cell([f["stages"][stage]["test"][key] for f in found]))
+            cells.append(spread([f["stages"][stage]["test"][key] for f in found]))
     return cells
 
 

@@ -12,7 +12,7 @@ from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.contract.subjects import make_source
 from ssl_selmix.data import Data, ImageSet, assemble
 from ssl_selmix.splits import Counts, LongTailSplit, Split
-from tests.helpers import recorded
+from tests.helpers import golden
 
 # A busy machine is slow, which is no failure.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,28 +29,28 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With several processes, each tells the first one what it compared."""
     if (told := getattr(session.config, "workeroutput", None)) is not None:
-        told["compared"] = {name: sorted(found) for name, found in recorded.COMPARED.items()}
-        told["outputs"] = dict(recorded.OUTPUTS)
+        told["compared"] = {name: sorted(found) for name, found in golden.COMPARED.items()}
+        told["outputs"] = dict(golden.OUTPUTS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Collect what a process compared."""
     told = getattr(node, "workeroutput", {})
-    recorded.OUTPUTS.update(told.get("outputs", {}))
+    golden.OUTPUTS.update(told.get("outputs", {}))
     for name, found in told.get("compared", {}).items():
-        recorded.COMPARED.setdefault(name, set()).update(found)
+        golden.COMPARED.setdefault(name, set()).update(found)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List the recorded runs of published code, and how much of them was compared."""
-    if any(recorded.COMPARED.values()):
+    if any(golden.COMPARED.values()):
         terminalreporter.section("recorded outputs of published code, compared to 1e-5")
-        for name, total in sorted(recorded.OUTPUTS.items()):
+        for name, total in sorted(golden.OUTPUTS.items()):
             if total:  # else a file of another form, in the list below
-                compared = len(recorded.COMPARED[name])
+                compared = len(golden.COMPARED[name])
                 terminalreporter.write_line(f"{name}: {compared} of {total}")
-        for name, test in recorded.ELSEWHERE.items():
+        for name, test in golden.ELSEWHERE.items():
             terminalreporter.write_line(f"{name}: in {test}")
 
 

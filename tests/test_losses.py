@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
-from tests.helpers.recorded import Vectors, assert_reproduces, cases, part, read, run_step
+from tests.helpers.golden import Vectors, assert_reproduces, cases, part, read, run_step
 
 FIXMATCH, ADJUSTED = read("fixmatch.npz"), read("logit_adjustment.npz")
 LOSSES = read("fixmatch_losses.npz")

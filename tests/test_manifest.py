@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from ssl_selmix import cli
-from ssl_selmix.common import config
+from ssl_selmix.common import config, text
+from ssl_selmix.data import manifest as manifests
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
-from ssl_selmix.splits import NOT_DRAWN, PARTS, SHAPES, Counts, LongTailSplit, read_manifest
+from ssl_selmix.splits import NOT_DRAWN, PARTS, SHAPES, Counts, LongTailSplit
 
 CPU = torch.device("cpu")
 DATASET = '''"""Thirty noise images of each of three classes, and seven of none."""
@@ -74,7 +74,7 @@ def saved(dataset: str, folder: Path, *words: str) -> Path:
     """The manifest of a split of that data set."""
     inputs = inputs_of(dataset, *words)
     path = folder / "published.json"
-    inputs.split.save(path, inputs.images_sha256, **inputs.extra)
+    manifests.save(inputs.split, path, inputs.images_sha256, **inputs.extra)
     return path
 
 
@@ -91,11 +91,10 @@ def edit(path: Path, **changes: Any) -> None:
 
 def edit_indices(path: Path, part: str, indices: list[int]) -> None:
     """Other images, with a digest that says they are the right ones."""
-    from ssl_selmix import splits
 
     manifest = json.loads(path.read_text())
     manifest["indices"][part] = indices
-    manifest["indices_sha256"] = splits._sha256_of_indices(manifest["indices"])
+    manifest["indices_sha256"] = manifests._sha256_of_indices(manifest["indices"])
     path.write_text(json.dumps(manifest))
 
 
@@ -136,7 +135,7 @@ def test_a_published_split_comes_back_whole(
 ) -> None:
     first = inputs_of(dataset, *as_words(rule), seed=seed)
     path = tmp_path / "published.json"
-    first.split.save(path, first.images_sha256, **first.extra)
+    manifests.save(first.split, path, first.images_sha256, **first.extra)
     plan = plan_of(dataset, f"data.manifest={path}", seed=other)
     again = load_data(plan)
     for part in PARTS:
@@ -149,7 +148,7 @@ def test_a_published_split_comes_back_whole(
     assert {key: used[key] for key in rule.settings()} == rule.settings()
     assert plan.identity()["data"]["manifest"] == {
         "path": str(path),
-        "indices_sha256": read_manifest(path)["indices_sha256"],
+        "indices_sha256": manifests.read(path)["indices_sha256"],
     }
 
 
@@ -165,12 +164,12 @@ def test_the_manifest_of_a_run_serves_another_and_belongs_to_its_identity(
     second = [*command, "--out", str(two), "--seed", "5", taken]
     assert cli.main(second) == 0
     assert "data.labeled.largest=4" in " ".join(capsys.readouterr().out.split())
-    ours, theirs = (read_manifest(folder / "manifest.json") for folder in (one, two))
+    ours, theirs = (manifests.read(folder / "manifest.json") for folder in (one, two))
     assert "data.labeled.largest=4" in ours.pop("command")
     assert "data.manifest=" not in theirs.pop("command")  # it names no folder: it can be published
     assert ours.pop("run_id") != theirs.pop("run_id")  # two runs on one split
     assert ours == theirs
-    written = OmegaConf.to_container(OmegaConf.load(two / "config.yaml"))
+    written = text.load(two / "config.yaml")
     assert isinstance(written, dict)
     assert written["data"]["manifest"]["indices_sha256"] == ours["indices_sha256"]
     assert written["data"]["labeled"]["largest"] == 4
@@ -208,7 +207,7 @@ def test_a_damaged_file_is_refused_before_any_image_is_read(
     dataset: str, tmp_path: Path, damage: str
 ) -> None:
     path = saved(dataset, tmp_path)
-    manifest = read_manifest(path)
+    manifest = manifests.read(path)
     if damage == "cut":
         path.write_text(path.read_text()[:200])
     elif damage == "index":
@@ -239,14 +238,14 @@ def test_parts_that_overlap_are_refused(
     dataset: str, tmp_path: Path, part: str, message: str
 ) -> None:
     path = saved(dataset, tmp_path)
-    indices = read_manifest(path)["indices"]
+    indices = manifests.read(path)["indices"]
     edit_indices(path, part, [indices["labeled"][0], *indices[part][1:]])
     assert message in refusal(dataset, f"data.manifest={path}")
 
 
 def test_an_image_named_twice_or_not_there_is_refused(dataset: str, tmp_path: Path) -> None:
     path = saved(dataset, tmp_path)
-    labeled = read_manifest(path)["indices"]["labeled"]
+    labeled = manifests.read(path)["indices"]["labeled"]
     edit_indices(path, "labeled", [labeled[1], *labeled[1:]])
     assert "the labeled images of the split repeat" in refusal(dataset, f"data.manifest={path}")
     for place in (90, -1):
@@ -275,14 +274,14 @@ def test_no_manifest_is_said_by_null(dataset: str) -> None:
 
 
 def test_a_manifest_says_nothing_of_the_machine(dataset: str, tmp_path: Path) -> None:
-    rule = read_manifest(saved(dataset, tmp_path, "data.noise=2"))["rule"]
+    rule = manifests.read(saved(dataset, tmp_path, "data.noise=2"))["rule"]
     fields = {field.name for field in dataclasses.fields(LongTailSplit)}
     assert set(rule) == fields - {"manifest"}
 
 
 def test_a_manifest_from_before_shapes_is_read(dataset: str, tmp_path: Path) -> None:
     path = saved(dataset, tmp_path)
-    rule = read_manifest(path)["rule"]
+    rule = manifests.read(path)["rule"]
     del rule["labeled_in_pool"], rule["labeled"]["shape"], rule["unlabeled"]["shape"]
     edit(path, rule=rule)
     assert inputs_of(dataset, f"data.manifest={path}").split.rule.labeled == Counts(6, 2.0)

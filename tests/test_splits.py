@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
+from ssl_selmix.common import config
+from ssl_selmix.data import manifest as manifests
 from ssl_selmix.data.source import sha256_of_arrays
 from ssl_selmix.splits import (
     NOT_DRAWN,
@@ -17,9 +18,7 @@ from ssl_selmix.splits import (
     SHAPES,
     Counts,
     LongTailSplit,
-    Split,
     long_tail_counts,
-    read_manifest,
 )
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -173,7 +172,7 @@ def test_labeled_images_are_always_drawn() -> None:
     ],
 )
 def test_a_manifest_says_what_m1_means(rule: LongTailSplit, words: str) -> None:
-    assert re.search(words, rule.draw(LABELS, 5, 0).manifest()["meaning"]["M1"])
+    assert re.search(words, manifests.content(rule.draw(LABELS, 5, 0))["meaning"]["M1"])
 
 
 def test_labels_and_parts_are_verified() -> None:
@@ -331,16 +330,18 @@ def test_manifest_round_trip(
 ) -> None:
     split = rule.draw(*data, seed)
     path = tmp_path / "manifest.json"
-    split.save(path, images_sha256="abc", dataset="digits")
-    loaded = Split.load(path, images_sha256="abc")
+    manifests.save(split, path, images_sha256="abc", dataset="digits")
+    loaded = manifests.load(path, images_sha256="abc")
     assert loaded.rule == rule
-    assert loaded.manifest("abc", dataset="digits") == split.manifest("abc", dataset="digits")
-    assert read_manifest(path) == split.manifest("abc", dataset="digits")
+    assert manifests.content(loaded, "abc", dataset="digits") == manifests.content(
+        split, "abc", dataset="digits"
+    )
+    assert manifests.read(path) == manifests.content(split, "abc", dataset="digits")
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_manifest_states_counts_and_the_meaning_of_the_sizes() -> None:
-    manifest = RULE.draw(LABELS, 5, 7).manifest(None)
+    manifest = manifests.content(RULE.draw(LABELS, 5, 7))
     assert manifest["counts"]["unlabeled"] == long_tail_counts(20, 4, 5)
     unlabeled = {"largest": 20, "rho": 4, "reverse": False, "shape": "long_tail"}
     assert manifest["rule"]["unlabeled"] == unlabeled
@@ -365,12 +366,12 @@ def _change_a_count(manifest: dict[str, Any]) -> None:
     "poison", [_move_a_validation_image, _swap_one_index, _change_a_count], ids=lambda f: f.__name__
 )
 def test_a_poisoned_manifest_is_refused(poison: Any, tmp_path: Path) -> None:
-    manifest = RULE.draw(LABELS, 5, 0).manifest()
+    manifest = manifests.content(RULE.draw(LABELS, 5, 0))
     poison(manifest)
     path = tmp_path / "poisoned.json"
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"poisoned\.json: the indices do not match"):
-        Split.load(path)
+        manifests.load(path)
 
 
 @pytest.mark.parametrize(
@@ -381,33 +382,33 @@ def test_a_file_that_is_no_manifest_is_refused(text: str, tmp_path: Path) -> Non
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.json is not a split manifest"):
-        read_manifest(path)
+        manifests.read(path)
 
 
 def test_a_manifest_without_a_rule_is_refused(tmp_path: Path) -> None:
-    manifest = RULE.draw(LABELS, 5, 0).manifest()
+    manifest = manifests.content(RULE.draw(LABELS, 5, 0))
     del manifest["rule"]
     path = tmp_path / "other.json"
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"no \['rule'\]"):
-        Split.load(path)
+        manifests.load(path)
 
 
 def test_a_manifest_of_other_images_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
-    RULE.draw(LABELS, 5, 0).save(path, images_sha256="one")
+    manifests.save(RULE.draw(LABELS, 5, 0), path, images_sha256="one")
     with pytest.raises(ValueError, match=r"m\.json: the split was drawn on other images"):
-        Split.load(path, images_sha256="two")
+        manifests.load(path, images_sha256="two")
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
     split, path = RULE.draw(LABELS, 5, 0), tmp_path / "m.json"
-    split.save(path)
+    manifests.save(split, path)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        split.save(path, note=object())
+        manifests.save(split, path, note=object())
     with pytest.raises(ValueError, match="already has the keys"):
-        split.save(path, counts={})
+        manifests.save(split, path, counts={})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -416,12 +417,18 @@ def test_editing_the_rule_later_does_not_change_a_split() -> None:
     rule = LongTailSplit(Counts(5), Counts(5), validation=1)
     split = rule.draw(LABELS, 5, 0)
     rule.labeled.largest = 99
-    assert split.manifest()["rule"]["labeled"]["largest"] == 5
+    assert (
+        manifests.content(
+            split,
+        )["rule"]["labeled"]["largest"]
+        == 5
+    )
 
 
 def test_the_rule_is_a_structured_configuration() -> None:
-    config = OmegaConf.merge(OmegaConf.structured(RULE), {"unlabeled": {"rho": 2.5}, "test": None})
-    rule = OmegaConf.to_object(config)
+    settings = config.flatten({"data": RULE.settings()}) | {"data.unlabeled.rho": 2.5}
+    rule = config.compose({"data": LongTailSplit}, [("rule", settings | {"data.test": None})])[0]
+    rule = rule["data"]
     assert rule == LongTailSplit(Counts(12, 6.0), Counts(20, 2.5), validation=3, test=None)
 
 
@@ -453,9 +460,14 @@ def test_all_is_what_the_other_parts_leave() -> None:
     split.verify(labels, 3)
     everything = np.sort(np.concatenate([getattr(split, part) for part in PARTS]))
     np.testing.assert_array_equal(everything, np.arange(39))
-    assert "all" in split.manifest()["meaning"]
+    assert (
+        "all"
+        in manifests.content(
+            split,
+        )["meaning"]
+    )
     other = LongTailSplit(Counts(2), Counts(2), validation=2).draw(labels, 3, seed=0)
-    assert "all" not in other.manifest()["meaning"]  # whose digest names committed results
+    assert "all" not in manifests.content(other)["meaning"]  # whose digest names committed results
 
 
 def test_all_counts_labeled_images_in_the_pool() -> None:

@@ -40,6 +40,7 @@ Box = tuple[int, int, int, int]  # left, upper, right, lower
 NUM_OPS = 3
 FILL = (125, 123, 114)  # of the square
 LARGEST_SQUARE = 0.5  # of the side
+THIN = 16  # times longer than wide
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 
 
@@ -59,8 +60,21 @@ class Plain:
         """The central square; the key has no meaning."""
         resize, crop = self._steps
         factor = photo.factor(photo.width, photo.height, round(self.size * 256 / 224))
-        image = resize(image=photo.pixels(factor))["image"]
+        image = resize(image=_without_ends(photo.pixels(factor)))["image"]
         return np.asarray(crop(image=image)["image"])
+
+
+def _without_ends(pixels: Pixels) -> Pixels:
+    """A thin image without the ends that the central square cannot show.
+
+    Of 3000×1 pixels the whole image would be resized to 768,000×256 before it is cut. Both ends
+    lose the same, so that the centre stays.
+    """
+    for axis in (0, 1):
+        length, across = pixels.shape[axis], pixels.shape[1 - axis]
+        if (surplus := (length - THIN * across) // 2) > 0:
+            pixels = pixels.take(range(surplus, length - surplus), axis)
+    return pixels
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ssl_selmix.common import plugins
+from ssl_selmix.common.names import printable
+from ssl_selmix.common.paths import expanded
 
 SWEEPS = "sweeps (ssl-selmix sweep NAME)"
 
@@ -26,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with code 2; argparse would print the usage first."""
         message = message.replace(", key=value", "")  # Settings are never required.
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, printable(f"error: {message}; see {self.prog} --help\n"))
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,14 @@ def path(text: str) -> Path:
     """A path that names something.
 
     Raises:
-        argparse.ArgumentTypeError: the text is empty.
+        argparse.ArgumentTypeError: the text is empty, or begins with a ~ of nobody.
     """
     if not text:
         raise argparse.ArgumentTypeError("an empty path names no file")
-    return Path(text)
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:

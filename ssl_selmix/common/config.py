@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ssl_selmix.common import fields, text
+from ssl_selmix.common.fields import shown
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.rules import Checked, at_least, one_of
+from ssl_selmix.common.text import Word
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Keys that every stage had in released versions and some have no more, with the default: a run that
@@ -24,7 +27,15 @@ REASONS = {
 }
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
-    *("device", "threads", "pictures", "checkpoint_minutes", "data.workers", "data.cache"),
+    *(
+        "device",
+        "threads",
+        "pictures",
+        "checkpoint_minutes",
+        "data.workers",
+        "data.cache",
+        "data.strict",
+    ),
 )
 
 
@@ -55,80 +66,162 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """`key=value` words as a flat mapping; values are YAML.
+    """`key=value` words as a flat mapping to `Word`s, as they were typed.
 
     Raises:
-        ValueError: a word without `=`, or a value that is no YAML.
+        ValueError: a word without `=`.
     """
     overrides: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, _ = pair.partition("=")
+        key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"{pair!r} is no setting; write key=value, such as seed=1")
-        try:
-            overrides |= settings_of(OmegaConf.from_dotlist([pair]))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise ValueError(f"{pair!r} has a value that YAML cannot read") from error
+        overrides[key] = Word(value)
     return overrides
 
 
-def parse_yaml(text: str, origin: str) -> dict[str, Any]:
-    """A preset's text as a flat mapping.
+def parse_yaml(content: str, origin: str) -> dict[str, Any]:
+    """A preset's text as a flat mapping to `Word`s, and to texts where it has quotes.
 
     Raises:
         ValueError: the text is no YAML mapping.
     """
     try:
-        loaded = OmegaConf.create(text)
-        if not isinstance(loaded, DictConfig):
+        loaded = text.words(content)
+        if not isinstance(loaded, Mapping) and loaded is not None:
             raise ValueError(f"{origin} must be a mapping of keys to values")
-        return settings_of(loaded)
-    except AssertionError as error:  # OmegaConf's answer to a lone number
-        raise ValueError(f"{origin} must be a mapping of keys to values") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{origin} is no YAML: {str(error).splitlines()[0]}") from error
+        return flatten({str(key): value for key, value in (loaded or {}).items()})
+    except YAMLError as error:
+        raise ValueError(f"{origin} is no YAML: {' '.join(str(error).split())[:200]}") from error
 
 
-def settings_of(tree: DictConfig) -> dict[str, Any]:
-    """A configuration tree as a flat mapping."""
-    return flatten({str(k): v for k, v in dict(OmegaConf.to_container(tree)).items()})  # type: ignore[arg-type]
+Layer = tuple[str, Mapping[str, Any]]  # where settings come from, and they by dotted key
+
+
+def read(sections: Mapping[str, type[Any]], layers: Sequence[Layer]) -> list[Layer]:
+    """The layers with values in place of words.
+
+    Raises:
+        ValueError: an unknown key (the nearest is named), or a wrong type.
+    """
+    known = flatten(_trees(sections, types=True))
+    return [(origin, _read(settings, known, origin)) for origin, settings in layers]
+
+
+def _read(settings: Mapping[str, Any], known: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in _ungrouped(settings, known, origin).items():
+        _check_key(key, known, origin)
+        try:
+            found[key] = fields.value_of(value, known[key])
+        except fields.WrongType as error:
+            raise ValueError(f"{key} must be {error}, not {shown(value)} ({origin})") from error
+        except fields.NoSetting as error:
+            raise ValueError(f"{key} cannot be set: {error} ({origin})") from error
+    return found
+
+
+def _ungrouped(
+    settings: Mapping[str, Any], known: Mapping[str, Any], origin: str
+) -> dict[str, Any]:
+    """`data.labeled={largest: 3}` as the one key that it sets."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        group = isinstance(value, Word) and value.strip().startswith("{") and key not in known
+        inner = parse_yaml(value, f"{key} ({origin})") if group else {}
+        found |= {f"{key}.{name}": item for name, item in inner.items()} or {key: value}
+    return found
 
 
 def compose(
-    sections: Mapping[str, type[Any]], layers: Sequence[tuple[str, Mapping[str, Any]]]
+    sections: Mapping[str, type[Any]], layers: Sequence[Layer]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Typed configuration objects by section (and "" for `Run`), and their plain values.
 
     Args:
         sections: dataclass of each section.
-        layers: (where it comes from, flat settings), later ones win.
+        layers: settings, later ones win.
 
     Raises:
         ValueError: an unknown key (the nearest is named), a wrong type, a value out of range.
     """
-    types = {"": Run, **sections}
-    tree: DictConfig = OmegaConf.structured(Run)
-    OmegaConf.set_struct(tree, False)
-    for name, kind in sections.items():
-        tree[name] = OmegaConf.structured(kind)
-    OmegaConf.set_struct(tree, True)
-    known = flatten(OmegaConf.to_container(tree))  # type: ignore[arg-type]
-    for origin, settings in layers:
+    tree = _trees(sections)
+    for _, settings in read(sections, layers):
         for key, value in settings.items():
-            _check_key(key, known, origin)
-            _set(tree, key, value, origin)
+            *groups, last = key.split(".")
+            place = tree
+            for group in groups:
+                place = place[group]
+            place[last] = value
     objects: dict[str, Any] = {}
-    for name in types:
+    kinds: dict[str, type[Any]] = {"": Run, **sections}
+    for name, kind in kinds.items():
+        own = (
+            {k: v for k, v in tree.items() if k in Run.__annotations__} if not name else tree[name]
+        )
         try:
-            if name:
-                objects[name] = OmegaConf.to_object(tree[name])
-            else:
-                objects[name] = Run(**{key: tree[key] for key in Run.__annotations__})
-        except (ValueError, OmegaConfBaseException) as error:
+            objects[name] = _build(kind, own)
+        except ValueError as error:
             raise ValueError(f"{name}{'.' if name else ''}{error}") from error
-    plain = OmegaConf.to_container(tree)
-    assert isinstance(plain, dict)
-    return objects, {str(k): v for k, v in plain.items()}
+    return objects, _plain(tree)
+
+
+def _trees(sections: Mapping[str, type[Any]], types: bool = False) -> dict[str, Any]:
+    """The defaults of all sections, or the types of their fields."""
+    tree = _tree(Run, Run(), types)
+    return tree | {name: _tree(kind, None, types) for name, kind in sections.items()}
+
+
+def _tree(kind: type[Any], instance: Any, types: bool) -> dict[str, Any]:
+    """A dataclass's fields by name: their types, or what an instance or else the class has there.
+
+    Raises:
+        NoSetting: a field is of a type that no setting can have.
+    """
+    found: dict[str, Any] = {}
+    hints = fields.types_of(kind)
+    for field in dataclasses.fields(kind):
+        if field.name not in hints:
+            continue
+        hint, value = hints[field.name], getattr(instance, field.name, None)
+        if instance is None:
+            made = field.default_factory is not dataclasses.MISSING
+            value = field.default_factory() if made else field.default  # type: ignore[misc,operator]
+        if dataclasses.is_dataclass(hint):
+            nested = type(value) if dataclasses.is_dataclass(value) else hint
+            inner = value if dataclasses.is_dataclass(value) else None
+            found[field.name] = _tree(nested, inner, types)  # type: ignore[arg-type]
+        elif types:
+            found[field.name] = hint
+        else:
+            found[field.name] = _default(kind, field.name, value, hint)
+    return found
+
+
+def _default(kind: type[Any], name: str, value: Any, hint: Any) -> Any:
+    try:
+        return value if value is dataclasses.MISSING else fields.value_of(value, hint)
+    except fields.WrongType as error:
+        raise fields.NoSetting(
+            f"the default of {name} in {kind.__qualname__} must be {error}, not {shown(value)}"
+        ) from error
+    except fields.NoSetting as error:
+        raise fields.NoSetting(f"{name} in {kind.__qualname__}: {error}") from error
+
+
+def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """The object of these values; those of nested dataclasses are built first."""
+    hints, given = fields.types_of(kind), {}
+    for name, value in values.items():
+        if value is dataclasses.MISSING:
+            raise ValueError(f"{name} has no default; set it")
+        nested = dataclasses.is_dataclass(hints[name])
+        given[name] = _build(hints[name], value) if nested else copy.copy(value)
+    return kind(**given)
+
+
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _plain(v) if isinstance(v, Mapping) else fields.plain(v) for k, v in tree.items()}
 
 
 def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
@@ -142,19 +235,15 @@ def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
         raise ValueError(f"{unknown('key', key, known)} ({origin})")
 
 
-def _set(tree: DictConfig, key: str, value: Any, origin: str) -> None:
-    try:
-        OmegaConf.update(tree, key, value)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{key}={value!r} has the wrong type: {reason} ({origin})") from error
-
-
 def without_retired(
     recorded: Mapping[str, Any], sections: Mapping[str, type[Any]]
 ) -> dict[str, Any]:
     """The flat settings of an older run, but for those that its sections do not have any more."""
-    known = {f"{section}.{f.name}" for section, kind in sections.items() for f in fields(kind)}
+    known = {
+        f"{section}.{field.name}"
+        for section, kind in sections.items()
+        for field in dataclasses.fields(kind)
+    }
     gone = {k for k in recorded if k not in known and k.rpartition(".")[2] in RETIRED}
     return {key: value for key, value in recorded.items() if key not in gone}
 

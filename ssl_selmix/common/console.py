@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from ssl_selmix.common.names import printable
+
+
+class Terminal(Console):
+    """A console that shows text from outside and never obeys it: see `printable`."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The segments of what is shown; rich's own colours are no part of their text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def console() -> Console:
@@ -13,9 +28,9 @@ def console() -> Console:
     Of several processes, the first one speaks.
     """
     if int(os.environ.get("RANK", "0")):
-        return Console(quiet=True)
-    found = Console()
-    return found if found.is_terminal else Console(width=110, color_system=None, soft_wrap=True)
+        return Terminal(quiet=True)
+    found = Terminal()
+    return found if found.is_terminal else Terminal(width=110, color_system=None, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -30,4 +45,4 @@ def warn(text: str) -> None:
 
 def tell(text: str) -> None:
     """A line on the standard error, where it cannot stand between results."""
-    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
+    Terminal(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)

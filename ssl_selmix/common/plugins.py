@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import os
 import sys
 from functools import cache
 from importlib.resources import files
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ssl_selmix.common.names import blame, unknown
+from ssl_selmix.common.paths import expanded
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -75,13 +75,28 @@ def preset_text(name: str) -> str:
         ValueError: there is no such preset or file.
     """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
+        path = expanded(name)
         if not path.is_file():
             raise ValueError(f"no preset file {path}; check the path")
-        return path.read_text("utf-8")
+        return text_of(path)
     if name not in presets():
         raise ValueError(unknown("preset", name, presets()))
     return (_package() / "configs" / f"{name}.yaml").read_text("utf-8")
+
+
+def text_of(path: Path) -> str:
+    """The text in a user's file.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            "save it as UTF-8"
+        ) from error
 
 
 def load_module(kind: str, name: str, anywhere: bool = False) -> ModuleType:
@@ -112,7 +127,7 @@ def import_file(path: Path) -> ModuleType:
     Raises:
         ValueError: there is no such file, it is no Python file, or it raises an error.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     if not path.is_file():
         raise ValueError(f"no file {path}; check the path")
     # A file called random.py must not replace the module of that name, nor another random.py.

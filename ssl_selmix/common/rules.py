@@ -70,12 +70,20 @@ class Checked:
             check(name, getattr(self, name), rule)
 
 
+def check_field(kind: type, name: str, value: object) -> None:
+    """Raise ValueError if a value breaks a rule of this field of a configuration."""
+    for field_name, rule in _rules(kind):
+        if field_name == name:
+            check(name, value, rule)
+
+
 def _rules(kind: type) -> Iterator[tuple[str, Rule]]:
     """Fields and rules of a dataclass and of its bases, which come first."""
+    live = {f.name for f in fields(kind)}  # without those that a subclass made constants
     for base in reversed(kind.__mro__):
         own = vars(base).get("__dataclass_fields__", {})
         for name in inspect.get_annotations(base):
-            if name in own and "rule" in own[name].metadata:
+            if name in live and name in own and "rule" in own[name].metadata:
                 yield name, own[name].metadata["rule"]
         if "RULES" in vars(base):
             warnings.warn(
@@ -116,7 +124,9 @@ def check(name: str, value: object, rule: Rule) -> None:
     if isinstance(rule, tuple):
         if value not in rule:
             raise ValueError(f"{name} must be one of {', '.join(rule)}, not {value!r}")
-    elif not isinstance(value, numbers.Real) or not _within(float(value), rule):
+    elif isinstance(value, bool) or not (
+        isinstance(value, numbers.Real) and _within(float(value), rule)
+    ):
         raise ValueError(f"{name} must be {'in ' if rule[0] in '[(' else ''}{rule}, not {value!r}")
 
 

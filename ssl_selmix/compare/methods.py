@@ -46,7 +46,7 @@ def differences(
                 twice = any(run.chain.count(name) > 1 for run in runs)
                 which = f"{name} as stage {position + 1}" if twice else name
                 notes.append(f"{which}: {', '.join(usual)}, where its name says nothing else")
-    told = [protocol.keys(run) for run in runs]
+    told = [run.keys for run in runs]
     seen: list[list[str]] = []
     for key in (k for k in allowed if k != "steps"):  # which stages tell themselves
         values = [str(one.get(key)) for one in told]
@@ -62,7 +62,7 @@ def differences(
 
 def _say(key: str, value: str, words: list[list[str]]) -> None:
     """Give the stages of a run their words: the first one, and those that change the value."""
-    parts = value.split(protocol.THEN)
+    parts = value.split(reading.THEN)
     parts = parts[:1] * (len(words) - len(parts)) + parts  # given weights have no part of their own
     before = None
     for position, part in enumerate(parts):
@@ -134,22 +134,6 @@ def _defaults(algorithm: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
-
-
-def _refuse_contradictions(runs: Sequence[Run], words: Words) -> None:
-    """Refuse runs that say that they are the same, on one seed, and have different figures.
-
-    Raises:
-        ValueError: names the first two.
-    """
-    seen: dict[Any, Run] = {}
-    for run, mine in zip(runs, words, strict=True):
-        other = seen.setdefault((run.chain, run.unit, repr(mine)), run)
-        if other is not run:
-            raise ValueError(
-                f"{other.name} and {run.name} are both {' + '.join(run.chain)} with seed "
-                f"{run.seed} on the same images, and their figures differ; leave one of them out"
-            )
 
 
 def _settings(run: Run, position: int) -> dict[str, Any] | None:
@@ -231,7 +215,7 @@ def group(
         ValueError: runs of a table differ in what makes figures comparable, or contradict.
     """
     allow, by = (protocol.with_implied(names) for names in (allow, by))
-    runs, notes = reading.join(runs)
+    runs, notes = reading.with_parents(runs)
     protocol.check_names(runs, allow, "--allow")
     protocol.check_names(runs, by, "--by")
     # Over all tables: who reads one beside the other compares them as well.
@@ -246,13 +230,15 @@ def group(
     titles = [_title(one, conditions) for one in conditions]
     if len(set(titles)) < len(titles):  # only what a key implies tells two of them apart
         titles = [_title(one, conditions, implied=True) for one in conditions]
-    kept = [_checked(part, allow) for part in parts.values()]
-    every = [run for runs, _ in kept for run in runs]
-    words, usual = differences(every, list(found), by)
+    kept = [_without_doubles(part) for part in parts.values()]
+    words, usual = differences([run for part, _ in kept for run in part], list(found), by)
     made = []
-    for title, (runs, notes_of_part) in zip(titles, kept, strict=True):
-        mine, words = words[: len(runs)], words[len(runs) :]
-        made.append(_group(title, runs, mine, [*notes_of_part, *usual]))
+    for title, (part, doubles) in zip(titles, kept, strict=True):
+        mine, words = words[: len(part)], words[len(part) :]
+        images = protocol.images(part)
+        protocol.refuse({protocol.IMAGES: images}, allow, splits=True)
+        others = [f"allowed to differ: images of a seed: {', '.join(images)}"] if images else []
+        made.append(_group(title, part, mine, [*others, *doubles, *usual]))
     if len(made) > 1:
         keys = dict.fromkeys(key for one in conditions for key in _differing(one, conditions))
         told = "; ".join(g.title for g in made)
@@ -278,46 +264,43 @@ def _differing(
     return [k for k in found if implied or k not in said]
 
 
-def _checked(runs: list[Run], allow: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs of a table, each counted once, on the same images; and notes."""
-    images = protocol.images(runs)
-    protocol.refuse({protocol.IMAGES: images}, allow, splits=True)
-    notes = [f"allowed to differ: images of a seed: {', '.join(images)}"] if images else []
-    runs, doubles = _without_doubles(runs)
-    return runs, notes + doubles
+def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Of copies of one run the one whose folder is there; and notes."""
+    kept: dict[tuple[str, int], Run] = {}
+    notes = []
+    for run in sorted(runs, key=lambda r: (r.path.name != RESULTS, str(r.path))):
+        twin = kept.setdefault((run.recorded.run_id, len(run.stages)), run)
+        if twin is not run:
+            notes.append(f"{run.name} and {twin.name} are the same run, counted once")
+    return sorted(kept.values(), key=lambda r: str(r.path)), sorted(notes)
 
 
 def _group(title: str, runs: list[Run], words: Words, notes: Sequence[str]) -> Group:
-    _refuse_contradictions(runs, words)
+    told = [*notes, *_repeated(runs, words)]
     rows, merged = _rows(runs, names(runs, words))
-    told = [*notes, *merged, *_unrecorded(runs), *_gaps(rows)]
+    told += [*merged, *_unrecorded(runs), *_gaps(rows)]
     return Group(title, runs, rows, protocol.summary(runs), told)
 
 
-def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """One of every set of identical results: the one whose folder is there."""
-    kept: list[Run] = []
+def _repeated(runs: Sequence[Run], words: Words) -> list[str]:
+    """Notes on runs that repeat another one: same method, seed, images and figures.
+
+    Raises:
+        ValueError: their figures differ.
+    """
     notes = []
-    for run in sorted(runs, key=lambda r: (r.path.name != RESULTS, str(r.path))):
-        twin = next((other for other in kept if _identical(run, other)), None)
-        if twin is None:
-            kept.append(run)
-        else:
-            notes.append(f"{run.name} and {twin.name} are the same run, counted once")
-    return sorted(kept, key=lambda r: str(r.path)), sorted(notes)
-
-
-def _identical(one: Run, other: Run) -> bool:
-    """Same figures from what may be the same settings; unknown ones may be the same."""
-    if (one.unit, one.chain) != (other.unit, other.chain):
-        return False
-    pairs = zip(one.stages, other.stages, strict=True)
-    return all(a.same_figures(b) and _may_be_same(a, b) for a, b in pairs)
-
-
-def _may_be_same(one: Stage, other: Stage) -> bool:
-    told = filled(one.algorithm, [one.settings, other.settings])
-    return one.steps == other.steps and (None in told or told[0] == told[1])
+    seen: dict[Any, Run] = {}
+    for run, mine in zip(runs, words, strict=True):
+        other = seen.setdefault((run.chain, run.unit, repr(mine)), run)
+        if other is run:
+            continue
+        if not all(a.same_figures(b) for a, b in zip(other.stages, run.stages, strict=True)):
+            raise ValueError(
+                f"{other.name} and {run.name} are both {' + '.join(run.chain)} with seed "
+                f"{run.seed} on the same images, and their figures differ; leave one of them out"
+            )
+        notes.append(f"{run.name} repeats {other.name} with the same figures, counted once")
+    return notes
 
 
 def _rows(runs: Sequence[Run], labels: Sequence[tuple[str, ...]]) -> tuple[list[Row], list[str]]:

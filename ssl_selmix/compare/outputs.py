@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import unknown
 from ssl_selmix.compare import methods, reading, write
 from ssl_selmix.compare.tables import Choice, of_group
@@ -167,6 +168,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _console() -> Console:
-    found = Console()
+    found = Terminal()
     # Elsewhere than on a terminal nobody can widen the window: tables take the room they need.
-    return found if found.is_terminal else Console(width=200, color_system=None)
+    return found if found.is_terminal else Terminal(width=200, color_system=None)

@@ -7,43 +7,19 @@ from typing import Any
 
 from ssl_selmix.common.config import flatten
 from ssl_selmix.common.names import unknown
-from ssl_selmix.compare.reading import BEFORE, GIVEN, Run
+from ssl_selmix.compare.reading import DATA, PLACES, Run
 
 # The question that an experiment asks: runs that differ in these get tables of their own.
 CONDITIONS = ("data.labeled.", "data.unlabeled.", "data.labeled_in_pool")
-# Where images lie says nothing about which they are; their SHA-256 does.
-PLACES = ("data.root", "data.manifest")
 IMAGES = "images"
 NOT_RECORDED = "not recorded"
-THEN = ", then "  # joins what stages differ in
-# Loaders of a user's own images all have one name.
-DATA = "dataset_sha256"
 # Who names the first means the second as well.
 IMPLIED = {"network": ("parameters",), "dataset": (DATA,)}
 
 
-def keys(run: Run) -> dict[str, Any]:
-    """All that makes a run's figures comparable, flat, by the names of configuration keys."""
-    given = {
-        k: v for k, v in run.protocol.items() if k not in ("split", "steps", "checkpoint_rule")
-    }
-    split = flatten({"data": run.protocol["split"]})
-    rules = [stage.rule for stage in run.stages if stage.algorithm != GIVEN]
-    return {
-        "dataset": run.dataset,
-        # Results that do not say so are not held to differ.
-        **({DATA: run.data[:12]} if run.data else {}),
-        "classes": len(run.class_names),
-        **(BEFORE | flatten(given)),
-        "checkpoint_rule": rules[0] if len(set(rules)) == 1 else THEN.join(rules),
-        "steps": "unknown" if run.stages[0].steps is None else run.stages[0].steps,
-        **{key: value for key, value in split.items() if key not in PLACES},
-    }
-
-
 def conditions(run: Run, by: Iterable[str]) -> dict[str, Any]:
     """The keys whose values give the run its table."""
-    found = keys(run)
+    found = run.keys
     return {k: v for k, v in found.items() if k.startswith(CONDITIONS) or k in by}
 
 
@@ -55,7 +31,7 @@ def with_implied(names: Iterable[str]) -> list[str]:
 
 def check_names(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
     """Refuse a key that no run records, or that makes no tables."""
-    known = {key for run in runs for key in keys(run)} | {DATA}
+    known = {key for run in runs for key in run.keys} | {DATA}
     known |= {IMAGES} if option == "--allow" else set()  # a seed with two splits is a mistake
     for name in names:
         if name not in known:
@@ -65,7 +41,7 @@ def check_names(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
 def differences(runs: Sequence[Run], by: Iterable[str] = ()) -> dict[str, dict[Any, Run]]:
     """Key -> value -> the first run that has it, for all that differs and makes no table."""
     found: dict[str, dict[Any, Run]] = {}
-    recorded = [(run, keys(run)) for run in runs]
+    recorded = [(run, run.keys) for run in runs]
     for key in dict.fromkeys(key for _, values in recorded for key in values):
         if key.startswith(CONDITIONS) or key in by:
             continue
@@ -137,7 +113,7 @@ def _who(values: Mapping[Any, Run]) -> str:
 def summary(runs: Sequence[Run]) -> list[str]:
     """The protocol that all runs of a table share, a line per part of it."""
     differing = differences(runs)
-    told = [keys(run) for run in runs]
+    told = [run.keys for run in runs]
     shown = {k: v for k, v in told[0].items() if k not in differing}
     if any(one.get(DATA) != shown.get(DATA) for one in told):
         shown.pop(DATA, None)

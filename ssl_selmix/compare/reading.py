@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ssl_selmix.common.config import flatten
 from ssl_selmix.runs import archive, released
 from ssl_selmix.runs import results as schema
 from ssl_selmix.runs.folder import CONFIG, RESULTS, RunError, RunFolder
@@ -23,16 +25,29 @@ PRIORS = ("estimated_prior", "estimated_prior_low", "estimated_prior_high", "tru
 SQUARES = ("gain_matrix", "pair_distribution")
 # What runs did before they recorded it.
 BEFORE = {"step": "joint", "processes": 1}
+# Where images lie says nothing about which they are; their SHA-256 does.
+PLACES = ("data.root", "data.manifest")
+# Loaders of a user's own images all have one name.
+DATA = "dataset_sha256"
+THEN = ", then "  # joins what stages differ in
+CHANGED = "is not what the run wrote when it ended (its SHA-256 is another)"
 Unit = tuple[int, str]  # seed and images: what pairs
 Rows = list[dict[str, Any]]
 Counts = Mapping[str, Sequence[int]]
 
 
+def sha256(content: bytes) -> str:
+    """The digest that results.json has of a log."""
+    return hashlib.sha256(content).hexdigest()
+
+
 class Log:
     """The validation rows of a stage's metrics.jsonl: those that can be used, and what cannot."""
 
-    def __init__(self, run: RunFolder, name: str, num_classes: int) -> None:
-        self._run, self._name, self._k = run, name, num_classes
+    def __init__(
+        self, run: RunFolder, name: str, num_classes: int, sha256: str | None = None
+    ) -> None:
+        self._run, self._name, self._k, self._sha256 = run, name, num_classes, sha256
 
     @property
     def note(self) -> list[str]:
@@ -40,6 +55,8 @@ class Log:
         if not (bad := self._read[1]):
             return []
         file = self._run.file(self._name)
+        if bad == [CHANGED]:
+            return [f"{file} {CHANGED}; its curves are left out"]
         return [f"{file}: left out {len(bad)} value(s) or row(s), such as {bad[0]}"]
 
     @property
@@ -51,6 +68,8 @@ class Log:
     def _read(self) -> tuple[Rows, list[str]]:
         rows: Rows = []
         bad: list[str] = []
+        if self._sha256 is not None and sha256(self._run.bytes(self._name)) != self._sha256:
+            return [], [CHANGED]
         lines = self._run.lines(self._name)
         for i, line in enumerate(lines, 1):
             try:
@@ -138,6 +157,24 @@ class Run:
         """Whether stages are missing."""
         return len(self.recorded.protocol.steps) > len(self.recorded.stages)
 
+    @cached_property
+    def keys(self) -> dict[str, Any]:
+        """All that makes the figures comparable, flat, by the names of configuration keys."""
+        own = ("split", "steps", "checkpoint_rule")
+        given = {k: v for k, v in self.protocol.items() if k not in own}
+        split = flatten({"data": self.protocol["split"]})
+        rules = [stage.rule for stage in self.stages if stage.algorithm != GIVEN]
+        return {
+            "dataset": self.dataset,
+            # Results that do not say so are not held to differ.
+            **({DATA: self.data[:12]} if self.data else {}),
+            "classes": len(self.class_names),
+            **(BEFORE | flatten(given)),
+            "checkpoint_rule": rules[0] if len(set(rules)) == 1 else THEN.join(rules),
+            "steps": "unknown" if self.stages[0].steps is None else self.stages[0].steps,
+            **{key: value for key, value in split.items() if key not in PLACES},
+        }
+
     @property
     def chain(self) -> tuple[str, ...]:
         """Algorithms of the stages."""
@@ -186,7 +223,7 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 def _add(found: Iterable[tuple[Path, archive.ArchivedRun]], runs: dict[Path, Run]) -> bool:
     """Add the runs of archives; whether there was one."""
-    made = [_run(run.file(RESULTS), file, run) for file, run in found]
+    made = [_run(run.file(RESULTS), file, run, run.content(RESULTS)) for file, run in found]
     for run in made:
         runs.setdefault(run.path.resolve(), run)
     return bool(made)
@@ -260,17 +297,17 @@ def _of_file(file: Path) -> Run:
         raise NoResults(f"{file} holds no results of a run; give a {RESULTS}")
     if not content["stages"]:
         raise RunError(f"{file} has no finished stage; continue the run with --resume")
-    return _run(file, file, run)
+    return _run(file, file, run, content)
 
 
-def _run(path: Path, file: Path, folder: RunFolder) -> Run:
+def _run(path: Path, file: Path, folder: RunFolder, content: Any) -> Run:
     """A run as tables take it.
 
     Raises:
         RunError: a file of it says what cannot be so.
     """
     try:
-        found = folder.results
+        found = folder.results_of(content)
     except RunError as error:
         raise RunError(f"{error} or leave it out") from error
     k, rules = found.num_classes, found.protocol.checkpoint_rule
@@ -281,11 +318,12 @@ def _run(path: Path, file: Path, folder: RunFolder) -> Run:
             _stage(one, str(rules[one.algorithm])),
             algorithm=one.algorithm,
             steps=steps,
-            log=Log(folder, log, k) if folder.has(log) else None,
+            log=Log(folder, log, k, one.log_sha256) if folder.has(log) else None,
         )
         for (one, steps), log in zip(each, logs, strict=True)
     ]
-    held = {part: [n] * k for part in PARTS if (n := found.protocol.split.get(part))}
+    split = {part: found.protocol.split.get(part) for part in PARTS}
+    held = {part: [n] * k for part, n in split.items() if isinstance(n, int) and n}
     return Run(
         path=path,
         file=file,
@@ -316,42 +354,25 @@ def _stage(given: schema.Stage, rule: str) -> Stage:
     )
 
 
-def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def with_parents(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs in their order, each with all stages that are known; and notes on the joints."""
     notes = released.find_parents([released.Placed(Path(r.name), r.recorded) for r in runs])
-    by_id = {run.recorded.run_id: run for run in runs}
-    handed_on: dict[tuple[Unit, str], list[tuple[Run, int]]] = {}
-    for run in runs:
-        for n, stage in enumerate(run.recorded.stages, 1):
-            handed_on.setdefault((run.unit, stage.handed_on_sha256 or ""), []).append((run, n))
     done: dict[str, Run] = {}
     told: dict[str, list[str]] = {}
 
     def joined(run: Run) -> Run:
         if run.start is None or run.name in done:
             return done.get(run.name, run)
-        origin = run.recorded.stages[0].started_from
-        parent = by_id.get(origin.run_id or "") if origin else None
-        length = origin.stages if origin and parent else None
-        if origin and origin.sha256 and length is None:
-            # A run that kept what it was given handed on its own start.
-            same = [
-                one for one in handed_on.get((run.unit, origin.sha256), ()) if one[0] is not run
-            ]
-            parent, length = same[0] if same else (None, None)
         done[run.name] = _joined(run, None, 0)  # in case that a run starts from itself
-        if parent is None or length is None or parent.unit != run.unit:
-            kind, line = (
-                GIVEN,
-                f"{run.name} starts from weights (--init) of no run that is given here",
-            )
-        else:
+        parent, length = _parent(run, runs)
+        kind, line = GIVEN, f"{run.name} starts from weights (--init) of no run that is given here"
+        if parent is not None:
             before = joined(parent)
             known = before.stages[: len(before.stages) - len(parent.stages) + length]
             done[run.name] = _joined(run, before, len(known))
+            kind = " + ".join(done[run.name].chain)
             start = "+".join(stage.algorithm for stage in known)
             line = f"{run.name} starts (--init) where {parent.name} has its {start}"
-            kind = " + ".join(done[run.name].chain)
         told.setdefault(kind, []).append(line)
         return done[run.name]
 
@@ -359,6 +380,25 @@ def join(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     more = {kind: f"; {len(lines) - 1} more run(s) likewise" for kind, lines in told.items()}
     lines = [lines[0] + (more[kind] if lines[1:] else "") for kind, lines in told.items()]
     return found, [*lines, *notes]
+
+
+def _parent(run: Run, runs: Sequence[Run]) -> tuple[Run | None, int]:
+    """The run that this one records as its start, and how many of its own stages came before.
+
+    Without that run: another one on the same seed and images that handed on the same weights.
+    """
+    origin = run.recorded.stages[0].started_from
+    if origin is None:
+        return None, 0
+    others = [other for other in runs if other is not run and other.unit == run.unit]
+    for other in others:
+        if origin.stages and other.recorded.run_id == origin.run_id:
+            return other, origin.stages
+    for other in others:
+        for n, stage in enumerate(other.recorded.stages, 1):
+            if origin.sha256 and stage.handed_on_sha256 == origin.sha256:
+                return other, n
+    return None, 0
 
 
 def _joined(run: Run, parent: Run | None, length: int) -> Run:

@@ -18,6 +18,7 @@ from ssl_selmix.contract.subjects import (
     Subject,
     backward,
     demand,
+    demand_steps,
     digest,
     fit,
     make_data,
@@ -56,6 +57,7 @@ def check_on_validation(subject: Subject, folder: Path) -> None:
 
 def check_teacher(subject: Subject, folder: Path) -> None:
     """A step does not touch the teacher."""
+    demand_steps(subject.kind)
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
     before = digest(ctx.teacher)
@@ -172,6 +174,8 @@ def check_state(subject: Subject, folder: Path) -> None:
     with torch.no_grad():
         same = torch.equal(new.eval().predict(x), old.eval().predict(x))
     demand(same, f"after load_state_dict the predictions differ; {remedy}")
+    if not subject.kind.trains:
+        return
     ctx = Context(2, 4, subject.make(data).requires_grad_(False))
     found = []
     for algorithm in (old, new):
@@ -195,6 +199,9 @@ def check_resume(subject: Subject, folder: Path) -> None:
     Resumed from the checkpoint of the last validation, and from one that was saved after any step.
     """
     data, _ = make_data()
+    if not subject.kind.trains:
+        _demand_settled(subject, data, folder)
+        return
     # Ten steps are the least that SelMix trains between two validations.
     averaged: dict[str, Any] = {"steps": 12, "evaluate_every": 10}
     plain: dict[str, Any] = {"steps": 24, "evaluate_every": 10, "ema": 0.0}
@@ -203,6 +210,18 @@ def check_resume(subject: Subject, folder: Path) -> None:
     around = {moment for step in anew for moment in (step, step + 1)}  # before and after a restart
     _demand_resumable(subject, data, folder / "averaged", averaged, {1, 11} | around, {6})
     _demand_resumable(subject, data, folder / "plain", plain, {12}, {23})
+
+
+def _demand_settled(subject: Subject, data: Data, folder: Path) -> None:
+    """Resume a stage without steps when it has ended: it must not do its work a second time."""
+    whole = fit(subject.make(data), data, folder)
+    expected = saved(folder)
+    torch.manual_seed(1234)
+    again = fit(subject.make(data), data, folder, resume=True)
+    demand(
+        saved(folder) == expected and digest(again.algorithm) == digest(whole.algorithm),
+        "resumed after its end, the stage has other weights; keep all state in buffers",
+    )
 
 
 def _demand_resumable(
@@ -258,6 +277,7 @@ def _demand_resumable(
 
 def check_best(subject: Subject, folder: Path) -> None:
     """The best weights are those that were measured."""
+    demand_steps(subject.kind)
     data, _ = make_data()
     options: dict[str, Any] = {"steps": 15, "evaluate_every": 5, "select": "accuracy"}
     for lr in (0.01, 1.0):

@@ -12,6 +12,7 @@ from ssl_selmix.contract.subjects import (
     backward,
     demand,
     demand_finite,
+    demand_steps,
     fit,
     make_data,
     make_net,
@@ -40,6 +41,7 @@ def check_pool_labels(subject: Subject, folder: Path) -> None:
 
 def check_missing_in_batch(subject: Subject, folder: Path) -> None:
     """A class may be missing from the batch."""
+    demand_steps(subject.kind)
     for num_classes in (2, 3):
         data, _ = make_data(num_classes)
         algorithm, ctx = subject.started(data)

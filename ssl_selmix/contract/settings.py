@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from ssl_selmix.algorithm import Algorithm
@@ -22,6 +21,14 @@ def check_config_refuses(subject: Subject, folder: Path) -> None:
     wrong: dict[str, Any] = {"steps": 0, "batch": 0, "lr": 0.0, "momentum": 1.0}
     wrong |= {"weight_decay": -1.0, "schedule": "linear", "ema": 1.0, "ema_buffers": "no"}
     wrong |= {"evaluate_every": 0, "keep": "first"}
+    if not subject.kind.trains:
+        taken = {f.name for f in dataclasses.fields(subject.kind.Config)} & wrong.keys()
+        demand(
+            not taken,
+            f"{', '.join(sorted(taken))} can be set and mean nothing without steps; derive Config "
+            "from Algorithm.FixedConfig",
+        )
+        return
     if issubclass(subject.kind.Config, Algorithm.PoolConfig):
         wrong["mu"] = 0
         data, _ = make_data()
@@ -69,9 +76,8 @@ def check_config_yaml(subject: Subject, folder: Path) -> None:
     try:
         objects, plain = config.compose({subject.name: kind}, [])
         again, _ = config.compose({subject.name: kind}, [("file", config.flatten(plain))])
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0]
-        raise Broken(f"Config cannot be written to config.yaml ({reason}); {remedy}") from error
+    except ValueError as error:
+        raise Broken(f"Config cannot be written to config.yaml ({error}); {remedy}") from error
     same = objects[subject.name] == kind() and again == objects
     demand(same, f"Config changes on its way through config.yaml; {remedy}")
 

@@ -18,6 +18,7 @@ from ssl_selmix.contract.subjects import (
     Subject,
     backward,
     demand,
+    demand_steps,
     fit,
     make_data,
     take_step,
@@ -31,6 +32,7 @@ from ssl_selmix.training import checkpoint
 
 def check_gradients(subject: Subject, folder: Path) -> None:
     """Losses are finite scalars, and every trained parameter gets a gradient."""
+    demand_steps(subject.kind)
     for num_classes in (2, 3):
         data, _ = make_data(num_classes)
         algorithm, ctx = subject.started(data)
@@ -56,6 +58,7 @@ def check_gradients(subject: Subject, folder: Path) -> None:
 
 def check_logs(subject: Subject, folder: Path) -> None:
     """Logs are detached, finite scalars under names of their own."""
+    demand_steps(subject.kind)
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
     losses, found = take_step(algorithm, next(algorithm.batches(data, 0)), ctx)
@@ -71,6 +74,7 @@ def check_logs(subject: Subject, folder: Path) -> None:
 
 def check_optimizer_groups(subject: Subject, folder: Path) -> None:
     """The optimizer gets every trained parameter once, and no frozen one."""
+    demand_steps(subject.kind)
     data, _ = make_data()
     algorithm = subject.make(data)
     groups = algorithm.param_groups()
@@ -95,6 +99,7 @@ def check_optimizer_groups(subject: Subject, folder: Path) -> None:
 
 def check_frozen(subject: Subject, folder: Path) -> None:
     """Frozen parameters of the network stay, and some trained parameter moves."""
+    demand_steps(subject.kind)
     data, _ = make_data()
     algorithm = subject.make(data, keep="last", ema=0.0)
     before = {key: p.clone() for key, p in algorithm.named_parameters()}
@@ -112,6 +117,7 @@ def check_frozen(subject: Subject, folder: Path) -> None:
 
 def check_views(subject: Subject, folder: Path) -> None:
     """A step asks for declared views only and leaves its inputs as they are."""
+    demand_steps(subject.kind)
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
     names = tuple(algorithm.views)
@@ -143,6 +149,7 @@ def check_views(subject: Subject, folder: Path) -> None:
 
 def check_forwards(subject: Subject, folder: Path) -> None:
     """Joint, split and lazy steps give the same losses and gradients, but for batch statistics."""
+    demand_steps(subject.kind)
     needed: list[Tensor] = []
     original = Look.rest
 
@@ -189,6 +196,7 @@ def _same_steps(subject: Subject, settings: Mapping[str, Any], scale: float) -> 
 
 def check_batches(subject: Subject, folder: Path) -> None:
     """A batch depends on seed, stage and step alone."""
+    demand_steps(subject.kind)
     data, _ = make_data()
 
     def contents(data: Data, start: int, skip: int = 0) -> str:

@@ -38,6 +38,12 @@ def demand(condition: object, message: str) -> None:
         raise Broken(message)
 
 
+def demand_steps(kind: type[Algorithm]) -> None:
+    """Skip a check of what happens in steps, for a stage that takes none."""
+    if not kind.trains:
+        raise Skipped("it takes no step (trains = False)")
+
+
 class Recorder(Views):
     """Views that remember which of them were asked for."""
 
@@ -109,8 +115,11 @@ class Subject:
             ValueError: the Config refuses a setting.
             TypeError: the Config has no such setting.
         """
-        cases = dict(self.kind.contract_cases[0])
-        settings = self.kind.Config(**TINY | cases | dict(self.settings) | options)
+        given = TINY | dict(self.kind.contract_cases[0]) | dict(self.settings) | options
+        if not self.kind.trains:  # the checks say how to take steps, which it does not
+            about_steps = {f.name for f in dataclasses.fields(Algorithm.Config)}
+            given = {key: value for key, value in given.items() if key not in about_steps}
+        settings = self.kind.Config(**given)
         net = net or make_net(data)
         torch.manual_seed(2)
         return self.kind(net, data.task, settings)

@@ -5,7 +5,6 @@ torchvision's readers check every file against the published MD5.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix.augment.tensor import Strong, Weak
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data.source import ImageSet
 from ssl_selmix.splits import LongTailSplit
 
@@ -48,7 +48,7 @@ def open_part(name: str, config: Downloaded, **part: Any) -> Any:
     from torchvision import datasets
 
     kind = getattr(datasets, name)
-    root = Path(os.path.expanduser(config.root))
+    root = expanded(config.root)
     try:
         return kind(root, download=config.download, **part)
     except (OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:

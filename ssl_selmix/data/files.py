@@ -29,6 +29,7 @@ from ssl_selmix.common.processes import World, default_workers
 from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
 from ssl_selmix.data.pool import Normalisation, Pools, ReadyViews
 from ssl_selmix.data.workers import Job, Made, Reader, Request, Workers
+from ssl_selmix.images.checks import Copies
 from ssl_selmix.images.digests import FileImages, hashes
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in units of 0..255
@@ -152,6 +153,7 @@ class FileSet:
     workers: int | None = None  # processes that read images; None: one for each core
     apart: int = 0
     memory: Path | None = None  # folder that keeps the digests of the files; see `hashes`
+    strict: bool = True  # refuse a JPEG that is damaged in its middle
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 
@@ -162,12 +164,20 @@ class FileSet:
 
     def sha256(self) -> str:
         """Digest of the names below their folder and of the bytes of every file, in order."""
-        digest = hashlib.sha256()
-        for images in (self.train, self.test, self.extra_unlabeled):
+        parts = (
+            ("train", self.train, self.train_labels),
+            ("test", self.test, self.test_labels),
+            ("unlabeled", self.extra_unlabeled, None),
+        )
+        digest, copies = hashlib.sha256(), Copies()
+        for part, images, labels in parts:
             if images is not None:
+                found = hashes(images, self.memory, self.strict)
+                copies.add(part, images.paths, found, labels)
                 digest.update(f"{len(images)}:".encode())
-                for name, of_bytes in zip(images.names, hashes(images, self.memory), strict=True):
+                for name, of_bytes in zip(images.names, found, strict=True):
                     digest.update(os.fsencode(name) + f"\0{of_bytes}\0".encode())
+        copies.tell()
         return digest.hexdigest()
 
     def preprocessing(self) -> dict[str, Any]:
@@ -187,7 +197,7 @@ class FileSet:
         parts = (self.train, self.extra_unlabeled, self.test)
         paths = [path for images in parts if images is not None for path in images.paths]
         num = default_workers() if self.workers is None else self.workers
-        workers = Workers(Reader(paths, self.size), num, pin=device.type == "cuda")
+        workers = Workers(Reader(paths, self.size, self.strict), num, pin=device.type == "cuda")
         pool = FilePool(workers, Normalisation.of(self.mean, self.std, device))
         if self.test is None:
             return pool, None

@@ -32,6 +32,15 @@ def sha256_of_arrays(*arrays: npt.NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def joined(one: Tensor, other: Tensor) -> Tensor:
+    """Both in one row; not copied if they lie so: a million images are gigabytes."""
+    same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    follows = other.storage_offset() == one.storage_offset() + one.numel()
+    if same and follows and one.is_contiguous() and other.is_contiguous():
+        return one.as_strided((len(one) + len(other), *one.shape[1:]), one.stride())
+    return torch.cat([one, other])
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """What a dataset file returns: decoded images, labels, and how to normalise and augment.
@@ -82,7 +91,7 @@ class ImageSet:
                     f"extra unlabeled images are {tuple(extra.shape[1:])} {extra.dtype} and "
                     f"training images {self.image_shape} {images.dtype}; make them alike"
                 )
-            images = torch.cat([images, extra])
+            images = joined(images, extra)
         scale = Normalisation.of(self.mean, self.std, device)
         pool = MemoryPool(images.to(device), scale, self.weak, self.strong)
         if self.test is None or self.test_labels is None:

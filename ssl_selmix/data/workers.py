@@ -53,8 +53,8 @@ Made = list[list[Tensor]]  # of each request, each view: n×3×S×S uint8, chann
 class Reader:
     """Makes the views of a job."""
 
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self._paths, self.size = paths, size
+    def __init__(self, paths: Sequence[str], size: int, strict: bool = True) -> None:
+        self._paths, self.size, self._strict = paths, size, strict
 
     def make(self, job: Job) -> Made:
         """The views of every request.
@@ -73,7 +73,7 @@ class Reader:
         made = [np.empty(shape, dtype=np.uint8) for _ in request.views]
         for i, row in enumerate(request.rows):
             path = self._paths[row]
-            photo = Photo(contents(path), path)
+            photo = Photo(contents(path), path, self._strict)
             for (name, seed), out in zip(request.views, made, strict=True):
                 out[i] = makers[name](photo, (seed, request.first + i * request.every))
         return [torch.from_numpy(array).permute(0, 3, 1, 2) for array in made]

@@ -21,7 +21,7 @@ class Config(Downloaded):
 
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
-    validation: int = 500
+    validation: int | float | str = 500
 
 
 def load(config: Config) -> ImageSet:

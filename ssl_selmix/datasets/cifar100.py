@@ -17,7 +17,7 @@ class Config(Downloaded):
 
     labeled: Counts = field(default_factory=lambda: Counts(largest=150, rho=10.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=300, rho=10.0))
-    validation: int = 50
+    validation: int | float | str = 50
 
 
 def load(config: Config) -> ImageSet:

@@ -17,8 +17,8 @@ class Config(LongTailSplit):
 
     labeled: Counts = field(default_factory=lambda: Counts(largest=30, rho=15.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=60, rho=15.0))
-    validation: int = 20
-    test: int | None = 50
+    validation: int | float | str = 20
+    test: int | float | str | None = 50
 
 
 def load(config: Config) -> ImageSet:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common.console import warn
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images.cache import PoolCache, folder_of
+from ssl_selmix.images.checks import check_same_classes
 from ssl_selmix.images.digests import FileImages
 from ssl_selmix.images.folder import (
     LARGEST,
     UNLABELED,
+    Part,
+    Reading,
     class_names,
     listing,
     read,
-    read_files,
+    read_together,
     unlabeled,
 )
-from ssl_selmix.splits import Counts, LongTailSplit
+from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
+
+FOLDER_OF = "validation"  # where data.validation=folder finds them
 
 
 @dataclass
@@ -33,9 +41,10 @@ class Config(LongTailSplit):
     size: int | None = None  # of the views, size×size pixels; None: take small images as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
-    validation: int = 500
+    validation: int | float | str = 500
     cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
+    strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
 
     def __post_init__(self) -> None:
         """Refuse a size or a number of workers without meaning, and a cache without a place."""
@@ -51,26 +60,38 @@ def load(config: Config) -> ImageSet | FileSet:
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
             "test/<class>/*, or without the second and with data.test=20, say"
         )
-    root = Path(os.path.expanduser(config.root))
+    root = expanded(config.root)
     names = class_names(root / "train")
     has_test = not config.test
     if not has_test and (root / "test").exists():
         warn(f"{root / 'test'} is not looked at, for data.test={config.test} holds images out")
-    if has_test and (others := class_names(root / "test")) != names:
-        only = sorted(set(names) ^ set(others))
-        raise ValueError(
-            f"{root}/train and {root}/test must hold the same classes; only one of them has "
-            f"{', '.join(only[:5])}"
-        )
+    if has_test:
+        check_same_classes(root / "train", names, root / "test", class_names(root / "test"))
     if config.size is not None and config.size > LARGEST:
         return _streamed(root, names, config.size, config)
-    cache = PoolCache(folder_of(config.cache))
-    train, train_labels = read(root / "train", names, config.size, cache)
-    test, test_labels, extra = None, None, None
-    if has_test:
-        test, test_labels = read(root / "test", names, config.size, cache)
+    how = Reading(config.size, PoolCache(folder_of(config.cache)), config.strict)
+    files, train_labels = listing(root / "train", names)
+    parts: list[Part] = [(root / "train", files, train_labels)]
+    if config.validation == FOLDER:
+        check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
+        parts.append((root / FOLDER_OF, *listing(root / FOLDER_OF, names)))
     if config.unlabeled.shape == "unknown":
-        extra = read_files(root / UNLABELED, unlabeled(root), config.size, cache)
+        parts.append((root / UNLABELED, unlabeled(root), None))
+    train, *others = read_together(parts, how)
+    apart = 0
+    if config.validation == FOLDER:
+        held, held_labels = others.pop(0), parts[1][2]
+        if held.shape[1:] != train.shape[1:]:
+            raise ValueError(
+                f"train images are {tuple(train.shape[2:])} and validation images "
+                f"{tuple(held.shape[2:])} pixels; set data.size to resize all"
+            )
+        assert held_labels is not None
+        train, apart = torch.cat([train, held]), len(held)
+        train_labels = np.concatenate([train_labels, held_labels])
+    extra = others[0] if others else None
+    test, test_labels = read(root / "test", names, how) if has_test else (None, None)
+    how.copies.tell()
     for part, images in (("test", test), (UNLABELED, extra)):
         if images is not None and images.shape[1:] != train.shape[1:]:
             raise ValueError(
@@ -83,7 +104,8 @@ def load(config: Config) -> ImageSet | FileSet:
             f"images must have more than {weak.pad} pixels a side, by which they are shifted, "
             f"not {smallest}; set data.size=32, say"
         )
-    sample = train[:: max(1, len(train) // 5000)].transpose(0, 1).flatten(1).double()
+    seen = train[: len(train) - apart]
+    sample = seen[:: max(1, len(seen) // 5000)].transpose(0, 1).flatten(1).double()
     return ImageSet(
         train=train,
         train_labels=train_labels,
@@ -95,11 +117,18 @@ def load(config: Config) -> ImageSet | FileSet:
         std=tuple(sample.std(1).clamp_min(1).tolist()),
         weak=weak,
         strong=Strong(weak=weak),
+        apart=apart,
     )
 
 
 def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> FileSet:
     train, train_labels = listing(root / "train", names)
+    apart = 0
+    if config.validation == FOLDER:
+        check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
+        held, held_labels = listing(root / FOLDER_OF, names)
+        train, apart = [*train, *held], len(held)
+        train_labels = np.concatenate([train_labels, held_labels])
     test, test_labels = ([], None) if config.test else listing(root / "test", names)
     extra = unlabeled(root) if config.unlabeled.shape == "unknown" else []
     return FileSet(
@@ -112,4 +141,6 @@ def _streamed(root: Path, names: tuple[str, ...], size: int, config: Config) -> 
         extra_unlabeled=FileImages.below(root, extra) if extra else None,
         workers=config.workers,
         memory=folder_of(config.cache),
+        strict=config.strict,
+        apart=apart,
     )

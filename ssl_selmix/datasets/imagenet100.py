@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images import folder
@@ -38,10 +38,11 @@ class Config(LongTailSplit):
     size: int = 224  # of the views, size×size pixels
     workers: int | None = None  # processes that read images; None: one for each core; 0: none
     cache: str = "auto"  # of the files' digests: auto (~/.cache/ssl_selmix), none, or a folder
+    strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
     labeled: Counts = field(default_factory=lambda: Counts(largest=433, rho=10.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=866, rho=10.0))
-    validation: int = 25
-    test: int | None = 25
+    validation: int | float | str = 25
+    test: int | float | str | None = 25
 
     def __post_init__(self) -> None:
         """Refuse a size or a number of workers without meaning."""
@@ -54,7 +55,7 @@ def load(config: Config) -> FileSet:
     """The files of the chosen classes, in sorted order of the classes as in the released code."""
     if not config.root:
         raise ValueError(f"--dataset imagenet100 needs data.root=PATH; {ARRANGE}")
-    root = Path(os.path.expanduser(config.root))
+    root = expanded(config.root)
     names = class_names(root, config.classes)
     paths: list[str] = []
     labels, counts = [], []
@@ -71,6 +72,7 @@ def load(config: Config) -> FileSet:
         workers=config.workers,
         apart=counts[1],
         memory=folder_of(config.cache),
+        strict=config.strict,
     )
 
 
@@ -99,7 +101,7 @@ def listed(classes: str) -> tuple[str, ...]:
     """The synsets of a list, sorted; of the published one if its name is empty."""
     try:
         published = files("ssl_selmix") / "datasets" / "imagenet100_synsets.txt"
-        text = Path(os.path.expanduser(classes)).read_text() if classes else published.read_text()
+        text = expanded(classes).read_text("utf-8") if classes else published.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"data.classes={classes} cannot be read ({error}); give a file with one synset per "

@@ -31,7 +31,7 @@ class Config(Downloaded):
 
     labeled: Counts = field(default_factory=lambda: Counts(largest=450, rho=10.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="unknown"))
-    validation: int = 50
+    validation: int | float | str = 50
     size: int = 32  # the images are resized to size×size pixels, before any augmentation
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ the classes at deployment. Shape legend: K classes, B candidates, G groups of cl
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -221,7 +222,9 @@ def build(
         )
         even = (even / even.sum()).requires_grad_()
         try:
-            value: Any = objective(even)
+            with warnings.catch_warnings():  # torch warns where float() leaves it
+                warnings.simplefilter("ignore", UserWarning)
+                value: Any = objective(even)
         except RuntimeError:  # it leaves torch, which tensors that ask for a gradient refuse
             value = objective(even.detach())
         if not isinstance(value, torch.Tensor) or not value.requires_grad:

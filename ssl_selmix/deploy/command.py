@@ -1,4 +1,4 @@
-"""`ssl-selmix predict`, `export` and `estimate`; imports nothing heavy until there is work."""
+"""`ssl-selmix predict` and other looks at finished runs; imports nothing heavy before it must."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_selmix.common.arguments import Command, Parser, path
+
+TRUST = "execute this Python file or module, from which the run has its images"
 
 
 def _predict_parser() -> Parser:
@@ -73,6 +75,7 @@ def _export_parser() -> Parser:
     limit = "of the difference, relative to the largest logit (default: 1e-5)"
     add("--tolerance", metavar="T", type=float, default=1e-5, help=limit)
     add("--force", action="store_true", help="overwrite files")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
     add("--debug", action="store_true", help="show the traceback of an error")
     add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
@@ -89,6 +92,7 @@ def _export(args: argparse.Namespace) -> int:
         force=args.force,
         tolerance=args.tolerance,
         settings=args.settings,
+        trust=args.trust,
     )
     return 0
 
@@ -101,9 +105,10 @@ def _estimate_parser() -> Parser:
     )
     add = parser.add_argument
     methods = ("count", "soft_count", "bbse", "rlls", "em")
-    add("run", metavar="RUN", type=Path, help="the folder of a run with a finished stage")
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
     add("--method", action="append", choices=methods, help="may be repeated; default: all")
     add("--json", action="store_true", help="print JSON instead of a table")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
     add("--debug", action="store_true", help="show the traceback of an error")
     add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
@@ -117,10 +122,98 @@ def _estimate(args: argparse.Namespace) -> int:
     methods = args.method or label_shift.METHODS
     if args.json:  # Notes on the images must not stand between the lines of JSON.
         with contextlib.redirect_stdout(sys.stderr):
-            found = estimate.of_run(args.run, methods, args.settings)
+            found = estimate.of_run(args.run, methods, args.settings, args.trust)
         print(json.dumps(found.plain(), indent=1, allow_nan=False))
         return 0
-    estimate.show(estimate.of_run(args.run, methods, args.settings), console.console())
+    estimate.show(estimate.of_run(args.run, methods, args.settings, args.trust), console.console())
+    return 0
+
+
+def _shares(text: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        argparse.ArgumentTypeError: one is none.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers between commas") from None
+
+
+def _posthoc_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix posthoc",
+        description="Choose a decision rule on held-out scores, without training.",
+        epilog="SCORES.npz has the arrays scores (logits, images × classes) or probs, labels, and, "
+        "if you like, class_names. Of a run, its last model's validation logits are taken. "
+        "docs/posthoc.md explains the rules and the figures.",
+    )
+    add = parser.add_argument
+    add("source", metavar="SCORES.npz|RUN", type=path, help="held-out scores, or a finished run")
+    add("--objective", metavar="O", default="h_mean", help="a name, or ./file.py:function")
+    add("--constraint", metavar="G", action="append", default=[], help="./file.py:function, >= 0")
+    add("--rule", choices=("offsets", "gains", "mixture"), default="offsets")
+    add("--prior", metavar="P", type=_shares, help="class shares at deployment, as 0.9,0.1")
+    add("--folds", metavar="N", type=int, default=5, help="of the cross-fitting (default: 5)")
+    add("--calibrate", choices=("temperature", "none"), default="temperature")
+    add("--seed", metavar="S", type=int, default=0, help="of folds and bootstrap (default: 0)")
+    add("--test", metavar="FILE.npz", type=path, help="scores of other images to judge the rule by")
+    add("--out", metavar="FILE", type=path, help="write the rule (DecisionRule.load reads it)")
+    add("--force", action="store_true", help="overwrite FILE")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _posthoc(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.common import console
+    from ssl_selmix.deploy import posthoc
+
+    names = ("source", "objective", "rule", "prior", "folds", "calibrate", "seed")
+    options = {key: vars(args)[key] for key in (*names, "test", "out", "force", "settings")}
+    request = posthoc.Request(**options, constraints=args.constraint)
+    if args.json:  # Notes on the images must not stand between the lines of JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = posthoc.command(request)
+        print(json.dumps(found.plain(), indent=1, allow_nan=False))
+        return 0
+    posthoc.show(posthoc.command(request), console.console())
+    return 0
+
+
+def _advise_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix advise",
+        description="Say what limits a finished run and what to try next, each with its figure.",
+        epilog="All figures are those of the validation images and of the run's logs; test images "
+        "and the true labels of the pool are not looked at. docs/posthoc.md explains the words.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    words = "a run on the same split that learned from labels alone"
+    add("--against", metavar="RUN", type=path, help=words)
+    add("--objective", metavar="O", help="default: that of the last stage, or h_mean")
+    add("--json", action="store_true", help="print JSON instead of sentences")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    return parser
+
+
+def _advise(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.common import console
+    from ssl_selmix.deploy import advise
+
+    asked = (args.run, args.against, args.objective, args.settings)
+    if args.json:  # Notes on the images must not stand between the lines of JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = advise.of_run(*asked)
+        print(json.dumps(found.plain(), indent=1, allow_nan=False))
+        return 0
+    advise.show(advise.of_run(*asked), console.console())
     return 0
 
 
@@ -128,4 +221,6 @@ COMMANDS = {
     "predict": Command(_predict_parser, _predict),
     "export": Command(_export_parser, _export),
     "estimate": Command(_estimate_parser, _estimate),
+    "posthoc": Command(_posthoc_parser, _posthoc),
+    "advise": Command(_advise_parser, _advise),
 }

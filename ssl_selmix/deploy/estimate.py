@@ -66,14 +66,24 @@ def _finite(value: float) -> float | None:
 
 
 def of_run(
-    run: Path, methods: Sequence[str] = label_shift.METHODS, settings: Sequence[str] = ()
+    run: Path,
+    methods: Sequence[str] = label_shift.METHODS,
+    settings: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> PoolEstimates:
     """Estimate with the model that a run's last stage kept; held-out posteriors are validation's.
 
+    Args:
+        run: folder of a finished run.
+        methods: of label_shift.METHODS.
+        settings: key=value; where the run's images are now.
+        trust: the file or module of the run's data set, which is executed, if it is not ours.
+
     Raises:
-        ValueError: the folder is no finished run, or its images are others.
+        ValueError: the folder is no finished run, its images are others, or code that it names is
+            not trusted.
     """
-    plan = reopen(run, settings)
+    plan = reopen(run, settings, trust)
     inputs = reload(plan)
     data = inputs.data
     net = load.load(run).net.prepared(Execution(plan.run.precision), data.device)

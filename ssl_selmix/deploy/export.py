@@ -23,13 +23,12 @@ from torch import Tensor
 from ssl_selmix.common.atomic import beside, write_atomically
 from ssl_selmix.common.console import say, tell
 from ssl_selmix.common.names import unknown
-from ssl_selmix.data import assemble
+from ssl_selmix.data import assemble, manifest
 from ssl_selmix.deploy.decoder import Decoder
 from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
 from ssl_selmix.runs.folder import MANIFEST, RunFolder, check_free, open_run
 from ssl_selmix.runs.plan import reopen
 from ssl_selmix.runs.weights import Predictor
-from ssl_selmix.splits import Split
 
 FORMATS = tuple(WRITERS)
 BATCHES = (1, 7)  # of the check; a batch size that a file has learnt by heart fails one of them
@@ -71,6 +70,7 @@ def export(
     force: bool = False,
     tolerance: float = 1e-5,
     settings: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> dict[str, Written]:
     """Write a run's model in one or more of FORMATS.
 
@@ -81,6 +81,8 @@ def export(
         force: overwrite files.
         tolerance: largest deviation of a logit, relative to the largest logit.
         settings: key=value; where the run's images are now, some of which are used for the check.
+        trust: the file or module of the run's data set, which is executed, if it is not ours;
+            without it the check takes random images alone.
 
     Raises:
         ValueError: a mistake in the request, a network that a format cannot hold, or a file that
@@ -90,7 +92,7 @@ def export(
     opened = open_run(run)
     predictor = opened.last_model()
     model = Deployed(predictor, opened.network, normalise)
-    inputs, images = _inputs(opened, None if normalise else predictor, settings)
+    inputs, images = _inputs(opened, None if normalise else predictor, settings, trust)
     tell(f"model: {opened.stage}")
     if opened.precision != "fp32":
         say(f"the run computed in {opened.precision}; it is exported and checked in fp32")
@@ -207,7 +209,7 @@ def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
 
 
 def _inputs(
-    opened: RunFolder, scale: Predictor | None, settings: Sequence[str]
+    opened: RunFolder, scale: Predictor | None, settings: Sequence[str], trust: Sequence[str]
 ) -> tuple[list[Tensor], str]:
     """Batches to compare on, normalised as `scale` does it, and where they come from."""
     noise = torch.Generator().manual_seed(0)
@@ -215,10 +217,10 @@ def _inputs(
     found = [torch.randint(256, (num, *shape), generator=noise).float()]
     words = f"{num} random images"
     try:
-        found.append(_validation(opened, num, settings).float())
+        found.append(_validation(opened, num, settings, trust).float())
         words += f" and {len(found[1])} of validation"
     except (ValueError, OSError, IndexError) as error:
-        if settings:  # which are there for these images alone
+        if settings or trust:  # which are there for these images alone
             raise
         say(f"checked on random images alone, for the run's are not at hand: {error}")
     if scale is not None:
@@ -226,11 +228,13 @@ def _inputs(
     return [batch for images in found for batch in images.split(BATCHES) if len(batch)], words
 
 
-def _validation(opened: RunFolder, num: int, settings: Sequence[str]) -> Tensor:
+def _validation(
+    opened: RunFolder, num: int, settings: Sequence[str], trust: Sequence[str]
+) -> Tensor:
     """So many validation images of the run, N×C×H×W uint8."""
     stays = ["data.download=false"] if "data.download" in opened.settings else []
-    plan = reopen(opened.path, [*stays, *settings])
-    split = Split.load(opened.path / MANIFEST)
+    plan = reopen(opened.path, [*stays, *settings], trust)
+    split = manifest.load(opened.path / MANIFEST)
     data, _ = assemble(plan.dataset.load(plan.config["data"]), split, 0, torch.device("cpu"))
     rows = torch.linspace(0, len(data.validation) - 1, num).long()
     images = data.take(data.validation[rows])

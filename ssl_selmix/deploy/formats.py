@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import models
+from ssl_selmix.models.classifier import Decided
 from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
@@ -154,6 +155,11 @@ def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
 
 def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
     """Named as in the library that the network comes from, if that gives the same logits."""
+    if isinstance(model.net.classifier, Decided):
+        raise ValueError(
+            "this model ends in a gain matrix (posthoc.rule=gains), which a state dict of its "
+            "network has no place for; use --onnx or --pt2"
+        )
     tensors = model.net.state_dict()
     with torch.random.fork_rng([]), _explained(model, "state_dict"):
         if (theirs := _theirs(model)) is not None:

@@ -120,7 +120,8 @@ def predict(
         parts = _in_range(torch.as_tensor(images)).split(batch)
         return torch.cat([network.probabilities(part) for part in parts])
     single = isinstance(images, str | os.PathLike)
-    files, _ = find([images] if single else images)  # type: ignore[list-item,arg-type]
+    places: Sequence[Source] = [images] if single else images  # type: ignore[list-item,assignment]
+    files, _ = find([os.path.expanduser(os.fspath(place)) for place in places])
     found = []
     for chunk, probs in network.of_files(files, Decoder(network.manifest), batch):
         if chunk.unreadable:

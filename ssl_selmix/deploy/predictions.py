@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ssl_selmix.common.atomic import replaced
+from ssl_selmix.common.console import Terminal
+from ssl_selmix.common.names import printable
 from ssl_selmix.deploy.decoder import Chunk, Decoder
 from ssl_selmix.deploy.model import BATCH, SETTINGS, Network, check_batch
 from ssl_selmix.images.find import LeftOut, find, shown
 from ssl_selmix.runs.folder import check_free
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
 PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
 
 
@@ -61,7 +63,7 @@ def to_csv(request: Request) -> int:
     """
     check_batch(request.batch)
     _check_out(request.out, request.force)
-    files, left_out = find(request.images)
+    files, left_out = find([os.path.expanduser(place) for place in request.images])
     if request.out is not None and os.path.realpath(request.out) in map(os.path.realpath, files):
         raise ValueError(f"--out {request.out} is one of the images; name another file")
     network = Network(request.run, request.settings)
@@ -71,7 +73,8 @@ def to_csv(request: Request) -> int:
             f"{request.top}"
         )
     decoder = Decoder(network.manifest)
-    teller = _Teller(sys.stdout.isatty() if request.out is None else False)
+    shown = request.out is None and sys.stdout.isatty()
+    teller = _Teller(shown)
     try:
         with _output(request.out) as file, teller.progress(len(files)):
             teller.tell_model(network.stage)
@@ -80,7 +83,8 @@ def to_csv(request: Request) -> int:
             for chunk, probs in network.of_files(files, decoder, request.batch):
                 if chunk.unreadable and request.strict:
                     raise ValueError(chunk.unreadable[0])
-                file.write(_lines(_rows(chunk.files, probs, network.class_names, request.top)))
+                rows = _rows(chunk.files, probs, network.class_names, request.top)
+                file.write(_lines(rows, shown))
                 teller.tell(chunk)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,18 +125,32 @@ def _rows(
         cells = [
             text
             for k, p in zip(classes, values, strict=True)
-            for text in (class_names[k], f"{p:.6g}")
+            for text in (_no_formula(class_names[k], "'"), f"{p:.6g}")
         ]
-        yield [file, *cells[:2], f"{of_file:.6g}", *cells[2:]]
+        entropy_ = f"{of_file + 0.0:.6g}"  # 0 for the -0 of a sure prediction
+        yield [_no_formula(file, "./"), *cells[:2], entropy_, *cells[2:]]
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> bytes:
-    """CSV with Unix line ends; the bytes of a file name that is no UTF-8 stay as they are."""
+def _no_formula(cell: str, mark: str) -> str:
+    """A name that no spreadsheet computes; a mark comes before one that it would.
+
+    Before a path it is ./, which is the same file, before a class an apostrophe, which a
+    spreadsheet takes for "this is text". Numbers, such as a class -1, are no formulas.
+    """
+    number = cell[1:].replace(".", "", 1).isdecimal()
+    return mark + cell if cell[:1] in FORMULA and not number else cell
+
+
+def _lines(rows: Iterable[Sequence[str]], shown: bool = False) -> bytes:
+    """CSV with Unix line ends; the bytes of a file name that is no UTF-8 stay as they are.
+
+    On a terminal (`shown`) they are spelled out, like escape sequences.
+    """
     lines = []
     for row in rows:
         buffer = io.StringIO()
         # With its own line end, for only then does every Python quote a carriage return.
-        csv.writer(buffer).writerow(row)
+        csv.writer(buffer).writerow([printable(cell) for cell in row] if shown else row)
         lines.append(buffer.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines).encode("utf-8", "surrogateescape")
 
@@ -153,7 +171,7 @@ class _Teller:
     """What the user sees while files are read, on the standard error."""
 
     def __init__(self, rows_on_terminal: bool) -> None:
-        self._out = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._out = Terminal(stderr=True, soft_wrap=True, highlight=False)
         self._bar = self._out.is_terminal and not rows_on_terminal  # rows are progress enough
         self._notes: dict[str, tuple[int, str]] = {}
         self._advance: Callable[[int], None] = lambda num: None

@@ -1,4 +1,4 @@
-"""Fine-tune any classifier that ends in a linear layer with SelMix, from Python.
+"""Fine-tune any classifier that ends in a linear layer, from Python: SelMix, offsets, or both.
 
 Shapes: N images, K classes, D features.
 """
@@ -6,32 +6,38 @@ Shapes: N images, K classes, D features.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ssl_selmix import metrics
+from ssl_selmix import decision, metrics
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.selmix import SelMix
-from ssl_selmix.common.console import console
+from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.console import console, warn
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
-from ssl_selmix.finetuning import given
+from ssl_selmix.decision import DecisionRule
+from ssl_selmix.finetuning import given, record
 from ssl_selmix.finetuning.given import Images, LabeledImages
-from ssl_selmix.finetuning.surgery import head_of, merged, split_classifier
+from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
 from ssl_selmix.objectives import Function, Objective, get
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
 
 BOOTSTRAPS = 1000
+OF_OBJECTIVES = ("step_size", "beta", "alpha", "tau", "lambda_max")
+CHANCE = 1.2  # times the recall of guessing: up to there a model is said to guess
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Result:
     before and after are the figures of results.json, measured on `measured_on`; change is the
     objective's figure after minus before, with the 95 % interval of a bootstrap over the images
     of each class. history has a row per re-estimation.
+
+    rule holds the offsets that `posthoc` added to the classifier's bias, with their figures on the
+    validation images (before, after, cross_fitted); fine_tuned are the figures of SelMix alone, on
+    `measured_on`. Both are None without posthoc; fine_tuned is, too, if nothing was trained.
     """
 
     model: nn.Module
@@ -50,6 +60,22 @@ class Result:
     change: float
     interval: tuple[float, float]
     measured_on: str
+    rule: DecisionRule | None = None
+    fine_tuned: dict[str, Any] | None = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model's tensors by name, for `model.load_state_dict` and `--init`.
+
+        Raises:
+            ValueError: the file exists.
+        """
+        file = Path(path)
+        if file.exists():
+            raise ValueError(f"{file} exists and is not overwritten; choose another name")
+        content = io.BytesIO()
+        torch.save(self.model.state_dict(), content)
+        write_atomically(file, content.getvalue())
+        return file
 
     def __str__(self) -> str:
         """Before and after in one line."""
@@ -70,6 +96,7 @@ def finetune(
     unlabeled: Images | None = None,
     test: LabeledImages | None = None,
     objective: str | Function | Objective = "min_recall",
+    posthoc: bool | Literal["only"] = False,
     steps: int = 500,
     classifier: str | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
@@ -85,8 +112,9 @@ def finetune(
 
     Args:
         model: any module N×C×H×W -> logits N×K whose last operation is a linear layer.
-        labeled: training images with labels: a pair of tensors or arrays, or a map-style dataset
-            of (image, label). Images are what the model takes, already normalised.
+        labeled: training images with labels: a pair of tensors or arrays, a map-style dataset of
+            (image, label) or of {"image": ..., "label": ...}, or a DataLoader of one, whose
+            batches are not used. Images are what the model takes, already normalised: floats.
         validation: held-out images with labels, every class among them. Gains are estimated and
             the weights are chosen on them.
         unlabeled: images without labels (a dataset's labels, if it has some, are not looked at);
@@ -94,12 +122,16 @@ def finetune(
         test: images with labels, every class among them, to measure before and after on; None
             measures on validation, which the weights were chosen on and which flatters them.
         objective: a name, or a function of the joint confusion matrix; see `objectives.get`.
+        posthoc: True: then choose offsets for the objective on the validation images, and add them
+            to the classifier's bias (`ssl_selmix.posthoc`); "only": do so in the place of training.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
         seed: of pairs and mixing weights.
-        out: folder for checkpoints, metrics.jsonl and TensorBoard; None keeps none.
+        out: folder for the model's tensors (model.pt, which --init takes), results.json (which
+            `compare` reads), checkpoints, metrics.jsonl, TensorBoard, and rule.npz with posthoc;
+            None keeps none.
         progress: show a progress bar.
         settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
             batch, policy; without ema and constraints.
@@ -108,57 +140,136 @@ def finetune(
         ValueError: no linear head, labels out of range, a class missing from validation or test,
             unknown settings; the message says what to do.
     """
+    _check_arguments(seed, augment)
     net = split_classifier(model, classifier)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
-    config = _config(settings, steps, objective)
+    config = _config(settings, steps, objective, posthoc)
     data = given.assemble(
         model, net, labeled, validation, unlabeled, test, augment, class_names, seed
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(out) if out is not None else Path(temporary)
-        if (folder / "metrics.jsonl").exists():
-            raise ValueError(f"{folder} holds another run, which is not overwritten; choose out=")
-        # The engine seeds the global generators at every step; the caller's stay as they were.
-        with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
-            selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
-            before = _logits(selmix, data)
-            log = StageLog(
-                folder,
-                "selmix",
-                data.class_names,
-                _out(progress),
-                2 * config.batch,
-                pictures=out is not None,
-            )
-            fitted = engine.fit(selmix, data, folder, log, "finetune")
-        rows = (folder / "metrics.jsonl").read_text().splitlines()
-        history = [json.loads(row) for row in rows]
-    after = _logits(fitted.algorithm, data)
+    place = expanded(out) if out is not None else None
+    for name in ("metrics.jsonl", "rule.npz") if place is not None else ():
+        if (Path(place or "") / name).exists():
+            raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")
+    # The engine seeds the global generators at every step; the caller's stay as they were.
+    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+        check_training(net, data.take(data.labeled[: config.batch]))
+        selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
+        before = _logits(selmix, data)
+        _warn_of_chance(before, data)
+        start = engine.Fitted(selmix, 0, 0, 0.0)
+        started = record.measured("start", start, data) if place is not None else None
+        fitted, history = (
+            (start, []) if posthoc == "only" else _train(selmix, data, place, progress)
+        )
     measured = copy.deepcopy(selmix.objective).cpu()
-    change, interval = bootstrap(measured, before, after, data.test_labels, seed)
     k, tail = len(data.class_names), data.task.tail
+    rule, fine_tuned, kept = None, None, fitted.algorithm
+    if posthoc:
+        if posthoc != "only":
+            trained = _logits(kept, data)
+            fine_tuned = metrics.evaluate(trained, data.test_labels, k, tail=tail)
+        # By its name the worst class has a floor under mean recall.
+        asked = objective if objective == "min_recall" else measured
+        rule = _shift(kept, data, asked, seed, place, _out(progress))
+    after = _logits(kept, data)
+    change, interval = bootstrap(measured, before, after, data.test_labels, seed)
+    tuned = merged(model, kept.export(), classifier, keep_bias=rule is not None)
+    if place is not None and started is not None:
+        name = "posthoc" if posthoc == "only" else "selmix"
+        stage = record.measured(name, fitted, data)
+        record.write(place, data, config, started, stage, posthoc=posthoc)
+        record.save_model(place, tuned)
     return Result(
-        model=merged(model, fitted.algorithm.export(), classifier),
+        model=tuned,
         history=[row for row in history if row["kind"] == "validation"],
         before=metrics.evaluate(before, data.test_labels, k, tail=tail),
         after=metrics.evaluate(after, data.test_labels, k, tail=tail),
         change=change,
         interval=interval,
         measured_on="validation" if test is None else "test",
+        rule=rule,
+        fine_tuned=fine_tuned,
     )
 
 
+def _train(
+    selmix: SelMix, data: Data, out: Path | None, progress: bool
+) -> tuple[engine.Fitted, list[dict[str, Any]]]:
+    """The fine-tuned algorithm with the weights that were best, and the rows of its log."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        images, pictures = selmix.images_per_step, out is not None
+        names = data.class_names
+        log = StageLog(folder, "selmix", names, _out(progress), images, pictures=pictures)
+        fitted = engine.fit(selmix, data, folder, log, "finetune")
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+    return fitted, [json.loads(row) for row in rows]
+
+
+def _shift(
+    algorithm: Algorithm,
+    data: Data,
+    objective: str | Function | Objective,
+    seed: int,
+    out: Path | None,
+    console: Console,
+) -> DecisionRule:
+    """Offsets for the objective, fitted to the validation logits and added to the bias."""
+    seen = engine.evaluate(algorithm, data)
+    rule = decision.posthoc(seen.logits, seen.labels, objective=objective, seed=seed)
+    bias = algorithm.net.classifier.bias
+    with torch.no_grad():
+        bias.add_(rule.offsets.to(bias))
+    for note in rule.notes:
+        console.print(f"posthoc: {note}", highlight=False, markup=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        rule.save(out / "rule.npz")
+    return rule
+
+
+def _check_arguments(seed: Any, augment: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
+    if augment is not None and not callable(augment):
+        raise ValueError(
+            f"augment must be a function of a training batch, not {augment!r}; leave it out"
+        )
+
+
+def _warn_of_chance(logits: Tensor, data: Data) -> None:
+    """Say so if the model, before any step, does no better than guessing."""
+    k = len(data.class_names)
+    labels = data.test_labels.to(logits.device)
+    hits = (logits.argmax(1) == labels).double()
+    recalls = [float(hits[labels == c].mean()) for c in range(k)]
+    if (mean := sum(recalls) / k) <= CHANCE / k:
+        warn(
+            f"the model, before any step, has a mean recall of {100 * mean:.1f} % and guessing "
+            f"{100 / k:.1f} %; are the images normalised as it was trained, and the classes in its "
+            "order?"
+        )
+
+
 def _config(
-    settings: dict[str, Any], steps: int, objective: str | Function | Objective
+    settings: dict[str, Any],
+    steps: int,
+    objective: str | Function | Objective,
+    posthoc: bool | str,
 ) -> SelMix.Config:
+    if posthoc not in (True, False, "only"):
+        raise ValueError(f"posthoc must be True, False or 'only', not {posthoc!r}")
     # The two stay at their values: the rest of this module depends on it.
     own = {"objective", "steps", "ema", "constraints"}
     known = {f.name for f in fields(SelMix.Config)} - own
     for name in settings:
         if name not in known:
             raise ValueError(unknown("setting", name, known))
-    used = [n for n in settings if n in ("step_size", "beta", "alpha", "tau", "lambda_max")]
+        if posthoc == "only" and name not in (*OF_OBJECTIVES, "train_bias"):
+            raise ValueError(f"posthoc='only' trains nothing, so {name} means nothing; omit it")
+    used = [n for n in settings if n in OF_OBJECTIVES]
     if used and not isinstance(objective, str):
         raise ValueError(
             f"{used[0]} belongs to an objective given by name; build yours with "

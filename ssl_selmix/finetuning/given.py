@@ -5,19 +5,22 @@ Shapes: n positions among the images, C×H×W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ssl_selmix.common.processes import World
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
 from ssl_selmix.data.pool import ReadyViews, in_turn
+from ssl_selmix.finetuning import checks
 from ssl_selmix.finetuning.surgery import check_linear
 from ssl_selmix.models import Classifier
 
@@ -28,8 +31,13 @@ class _Sized(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-Images = Tensor | np.ndarray | _Sized
-LabeledImages = tuple[Tensor | np.ndarray, Tensor | np.ndarray] | _Sized
+Images = Tensor | np.ndarray | _Sized | DataLoader[Any]
+Labels = Tensor | np.ndarray | Sequence[int]
+LabeledImages = tuple[Tensor | np.ndarray, Labels] | _Sized | DataLoader[Any]
+
+# What data sets of dictionaries, as those of Hugging Face, call an image and its label.
+IMAGE_KEYS = ("image", "pixel_values", "img", "images")
+LABEL_KEYS = ("label", "labels", "target", "fine_label")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Part:
     take: Callable[[Tensor], Tensor]
     labels: Tensor
     length: int
+    name: str = "images"
+    in_memory: bool = True
 
     def __len__(self) -> int:
         return self.length
@@ -50,60 +60,138 @@ class Part:
         Raises:
             ValueError: it is not what the argument takes.
         """
-        if isinstance(source, tuple):
+        if isinstance(source, str | Path):
+            raise ValueError(
+                f"{name} is the path {str(source)!r}, and images are read by whoever trained the "
+                "model; give torchvision.datasets.ImageFolder(PATH, transform=...), say"
+            )
+        if isinstance(source, DataLoader):  # whose order and batches are not those of SelMix
+            source = source.dataset
+        if isinstance(source, tuple | list):
             return Part._of_pair(source, name, labeled)
         if isinstance(source, Tensor | np.ndarray):
             if labeled:
                 raise ValueError(f"{name} needs labels; give a pair (images, labels)")
-            images = torch.as_tensor(source)
-            return Part(lambda index: _rows(images, index), torch.empty(0).long(), len(images))
+            return Part._of_images(source, torch.empty(0).long(), name)
         if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
             raise ValueError(
                 f"{name} must be tensors, arrays or a map-style dataset, not "
                 f"{type(source).__name__}; an iterable dataset can be stacked into tensors"
             )
         return Part(
-            lambda index: torch.stack([_image(source[int(i)]) for i in index]),
-            _labels(source) if labeled else torch.empty(0).long(),
+            lambda index: _stacked(source, index, name),
+            _labels(source, name) if labeled else torch.empty(0).long(),
             len(source),
+            name,
+            in_memory=False,
         )
 
     @staticmethod
-    def _of_pair(source: tuple[Any, ...], name: str, labeled: bool) -> Part:
+    def _of_images(source: Any, labels: Tensor, name: str) -> Part:
+        images = checks.images_of(source, name)
+        if images.ndim < 2:
+            raise ValueError(
+                f"{name} has images of shape {tuple(images.shape)}; give N×C×H×W, N images"
+            )
+        return Part(lambda index: _rows(images, index), labels, len(images), name)
+
+    @staticmethod
+    def _of_pair(source: Sequence[Any], name: str, labeled: bool) -> Part:
         if not labeled:
             raise ValueError(f"{name} takes images alone, and was given a tuple; leave out labels")
-        if len(source) != 2 or not all(isinstance(part, Tensor | np.ndarray) for part in source):
+        if len(source) != 2 or not isinstance(source[0], Tensor | np.ndarray):
             raise ValueError(f"{name} must be a pair (images, labels) of tensors or arrays")
-        images, labels = torch.as_tensor(source[0]), torch.as_tensor(source[1]).cpu()
-        if len(images) != len(labels) or labels.ndim != 1:
+        part = Part._of_images(source[0], checks.labels_of(source[1], name), name)
+        if len(part) != len(part.labels):
             raise ValueError(
-                f"{name} has {len(images)} images and labels of shape {tuple(labels.shape)}; "
+                f"{name} has {len(part)} images and labels of shape {tuple(part.labels.shape)}; "
                 "give one class index per image"
             )
-        return Part(lambda index: _rows(images, index), labels.long(), len(images))
+        return part
+
+    def sample(self) -> Tensor:
+        """The images that are looked at before training: all, or some of a dataset's."""
+        num = len(self) if self.in_memory else min(len(self), checks.SAMPLE)
+        return self.take(torch.linspace(0, len(self) - 1, num).long())
 
 
 def _rows(images: Tensor, index: Tensor) -> Tensor:
     return images[index.to(images.device)]
 
 
-def _image(item: Any) -> Tensor:
+def _stacked(source: Any, index: Tensor, name: str) -> Tensor:
+    """Images of a dataset; those in memory were looked at before."""
+    images = [_image(source[int(i)], name) for i in index]
+    for image, i in zip(images, index, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{name} has images of unequal sizes: {tuple(images[0].shape)} and, image {int(i)},"
+                f" {tuple(image.shape)}; resize them in the dataset's transform"
+            )
+    batch = torch.stack(images)
+    checks.check_numbers(batch, name)
+    checks.check_finite(batch, name, index)
+    return batch
+
+
+def _image(item: Any, name: str) -> Tensor:
     image = item[0] if isinstance(item, tuple | list) else item
+    if isinstance(item, Mapping):
+        image = _of_keys(item, IMAGE_KEYS, name)
     if not isinstance(image, Tensor | np.ndarray):
         raise ValueError(
-            f"the dataset gives {type(image).__name__} and the model takes tensors; add a "
+            f"{name}: the dataset gives {type(image).__name__} and the model takes tensors; add a "
             "transform that converts and normalises"
         )
-    return torch.as_tensor(image)
+    return checks.images_of(image, name)
 
 
-def _labels(source: Any) -> Tensor:
+def _of_keys(item: Mapping[Any, Any], keys: Sequence[str], name: str) -> Any:
+    for key in keys:
+        if key in item:
+            return item[key]
+    raise ValueError(
+        f"{name}: the dataset gives dictionaries with the keys {', '.join(map(str, item))}, and "
+        f"none of {', '.join(keys)}; give pairs (image, label), or rename them"
+    )
+
+
+def _label(item: Any, name: str) -> Any:
+    if isinstance(item, Mapping):
+        return _of_keys(item, LABEL_KEYS, name)
+    if isinstance(item, tuple | list) and len(item) > 1:
+        return item[1]
+    raise ValueError(
+        f"{name}: the dataset gives {type(item).__name__} without a label; give pairs (image, "
+        "label)"
+    )
+
+
+def _labels(source: Any, name: str) -> Tensor:
     # torchvision's data sets list their targets: no need to decode images.
     targets = getattr(source, "targets", None)
     changed = getattr(source, "target_transform", None) is not None
     if targets is None or changed or len(targets) != len(source):
-        targets = [int(source[i][1]) for i in range(len(source))]
-    return torch.as_tensor(targets).cpu().long()
+        targets = [_label(source[i], name) for i in range(len(source))]
+        targets = [t.item() if isinstance(t, Tensor) and t.numel() == 1 else t for t in targets]
+    return checks.labels_of(targets, name)
+
+
+def look_at(parts: Mapping[str, Part]) -> None:
+    """Refuse images that are no finite floats of one size, in any of the parts.
+
+    Raises:
+        ValueError: names the argument, and the image where there is one.
+    """
+    found = {}
+    for name, part in parts.items():
+        if not len(part):
+            raise ValueError(f"{name} is empty; give at least one image")
+        images = part.sample()
+        checks.check_numbers(images, name)
+        checks.check_finite(images, name)
+        found[name] = checks.Values.of(images)
+    checks.compare(found)
 
 
 @dataclass(frozen=True)
@@ -143,8 +231,17 @@ class GivenPool:
 
     def views(self, index: Tensor, views: Sequence[SeededView]) -> Views:
         """The images with the caller's augmentation, anew for each view."""
-        augment = self.augment or _unchanged
-        return ReadyViews([augment(self.take(index)) for _ in views], _unchanged)
+        return ReadyViews([self._augmented(self.take(index)) for _ in views], _unchanged)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        found = (self.augment or _unchanged)(images)
+        if not isinstance(found, Tensor) or found.shape != images.shape:
+            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"augment made {given} of a batch of images {tuple(images.shape)}; it must return "
+                "as many images of the same size"
+            )
+        return found
 
     def stream(self, draws: Iterable[SeededDraw], world: World | None) -> Iterator[Batch]:
         """The batches that were drawn."""
@@ -178,10 +275,11 @@ def assemble(
         parts["unlabeled"] = Part.of(unlabeled, "unlabeled", labeled=False)
     if test is not None:
         parts["test"] = Part.of(test, "test")
+    with torch.random.fork_rng([]):  # a dataset may draw an augmentation
+        look_at(parts)
     weight = net.classifier.weight
     pool = GivenPool(tuple(parts.values()), weight.device, weight.dtype, augment)
-    if len(parts["labeled"]):
-        check_linear(model, net, pool.take(torch.arange(1)))
+    check_linear(model, net, pool.take(torch.arange(1)))
     k = net.classifier.out_features
     _check_labels(parts["labeled"].labels, "labeled", k)
     for name in ("validation", "test") if test is not None else ("validation",):

@@ -18,6 +18,8 @@ def split_classifier(model: nn.Module, name: str | None = None) -> Classifier:
     Raises:
         ValueError: there is no such linear layer.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, not {type(model).__name__}; give a network")
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     if name is None and not linears:
         raise ValueError(
@@ -50,11 +52,16 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def merged(model: nn.Module, net: Classifier, name: str | None) -> nn.Module:
-    """The fine-tuned weights in a module of the caller's type."""
+def merged(
+    model: nn.Module, net: Classifier, name: str | None, *, keep_bias: bool = False
+) -> nn.Module:
+    """The fine-tuned weights in a module of the caller's type.
+
+    A classifier that came without a bias goes without one, unless `keep_bias`.
+    """
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     merged = net.backbone
-    if head_of(model, name).bias is None:
+    if head_of(model, name).bias is None and not keep_bias:
         net.classifier.bias = None  # type: ignore[assignment]
     replace(merged, name or linears[-1], net.classifier)
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
@@ -69,15 +76,20 @@ def merged(model: nn.Module, net: Classifier, name: str | None) -> nn.Module:
 @torch.no_grad()
 def check_linear(model: nn.Module, net: Classifier, x: Tensor) -> None:
     """Refuse a model whose logits are not its classifier applied to its features."""
-    with in_mode(model, training=False):
-        expected = model(x)
+    try:
+        with in_mode(model, training=False):
+            expected = model(x)
+    except Exception as error:  # whatever a network says of images that it was not made for
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise ValueError(
+            f"the model cannot take labeled images {'×'.join(map(str, x.shape[1:]))} ({reason}); "
+            "give images as it was trained on"
+        ) from error
     if not isinstance(expected, Tensor) or expected.ndim != 2:
         raise ValueError(
             f"the model must give a tensor of logits N×K, not {type(expected).__name__}; wrap it "
             "in a module that returns its logits"
         )
-    if not bool(x.isfinite().all()):
-        raise ValueError("the first labeled image has NaN or inf; correct the images")
     if not bool(expected.isfinite().all()):
         raise ValueError(
             "the model gives NaN or inf for the first labeled image; correct its weights"
@@ -98,4 +110,28 @@ def check_linear(model: nn.Module, net: Classifier, x: Tensor) -> None:
         raise ValueError(
             "the model does something after its last linear layer (a softmax, a scale); remove "
             "it, or name the classifier with classifier="
+        )
+
+
+@torch.no_grad()
+def check_training(net: Classifier, x: Tensor) -> None:
+    """Refuse a model whose features in training mode are not one tensor, or need more images.
+
+    Raises:
+        ValueError: says what to build or to set.
+    """
+    trial = copy.deepcopy(net).train()
+    try:
+        features = trial.features(x)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch={len(x)} gives a batch norm of the model a single value per channel, which has "
+            "no variance; set batch=2 or more"
+        ) from error
+    if not isinstance(features, Tensor):
+        raise ValueError(
+            f"in training mode the model gives {type(features).__name__}, not one tensor; build it "
+            "without auxiliary outputs (aux_logits=False), or wrap it"
         )

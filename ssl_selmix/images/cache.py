@@ -31,6 +31,9 @@ LEAST = 4 << 20  # bytes of image files; fewer are decoded in well under a secon
 LIMIT = 8 << 30  # bytes of a folder; above it, pools that were not used for longest go
 STALE = 24 * 3600  # seconds after which a half-written file has lost its writer
 
+# What people type to switch something off or on, and nobody names a folder.
+SWITCHES = ("off", "no", "false", "0", "null", "none", "disabled", "on", "yes", "true", "1", "auto")
+
 Notes = dict[str, tuple[int, int]]  # kind of correction -> how many images, index of the first
 
 
@@ -38,10 +41,15 @@ def folder_of(setting: str) -> Path | None:
     """The folder that a setting of auto, none or a path means; None is no cache.
 
     Raises:
-        ValueError: the setting is empty.
+        ValueError: the setting is empty, or a word that means on or off.
     """
     if not setting:
         raise ValueError("cache must be auto, none or a folder, not empty")
+    if setting not in ("auto", "none") and setting.lower() in SWITCHES:
+        raise ValueError(
+            f"cache must be auto, none or a folder, not {setting!r}; write cache=none for no "
+            f"cache, or cache=./{setting} for a folder of that name"
+        )
     if setting == "auto":
         base = os.environ.get("XDG_CACHE_HOME", "")
         # The XDG specification: a relative path is to be ignored.

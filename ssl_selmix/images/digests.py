@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.processes import default_workers
-from ssl_selmix.images.decode import BROKEN_FILE, contents
+from ssl_selmix.images.damage import damage_of
+from ssl_selmix.images.decode import BROKEN_FILE, check_damage, contents
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,19 @@ class FileImages:
         return [f"{self.root}/{name}" for name in self.names]
 
 
-def hashes(images: FileImages, memory: Path | None) -> list[str]:
+def hashes(images: FileImages, memory: Path | None, strict: bool = True) -> list[str]:
     """SHA-256 of the bytes of every file, in order; files that were not seen before are checked.
 
     Reading all of ImageNet-100 at every start would take minutes. So what was found is kept in the
     folder `memory`, and taken again while size, modification and change time of a file are what
-    they were.
+    they were. A JPEG that is damaged in its middle is told of, or refused with `strict`.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
     place = hashlib.sha256(str(images.root.resolve()).encode()).hexdigest()[:16]
-    record = memory / f"file-hashes-{place}.json" if memory is not None else None
+    checks = "checked" if strict else "seen"  # what was only seen may be damaged
+    record = memory / f"files-{checks}-{place}.json" if memory is not None else None
     known = _read_hashes(record)
     paths = images.paths
     stamps = [_stamp(path) for path in paths]
@@ -60,7 +63,8 @@ def hashes(images: FileImages, memory: Path | None) -> list[str]:
     ]
     try:
         with ThreadPoolExecutor(default_workers()) as threads:
-            for i, digest in zip(new, threads.map(_digest, [paths[i] for i in new]), strict=True):
+            found = threads.map(partial(_digest, strict=strict), [paths[i] for i in new])
+            for i, digest in zip(new, found, strict=True):
                 known[images.names[i]] = [*stamps[i], digest]
     finally:  # a damaged file, or Ctrl-C, must not cost what was read before
         if new and record is not None:
@@ -104,9 +108,12 @@ def _stamp(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _digest(path: str) -> str:
+def _digest(path: str, strict: bool) -> str:
     from ssl_selmix.images.photo import Photo
 
     content = contents(path)
-    Photo(content, path)
+    Photo(content, path, strict)
+    if damage := damage_of(content):
+        check_damage(damage, path, strict)
+        warn(f"{path} is damaged ({damage}) and taken as it is")
     return hashlib.sha256(content).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from torch import Tensor
 from ssl_selmix.common.console import say, warn
 from ssl_selmix.images import cache as pool_cache
 from ssl_selmix.images.cache import Notes, PoolCache, digest_of, digests_of, key_of
+from ssl_selmix.images.checks import (
+    Copies,
+    check_class_names,
+    is_tools,
+    without_tools,
+)
 from ssl_selmix.images.decode import DECODING, contents, rgb, warn_of_corrections
 from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below
 
@@ -38,7 +45,7 @@ def unlabeled(root: Path) -> list[str]:
             "nobody knows; draw the pool from the training images with another shape"
         )
     left_out: LeftOut = {}
-    files = list(below(str(folder), left_out))
+    files = without_tools(folder, list(below(str(folder), left_out)), left_out)
     _tell_left_out(folder, left_out)
     if not files:
         raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
@@ -53,9 +60,11 @@ def class_names(folder: Path) -> tuple[str, ...]:
             f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
             f"{others if folder.name == 'test' else ''}"
         )
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
+    found = (p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    names = tuple(sorted(name for name in found if not is_tools(name)))
     if len(names) < 2:
         raise ValueError(f"{folder} holds {len(names)} class folders; at least 2 are needed")
+    check_class_names(folder, names)
     return names
 
 
@@ -73,7 +82,7 @@ def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     if loose := sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir()):
         left_out["beside the class folders"] = loose
     for name in names:
-        found = list(below(str(folder / name), left_out))
+        found = without_tools(folder, list(below(str(folder / name), left_out)), left_out)
         if not found:
             other = left_out.get(NO_SUFFIX, [])
             holds = f" (but {Path(other[-1]).name})" if other else ""
@@ -92,65 +101,126 @@ def _tell_left_out(folder: Path, left_out: LeftOut) -> None:
         warn(f"{folder}: left out {len(entries)} {files_} {why} (first: {entries[0]})")
 
 
-def read(
-    folder: Path, names: Sequence[str], size: int | None, cache: PoolCache
-) -> tuple[Tensor, np.ndarray]:
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a data set are read: resized or not, kept where, damaged ones refused.
+
+    Attributes:
+        size: of the images, size×size pixels; None: they must be alike.
+        cache: keeps decoded images.
+        strict: refuse a JPEG that is damaged in its middle.
+        copies: learns of every file.
+        place: N×3×H×W uint8, where the images are written if they fit.
+    """
+
+    size: int | None
+    cache: PoolCache
+    strict: bool = True
+    copies: Copies = field(default_factory=Copies)
+    place: Tensor | None = None
+
+
+def read(folder: Path, names: Sequence[str], how: Reading) -> tuple[Tensor, np.ndarray]:
     """All images below `folder`, N×3×H×W uint8, and their classes (N,), in sorted order."""
     files, labels = listing(folder, names)
-    return read_files(folder, files, size, cache), labels
+    return read_files(folder, files, how, labels), labels
 
 
-def read_files(folder: Path, files: Sequence[str], size: int | None, cache: PoolCache) -> Tensor:
-    """The files' images, N×3×H×W uint8; what had to be corrected is told."""
-    pool, notes = _cached(folder, files, size, cache)
+def read_files(
+    folder: Path, files: Sequence[str], how: Reading, labels: np.ndarray | None = None
+) -> Tensor:
+    """The files' images, N×3×H×W uint8; what had to be corrected is told.
+
+    Raises:
+        ValueError: a file that is no whole image.
+    """
+    pool, notes, digests = _cached(folder, files, how)
+    if how.strict and "damaged" in notes:  # a pool that was cached with strict=false
+        decode(files[notes["damaged"][1]], how.size)
     warn_of_corrections(folder, notes, files)
+    how.copies.add(folder.name, files, digests, labels)
     return pool
 
 
+Part = tuple[Path, Sequence[str], np.ndarray | None]  # folder, files, their classes if known
+
+
+def read_together(parts: Sequence[Part], how: Reading) -> list[Tensor]:
+    """The images of each part, as pieces of one array where all have one shape.
+
+    What needs them in one row, as a pool does its labeled and unlabeled images, need not copy them.
+    """
+    if len(parts) == 1:  # a pool from the cache stays mapped
+        return [read_files(*parts[0][:2], how, parts[0][2])]
+    first = decode(parts[0][1][0], how.size, how.strict)[0]
+    num = sum(len(files) for _, files, _ in parts)
+    whole = torch.empty((num, *first.shape), dtype=torch.uint8)
+    places = whole.split([len(files) for _, files, _ in parts])
+    return [
+        read_files(folder, files, replace(how, place=place), labels)
+        for (folder, files, labels), place in zip(parts, places, strict=True)
+    ]
+
+
 def _cached(
-    folder: Path, files: Sequence[str], size: int | None, cache: PoolCache
-) -> tuple[Tensor, Notes]:
+    folder: Path, files: Sequence[str], reading: Reading
+) -> tuple[Tensor, Notes, list[bytes]]:
     import PIL
 
+    cache, size, strict, place = reading.cache, reading.size, reading.strict, reading.place
     if cache.folder is None:
-        return decode_all(files, size)[:2]
+        return decode_all(files, size, strict, place)
     how = {"decoding": DECODING, "size": size, "resample": "bilinear", "pillow": PIL.__version__}
     before, volume = digests_of(files)
     if volume < pool_cache.LEAST:
-        return decode_all(files, size)[:2]
+        return decode_all(files, size, strict, place)
     key = key_of(before, how)
     if (found := cache.get(key)) is not None:
-        return found
+        return _into(place, found[0]), found[1], before
     with cache.alone(key):
         # Another process may have decoded these images while this one waited.
         if (found := cache.get(key)) is not None:
-            return found
-        pool, notes, digests = decode_all(files, size)
+            return _into(place, found[0]), found[1], before
+        pool, notes, digests = decode_all(files, size, strict, place)
         # By the bytes that were decoded: files may have changed since they were looked up.
         if (path := cache.put(key_of(digests, how), pool, notes)) is not None:
             say(f"cached {len(files)} images of {folder} in {path} ({pool.nbytes >> 20} MiB)")
-    return pool, notes
+    return pool, notes, digests
 
 
-def decode_all(files: Sequence[str], size: int | None) -> tuple[Tensor, Notes, list[bytes]]:
+def _into(place: Tensor | None, pool: Tensor) -> Tensor:
+    """A cached pool, copied to its place if there is one that fits."""
+    return pool if place is None or place.shape != pool.shape else place.copy_(pool)
+
+
+def decode_all(
+    files: Sequence[str], size: int | None, strict: bool = True, place: Tensor | None = None
+) -> tuple[Tensor, Notes, list[bytes]]:
     """Images N×3×H×W uint8, the corrections that they took, and the digests of their files.
+
+    They are written to `place`, if there is one and it fits.
 
     Raises:
         ValueError: a file that is no image, or images of unequal or too large sizes.
     """
-    first, _, _ = decode(files[0], size)
-    pool = np.empty((len(files), *first.shape), dtype=np.uint8)
+    first, _, _ = decode(files[0], size, strict)
+    shape = (len(files), *first.shape)
+    fits = place is not None and place.shape == shape
+    kept = place if fits and place is not None else torch.empty(shape, dtype=torch.uint8)
+    pool = kept.numpy()
 
     def batch(start: int) -> tuple[list[bytes], list[tuple[int, list[str]]]]:
         digests, corrected = [], []
         for i in range(start, min(start + BATCH, len(files))):
-            image, corrections, digest = decode(files[i], size)
+            image, corrections, digest = decode(files[i], size, strict)
             if image.shape != first.shape:
                 raise _unequal(files[i], image, files[0], first)
             pool[i] = image
             digests.append(digest)
             if corrections:
                 corrected.append((i, corrections))
+                if "damaged" in corrections:
+                    warn(f"{files[i]} is damaged and taken as it is")
         return digests, corrected
 
     notes: Notes = {}
@@ -162,7 +232,7 @@ def decode_all(files: Sequence[str], size: int | None) -> tuple[Tensor, Notes, l
                 for kind in corrections:
                     count, earliest = notes.get(kind, (0, i))
                     notes[kind] = (count + 1, earliest)
-    return torch.from_numpy(pool), notes, digests
+    return kept, notes, digests
 
 
 def _num_threads(files: Sequence[str]) -> int:
@@ -174,7 +244,9 @@ def _num_threads(files: Sequence[str]) -> int:
     return 1 if mean < SMALL_FILE else os.cpu_count() or 1
 
 
-def decode(file: str, size: int | None) -> tuple[np.ndarray[Any, Any], list[str], bytes]:
+def decode(
+    file: str, size: int | None, strict: bool = True
+) -> tuple[np.ndarray[Any, Any], list[str], bytes]:
     """One image as 3×H×W uint8, the corrections that it took, the digest of its file.
 
     Raises:
@@ -184,7 +256,7 @@ def decode(file: str, size: int | None) -> tuple[np.ndarray[Any, Any], list[str]
 
     content = contents(file)
     # Twice the size, so that the filter below still has something to average.
-    image, corrections = rgb(content, file, None if size is None else 2 * size)
+    image, corrections = rgb(content, file, None if size is None else 2 * size, strict)
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     if max(image.size) > LARGEST:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ssl_selmix.images.decode import rgb
+from ssl_selmix.images.damage import heard
+from ssl_selmix.images.decode import check_damage, rgb
 
 Pixels = npt.NDArray[np.uint8]
 FACTORS = {
@@ -27,11 +28,11 @@ class Photo:
     all other files and says what is wrong with them.
 
     Raises:
-        ValueError: the file is no whole image.
+        ValueError: the file is no whole image; with `strict`, a JPEG damaged in its middle.
     """
 
-    def __init__(self, content: bytes, file: str) -> None:
-        self._content, self._file = content, file
+    def __init__(self, content: bytes, file: str, strict: bool = True) -> None:
+        self._content, self._file, self._strict = content, file, strict
         size = _size_of_usual(content)
         self._image: Image.Image | None = None
         self.width, self.height = size or self.upright.size
@@ -50,7 +51,9 @@ class Photo:
     def _decode(self, factor: int) -> Pixels:
         if self._image is None:
             flags = FACTORS[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-            decoded = cv2.imdecode(np.frombuffer(self._content, np.uint8), flags)
+            content = np.frombuffer(self._content, np.uint8)
+            decoded, damage = heard(lambda: cv2.imdecode(content, flags))
+            check_damage(damage, self._file, self._strict)
             if decoded is not None:
                 swap = flags & cv2.IMREAD_COLOR  # blue comes first
                 return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if swap else decoded)
@@ -61,7 +64,7 @@ class Photo:
     def upright(self) -> Image.Image:
         """The whole image as Pillow decodes it."""
         if self._image is None:
-            self._image = rgb(self._content, self._file)[0]
+            self._image = rgb(self._content, self._file, strict=self._strict)[0]
         return self._image
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+SMALLEST = 1e-12  # gain that is told from 0
+
+
 class Classifier(nn.Module):
     """`features` N×C×H×W -> N×D, and a linear `classifier` D -> K on top.
 
@@ -84,6 +87,40 @@ class Classifier(nn.Module):
                 "Classifier(..., rebuild=) a function that returns an untrained one"
             )
         self.load_state_dict(self.rebuild().state_dict())
+
+
+class Decided(nn.Linear):
+    """A linear classifier followed by a decision rule that no bias can hold.
+
+    Its output is the logarithm of the expected gain of each class, log(softmax(z / T) W): the
+    arg-max is the decision, the softmax is the share of the gain. W = I and T = 1 change nothing
+    but the scale. The tensors of the linear layer keep their names.
+    """
+
+    gain: Tensor  # W, K×K > 0: of saying j if the class is i
+    temperature: Tensor  # T
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take the place of the layer, whose parameters it shares."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.register_buffer("gain", torch.eye(linear.out_features).to(linear.weight))
+        self.register_buffer("temperature", torch.ones(()).to(linear.weight))
+        self.decide(self.gain, 1.0)
+
+    @torch.no_grad()
+    def decide(self, gain: Tensor, temperature: float) -> None:
+        """Set W, of which a constant for each row means nothing, and T."""
+        gain = gain - gain.min(1, keepdim=True).values
+        # A class that is never worth saying still has a logarithm.
+        self.gain.copy_(gain / gain.max() + SMALLEST)
+        self.temperature.fill_(temperature)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: N×D -> N×K."""
+        scores = super().forward(features)
+        return ((scores / self.temperature).softmax(1) @ self.gain).log()
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ssl_selmix.models import classifier
 
 NESTED = ("teacher", "algorithm", "state_dict", "model", "model_state_dict", "ema_model")
+GAIN = "classifier.gain"  # of a network that ends in a decision rule
 PREFIXES = ("module.", "_orig_mod.", "net.")
 
 
@@ -28,6 +29,8 @@ def load_into(net: classifier.Classifier, tensors: Mapping[str, Tensor]) -> list
     Raises:
         ValueError: nothing fits.
     """
+    if GAIN in tensors and not isinstance(net.classifier, classifier.Decided):
+        net.classifier = classifier.Decided(net.classifier)
     wanted = net.state_dict()
     head = _foreign_head(net, tensors)
     found: dict[str, Tensor] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ssl_selmix import metrics
 from ssl_selmix.common import plugins
-from ssl_selmix.common.rules import Checked
+from ssl_selmix.common.rules import Checked, check_field, positive, within
 from ssl_selmix.objectives.confusion import RECALL_FLOOR, Function, _tried, name_of
 from ssl_selmix.objectives.kinds import (
     Constrained,
@@ -47,14 +46,8 @@ _MEANS: dict[str, tuple[Function, float]] = {
     "h_mean": (metrics.harmonic_mean, RECALL_FLOOR),
 }
 
-# option -> default, lowest, highest, whether the lowest is itself allowed
-_RANGES: dict[str, tuple[float, float, float, bool]] = {
-    "step_size": (50.0, 0.0, math.inf, False),  # val_lr in the released code
-    "beta": (0.0, 0.0, 1.0, True),
-    "alpha": (0.95, 0.0, 1.0, False),  # coverages sum to 1: above 1 no classifier can satisfy all
-    "tau": (0.01, 0.0, math.inf, False),
-    "lambda_max": (100.0, 0.0, math.inf, False),
-}
+# Of options that are None; their rules stand at the fields of `Config`.
+_DEFAULTS = {"step_size": 50.0, "beta": 0.0, "alpha": 0.95, "tau": 0.01, "lambda_max": 100.0}
 
 
 def option_names(name: str) -> tuple[str, ...]:
@@ -190,19 +183,14 @@ def _checked_options(
                 + ("" if constrained else " (which bring tau and lambda_max)")
             )
     values: dict[str, Any] = {"tail": options.get("tail")}
-    for option, (default, low, high, closed) in _RANGES.items():
+    for option, default in _DEFAULTS.items():
         value = options.get(option, default)
-        number = (
-            isinstance(value, int | float) and math.isfinite(value) and not isinstance(value, bool)
-        )
-        if not number or value < low or value > high or (value == low and not closed):
-            rule = f"{'>=' if closed else '>'} {low:g}" + (
-                f" and <= {high:g}" if high < math.inf else ""
-            )
-            raise ValueError(
-                f"{option} must be {rule} and finite, got {value!r}; the default is {default:g}"
-            )
-        values[option] = float(value)
+        try:
+            check_field(Config, option, value)
+            values[option] = float(value)
+        except (ValueError, TypeError) as error:  # None is no number here
+            reason = error if value is not None else f"{option} must be a number, not None"
+            raise ValueError(f"{reason}; the default is {default:g}") from error
     return values
 
 
@@ -249,11 +237,13 @@ class Config(Checked):
 
     objective: str = "min_recall"
     constraints: list[str] = field(default_factory=list)  # ./file.py:function, to be >= 0
-    step_size: float | None = None  # of the recall multipliers (released val_lr); None: 50
-    beta: float | None = None  # memory of the recall multipliers; None: 0
-    alpha: float | None = None  # least coverage, as a share of 1/K; None: 0.95
-    tau: float | None = None  # softness of the coverage constraint; None: 0.01
-    lambda_max: float | None = None  # largest coverage multiplier; None: 100
+    step_size: float | None = positive(None)  # of the recall multipliers (val_lr); None: 50
+    beta: float | None = within("[0, 1]", None)  # memory of the recall multipliers; None: 0
+    # Least coverage, as a share of 1/K; coverages sum to 1, so that above 1 none satisfies all.
+    # None: 0.95
+    alpha: float | None = within("(0, 1]", None)
+    tau: float | None = positive(None)  # softness of the coverage constraint; None: 0.01
+    lambda_max: float | None = positive(None)  # largest coverage multiplier; None: 100
 
     def build_objective(self, num_classes: int, tail: Sequence[int]) -> Objective:
         """The configured objective for K classes, of which these are the rare ones."""

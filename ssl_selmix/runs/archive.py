@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_selmix.common.atomic import beside, write_atomically
+from ssl_selmix.common.text import dump
 from ssl_selmix.runs import released
-from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
+from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder, seal_of
 
 SUFFIX = ".jsonl.gz"
 LOG = "metrics.jsonl"
@@ -35,9 +36,9 @@ class ArchivedRun(RunFolder):
         found = self._files.get(name)
         return found if isinstance(found, str) else None
 
-    def lines(self, name: str) -> list[str]:
-        """Lines of a log."""
-        return (self.text(name) or "").splitlines()
+    def bytes(self, name: str) -> bytes:
+        """Content of a log."""
+        return (self.text(name) or "").encode()
 
     def content(self, name: str) -> Any:
         """What a file holds."""
@@ -93,7 +94,7 @@ def write(archive: Path, runs: Iterable[RunFolder], root: Path) -> None:
     released.upgrade([released.Placed(run.path, run.results) for run in runs])
     lines = []
     for run in runs:
-        files: dict[str, Any] = {RESULTS: run.results.plain()}
+        files: dict[str, Any] = {RESULTS: _sealed(run.results.plain())}
         files |= {name: run.content(name) for name in (CONFIG, MANIFEST) if run.has(name)}
         for index in range(len(run.stages)):
             name = f"{run.place(index).name}/{LOG}"
@@ -102,6 +103,11 @@ def write(archive: Path, runs: Iterable[RunFolder], root: Path) -> None:
         folder = run.path.relative_to(root).as_posix()
         lines.append(json.dumps({"folder": folder, "files": files}, ensure_ascii=False) + "\n")
     write_atomically(archive, gzip.compress("".join(lines).encode(), mtime=0))
+
+
+def _sealed(results: dict[str, Any]) -> dict[str, Any]:
+    """Results with their digest anew, if they had one: what started from whom may be added."""
+    return results | {"sha256": seal_of(results)} if "sha256" in results else results
 
 
 def pack(folder: Path, archive: Path) -> list[Path]:
@@ -117,8 +123,6 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     Raises:
         ValueError: a run's folder exists.
     """
-    from omegaconf import OmegaConf
-
     made = []
     for run in read(archive):
         place = folder / run.path.relative_to(archive.parent)
@@ -129,7 +133,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             for name, content in run._files.items():
                 (whole / place.name / name).parent.mkdir(parents=True, exist_ok=True)
                 if name == CONFIG:
-                    text = OmegaConf.to_yaml(OmegaConf.create(content))
+                    text = dump(content)
                 else:
                     told = isinstance(content, str)
                     text = content if told else json.dumps(content, indent=1) + "\n"

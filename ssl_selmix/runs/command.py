@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 
 from ssl_selmix import __version__
-from ssl_selmix.common.arguments import Command, Parser, duration, listing
+from ssl_selmix.common.arguments import Command, Parser, duration, listing, path
 
 
 def _train_parser() -> Parser:
@@ -22,8 +21,8 @@ def _train_parser() -> Parser:
     add("--then", metavar="B", action="append", default=[], help="next stage; may be repeated")
     add("--dataset", metavar="D", default="digits", help="default: digits, which needs no download")
     add("--preset", metavar="P", help="a name below, a YAML file, or none; default: the dataset's")
-    add("--init", metavar="PATH", type=Path, help="start from a run's folder or a state dict")
-    add("--out", metavar="DIR", type=Path, help="default: runs/<dataset>-<algorithms>-seed<seed>")
+    add("--init", metavar="PATH", type=path, help="start from a run's folder or a state dict")
+    add("--out", metavar="DIR", type=path, help="default: runs/<dataset>-<algorithms>-seed<seed>")
     add("--resume", action="store_true", help="continue the run in its directory, exactly")
     limit = "save and end after this time, such as 3h50m; exit code 75, --resume goes on"
     add("--for", metavar="TIME", type=duration, dest="time", help=limit)

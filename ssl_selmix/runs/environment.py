@@ -18,7 +18,7 @@ import torch
 def describe(device: torch.device) -> dict[str, Any]:
     """Versions, machine, commit and command of this process."""
     packages = {}
-    for name in ("ssl-selmix", "torch", "torchvision", "numpy", "scikit-learn", "omegaconf"):
+    for name in ("ssl-selmix", "torch", "torchvision", "numpy", "scikit-learn", "pyyaml"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -6,16 +6,18 @@ Resuming, loading, predicting, exporting, `--init`, sweeps and comparisons all l
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_selmix.common.config import flatten
+from ssl_selmix.common.config import fingerprint, flatten
+from ssl_selmix.common.names import short_name
+from ssl_selmix.common.paths import expanded
+from ssl_selmix.common.text import value
 from ssl_selmix.runs import released
 from ssl_selmix.runs.results import Classes, Manifest, Results, Stage, checked
 
@@ -26,8 +28,17 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str]
 CONFIG, MANIFEST, RESULTS = "config.yaml", "manifest.json", "results.json"
-RUN_FILES = (CONFIG, MANIFEST, "environment.json", RESULTS, "log.txt")
-STAGE_FILES = (*("model.pt", "last.pt", "between.pt", "best.pt", "previous.pt", "metrics.jsonl"),)
+ENVIRONMENT = "environment.json"
+FINETUNE = "given to finetune"  # the data set of a folder that `finetune` wrote
+BOUND = (CONFIG, MANIFEST, ENVIRONMENT)  # of whose content results.json has the digests
+# What manifest.json says beside images, split and labels. The command: how the split was asked for
+# first; it may be asked otherwise.
+BESIDE = ("schema", "run_id", "preprocessing", "command")
+RUN_FILES = (*BOUND, RESULTS, "log.txt")
+STAGE_FILES = (
+    *("model.pt", "last.pt", "between.pt", "best.pt", "previous.pt"),
+    "metrics.jsonl",
+)
 
 
 class RunError(ValueError):
@@ -41,17 +52,11 @@ def named(file: Path) -> Iterator[None]:
     Raises:
         RunError: in place of the error.
     """
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     try:
         yield
     except RunError:
         raise
-    except (
-        *(YAMLError, OmegaConfBaseException, LookupError),
-        *(TypeError, AttributeError, ValueError, RecursionError),
-    ) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         why = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise RunError(f"{file} is damaged ({why[:200]}); restore it") from error
 
@@ -64,13 +69,24 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    from omegaconf import OmegaConf
     from yaml import YAMLError
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        return value(text)
     except YAMLError as error:
         raise ValueError(f"it is no YAML: {error}") from error
+    except OSError as error:  # OmegaConf's answer to a lone number
+        raise ValueError("it has no sections") from error
+
+
+def seal_of(results: Mapping[str, Any]) -> str:
+    """The digest by which a change of results.json is noticed: of all that it says beside."""
+    return fingerprint({key: value for key, value in results.items() if key != "sha256"})
+
+
+def split_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of images, split and labels: `manifest_sha256` is its digest."""
+    return {key: value for key, value in manifest.items() if key not in BESIDE}
 
 
 class RunFolder:
@@ -81,7 +97,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Source) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
 
     def text(self, name: str) -> str | None:
         """Content of a file of the run; None if it is not there."""
@@ -95,9 +111,13 @@ class RunFolder:
         except UnicodeDecodeError as error:
             raise RunError(f"{file} is damaged ({error}); restore it") from error
 
+    def bytes(self, name: str) -> bytes:
+        """Content of a log."""
+        return self.file(name).read_bytes()
+
     def lines(self, name: str) -> list[str]:
         """Lines of a log; a killed run may have cut the last one, even within a character."""
-        return self.file(name).read_bytes().decode("utf-8", "replace").splitlines()
+        return self.bytes(name).decode("utf-8", "replace").splitlines()
 
     def has(self, name: str) -> bool:
         """Whether the run has this file."""
@@ -121,7 +141,50 @@ class RunFolder:
         with named(self.file(CONFIG)):
             if not isinstance(found, dict):
                 raise ValueError("it has no sections")
+        self._check_bound(CONFIG, found)
         return {str(key): value for key, value in found.items()}
+
+    def _check_bound(self, name: str, found: Any) -> None:
+        """Refuse a file that is not the one of which results.json has the digest.
+
+        Raises:
+            RunError: it was changed, or is of another run.
+        """
+        try:
+            told = self.content(RESULTS)["files"][name] if self.has(RESULTS) else None
+        except (RunError, LookupError, TypeError):  # damaged, which `results` tells, or of old runs
+            return
+        if told in (None, fingerprint(found)):
+            return
+        self._check_ids()
+        raise RunError(
+            f"{self.file(name)} is damaged (its content is not what {RESULTS} has the digest of: "
+            "it was changed, or is of another run); restore it"
+        )
+
+    def _check_ids(self) -> None:
+        """Refuse a manifest and results that say themselves that they are of two runs.
+
+        Raises:
+            RunError: they are.
+        """
+        if self.has(MANIFEST) and self.has(RESULTS):
+            found, content = self.results, self.content(MANIFEST)
+            if isinstance(content, dict) and content.get("run_id") not in (None, found.run_id):
+                raise RunError(
+                    f"{self.file(RESULTS)} is of another run than {MANIFEST}; restore it"
+                )
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the content of the files that results.json is bound to."""
+        return {name: fingerprint(self.content(name)) for name in BOUND if self.has(name)}
+
+    def leftovers(self) -> str:
+        """A file that only a run that began to train has; "" if there is none."""
+        names = [RESULTS] if self.has(RESULTS) else []
+        if not names and self.path.is_dir():
+            names = [f"{file.parent.name}/{file.name}" for file in self.path.glob("[0-9]*-*/*.pt")]
+        return min(names, default="")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -145,15 +208,21 @@ class RunFolder:
         content = self.content(MANIFEST)
         with named(self.file(MANIFEST)):
             checked(Manifest, content)
+            self._check_bound(MANIFEST, content)
             # Version 0.1 recorded none.
             return {"preprocessing": released.preprocessing(content), **content}
 
     @cached_property
     def results(self) -> Results:
         """results.json; what version 0.1 did not write into it is taken from the other files."""
-        content = self.content(RESULTS)
+        return self.results_of(self.content(RESULTS))
+
+    def results_of(self, content: Any) -> Results:
+        """The results that the content of results.json says."""
         with named(self.file(RESULTS)):
             found = checked(Results, released.numbered(content))
+            if content.get("sha256") not in (None, seal_of(content)):
+                raise ValueError("its content is not what its SHA-256 tells; it was changed")
         if "schema" not in content:
             self._complete(found)
         return found
@@ -179,6 +248,11 @@ class RunFolder:
         return str(written or self.results.run_id)
 
     @property
+    def of_finetune(self) -> bool:
+        """Whether `finetune` wrote the folder."""
+        return self.has(RESULTS) and self.results.dataset == FINETUNE
+
+    @property
     def planned(self) -> int:
         """How many stages the run is to have."""
         return len(self.config.get("algorithms") or self.stages)
@@ -194,15 +268,62 @@ class RunFolder:
         """Folder of a stage, counted from 0."""
         return self.path / f"{index + 1}-{self.stages[index].algorithm}"
 
+    def check(self) -> None:
+        """Refuse files that do not belong together; those that are missing are not looked at.
+
+        Raises:
+            RunError: names the file that was changed or is of another run.
+        """
+        if not self.has(RESULTS):
+            return
+        results = self.results
+        self._check_ids()
+        if self.has(MANIFEST):
+            _ = self.manifest
+            if fingerprint(split_of(self.content(MANIFEST))) != results.manifest_sha256:
+                raise RunError(
+                    f"{self.file(MANIFEST)} describes other images or another split than "
+                    f"{RESULTS} was measured on: one of them was changed, or is of another run; "
+                    "restore it"
+                )
+        if self.has(CONFIG):
+            self._check_settings(results)
+        if self.has(ENVIRONMENT):
+            self._check_bound(ENVIRONMENT, self.content(ENVIRONMENT))
+
+    def _check_settings(self, results: Results) -> None:
+        """Refuse results of stages that the configuration does not plan."""
+        config = self.config
+        with named(self.file(CONFIG)):
+            names = [short_name(str(name)) for name in config["algorithms"]]
+            told = {"dataset": results.dataset, "seed": results.seed}
+            found = {key: config[key] for key in told}
+            found |= {f"stage {i}": name for i, name in enumerate(names, 1)}
+        for i, stage in enumerate(results.stages, 1):
+            told[f"stage {i}"] = stage.algorithm
+            section = config.get(stage.algorithm)
+            for key, given in (stage.settings or {}).items():
+                if isinstance(section, dict) and key in section:
+                    told[f"{stage.algorithm}.{key}"] = given
+                    found[f"{stage.algorithm}.{key}"] = section[key]
+        for key, given in told.items():
+            if given != found.get(key):
+                raise RunError(
+                    f"{self.file(RESULTS)} is of another run than {CONFIG}: {key} is {given} in "
+                    f"the first and {found.get(key)} in the second; restore it"
+                )
+
     def weights(self) -> dict[str, Tensor]:
         """The network that the last finished stage handed on, by the names of its tensors.
 
         Raises:
-            RunError: no stage is finished, or its weights are missing, damaged or others.
+            RunError: no stage is finished, its weights are missing, damaged or others, or another
+                file of the run is not its own.
         """
         from ssl_selmix.runs import weights
         from ssl_selmix.training import checkpoint
 
+        self.check()
         if not self.stages:
             raise RunError(
                 f"{self.path} has no finished stage yet: give the folder of a run that came to an "
@@ -220,8 +341,11 @@ class RunFolder:
         found = weights.of_checkpoint(file)
         if stage.handed_on_sha256 not in (None, checkpoint.digest(found)):
             raise RunError(
-                f"{file} has not the weights that {self.path / RESULTS} tells of; restore it"
+                f"{file} has not the weights that {self.path / RESULTS} tells of; restore it, or "
+                "--resume the run, which makes it from the other checkpoints"
             )
+        if stage.handed_on_sha256 is None:  # of version 0.1
+            weights.check_alike(file, [place / name for name in ("best.pt", "last.pt")])
         return found
 
     def last_model(self) -> Predictor:
@@ -251,6 +375,12 @@ def open_run(run: Source) -> RunFolder:
     """
     opened = RunFolder(run)
     for name in (CONFIG, MANIFEST):
+        if not opened.has(name) and opened.of_finetune:
+            raise RunError(
+                f"{opened.path} was written by finetune, whose network is only known in Python: "
+                f"build it and load_state_dict(torch.load({str(opened.path / 'model.pt')!r})), or "
+                f"train a run from it with --init {opened.path / 'model.pt'}, which can be exported"
+            )
         if not opened.has(name):
             raise RunError(f"{opened.path} is no run of ssl_selmix; it has no {name}")
     assert opened.network and opened.manifest
@@ -258,8 +388,7 @@ def open_run(run: Source) -> RunFolder:
         raise RunError(f"{opened.path} has no finished stage yet; --resume the run first")
     if not opened.stages:
         raise RunError(f"{opened.path / RESULTS} is damaged (it has no finished stage); restore it")
-    if opened.results.run_id != opened.run_id and "run_id" in opened.manifest:
-        raise RunError(f"{opened.path / RESULTS} is of another run than {MANIFEST}; restore it")
+    opened.check()
     return opened
 
 

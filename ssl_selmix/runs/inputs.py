@@ -9,14 +9,11 @@ import torch
 
 from ssl_selmix import data
 from ssl_selmix.common import config
-from ssl_selmix.data import Data, Diagnostics
+from ssl_selmix.data import Data, Diagnostics, manifest
+from ssl_selmix.runs.folder import split_of
 from ssl_selmix.runs.plan import Plan
-from ssl_selmix.splits import Split, read_manifest
+from ssl_selmix.splits import Split
 from ssl_selmix.training import machine
-
-# What manifest.json says beside images, split and labels. The command: how the split was asked for
-# first; it may be asked otherwise.
-BESIDE = ("schema", "run_id", "preprocessing", "command")
 
 
 def reload(plan: Plan) -> Inputs:
@@ -53,7 +50,7 @@ class Inputs:
     @property
     def sha256(self) -> str:
         """Identity of images, split and labels."""
-        return config.fingerprint(self.split.manifest(self.images_sha256, **self.extra))
+        return config.fingerprint(manifest.content(self.split, self.images_sha256, **self.extra))
 
 
 def load_data(plan: Plan) -> Inputs:
@@ -96,8 +93,8 @@ def _split(plan: Plan, source: data.Source, sha256: str) -> Split:
             source.train_labels, len(names), plan.run.seed, class_names=names, apart=source.apart
         )
         return drawn
-    split = Split.load(settings.manifest, sha256)
-    if read_manifest(settings.manifest)["images_sha256"] is None:
+    split = manifest.load(settings.manifest, sha256)
+    if manifest.read(settings.manifest)["images_sha256"] is None:
         raise ValueError(
             f"{settings.manifest} records no SHA-256 of its images, so that these may be others; "
             f'add "images_sha256": "{sha256}" if you know that they are not'
@@ -116,10 +113,8 @@ def check_images(plan: Plan, sha256: str, remedy: str) -> None:
         ValueError: they differ; the remedy is told.
     """
     path = plan.out / "manifest.json"
-    written = read_manifest(path)
-    for key in BESIDE:
-        written.pop(key, None)
-    if config.fingerprint(written) != sha256:
+    written = manifest.read(path)
+    if config.fingerprint(split_of(written)) != sha256:
         raise ValueError(
             f"{path} describes other images or another split than this run sees; {remedy}"
         )

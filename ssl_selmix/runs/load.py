@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ssl_selmix.data import manifest
 from ssl_selmix.runs.folder import MANIFEST, RunFolder, open_run, run_around
 from ssl_selmix.runs.results import StartedFrom
 from ssl_selmix.runs.weights import Predictor, of_file
-from ssl_selmix.splits import Split, read_manifest
+from ssl_selmix.splits import Split
 
 LEARNED, JUDGED = ("labeled", "unlabeled", "validation"), ("validation", "test")
 
@@ -63,13 +64,13 @@ def check_origin(
             f"--init {run.path} has the weights of {run.network}, and this run builds {network}; "
             f"set model.name={run.network}"
         )
-    manifest = read_manifest(run.path / MANIFEST)
-    for part in JUDGED if manifest["images_sha256"] == images_sha256 else ():
-        seen = {i for p in LEARNED if p != part for i in manifest["indices"][p]}
+    written = manifest.read(run.path / MANIFEST)
+    for part in JUDGED if written["images_sha256"] == images_sha256 else ():
+        seen = {i for p in LEARNED if p != part for i in written["indices"][p]}
         if both := seen & set(getattr(split, part).tolist()):
             raise ValueError(
                 f"{len(both)} {part} images of this run took part in the training of --init "
-                f"{run.path} (its seed is {manifest['seed']}, that of this split "
+                f"{run.path} (its seed is {written['seed']}, that of this split "
                 f"{split.seed}); take its split with data.manifest={run.path / MANIFEST}"
             )
     if run.precision == precision:

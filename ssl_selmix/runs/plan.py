@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from ssl_selmix import models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins, processes
+from ssl_selmix.common.console import tell
+from ssl_selmix.common.names import short_name
+from ssl_selmix.common.paths import expanded
+from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
-from ssl_selmix.splits import Split, read_manifest
 from ssl_selmix.training import checkpoint, machine
 
 NO_PRESET = "none"
@@ -68,16 +71,17 @@ class Plan:
     """A request with its plug-ins found and its configuration checked; reads no image."""
 
     def __init__(self, request: Request) -> None:
-        if not request.algorithms:
+        if not request.algorithms and not request.recorded:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
-        self.request = request
+        init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
+        self.request = request = replace(request, init=init, out=out)
         self.algorithms = [load_algorithm(name) for name in request.algorithms]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
         sections |= {"views": execution.ViewsConfig}
         sections |= {name: kind.Config for name, kind in self.algorithms}
-        self.layers = self._layers(sections)
+        self.layers = config.read(sections, self._layers(sections))
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
@@ -96,11 +100,11 @@ class Plan:
         """Their digest; "" without --init."""
         return checkpoint.digest(self.init) if self.request.init else ""
 
-    def _layers(self, sections: Mapping[str, type[Any]]) -> list[tuple[str, dict[str, Any]]]:
+    def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         name = self.request.preset
         if name is None:
             name = self.request.dataset if self.request.dataset in plugins.presets() else NO_PRESET
-        layers = []
+        layers: list[config.Layer] = []
         if self.request.recorded:
             layers.append(("the run", config.without_retired(self.request.recorded, sections)))
         elif name != NO_PRESET:
@@ -116,11 +120,11 @@ class Plan:
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
-        path = ChainMap(*(settings for _, settings in reversed(self.layers))).get("data.manifest")
+        path = ChainMap(*(dict(found) for _, found in reversed(self.layers))).get("data.manifest")
         if not path:
             return ""
         try:
-            manifest, split = read_manifest(path), Split.load(path)
+            written, split = manifest.read(path), manifest.load(path)
         except OSError as error:
             raise ValueError(
                 f"data.manifest={path} cannot be read ({error.strerror}); give the manifest.json "
@@ -134,7 +138,7 @@ class Plan:
                 f"{clash[0]}={words[clash[0]]} has no meaning; leave out one of them ({origin})"
             )
         self.layers.insert(-1, (f"manifest {path}", rule))
-        return str(manifest["indices_sha256"])
+        return str(written["indices_sha256"])
 
     @property
     def out(self) -> Path:
@@ -207,11 +211,20 @@ def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{names.get(section, section)}{dot}{rest}": v for section, dot, rest, v in parted}
 
 
-def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
+def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()) -> Plan:
     """The plan of a run that exists, for commands that look at it again.
 
+    No code that the run names is executed but a data set's that the caller names as well; its
+    algorithms and objectives of its own are left out, for nothing is trained.
+
+    Args:
+        folder: of the run.
+        settings: key=value, of the machine.
+        trust: files or modules that may be executed.
+
     Raises:
-        ValueError: the folder is no run, what it needs is gone, or a setting is not of the machine.
+        ValueError: the folder is no run, what it needs is gone or not trusted, or a setting is not
+            of the machine.
     """
     for key in config.parse_overrides(settings):
         if key not in MAY_CHANGE:
@@ -219,14 +232,53 @@ def reopen(folder: Path, settings: Sequence[str] = ()) -> Plan:
                 f"{key} cannot be set here: what {folder} was trained with stays; what may be "
                 f"another on this machine: {', '.join(MAY_CHANGE)}"
             )
-    written = dict(RunFolder(folder).config)
+    run = RunFolder(folder)
+    run.check()
+    written = dict(run.config)
     with named(folder / CONFIG):
-        names, dataset = list(written.pop("algorithms")), str(written.pop("dataset"))
-        tree = {key: value for key, value in written.items() if key not in NOT_SETTINGS}
+        names, dataset = list(map(str, written.pop("algorithms"))), str(written.pop("dataset"))
+        shipped = plugins.available("algorithm")
+        others = {short_name(name) for name in names if name not in shipped}
+        left_out = {*NOT_SETTINGS, *others} - {"data", "model", *RECORDED.values(), *shipped}
+        tree = {key: value for key, value in written.items() if key not in left_out}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
-    recorded = config.flatten(tree)
+        code = dict(written.get("code") or {})
+    _check_trust(folder, dataset, code.get(dataset), trust)
+    # A run never recorded what is the machine's, such as a folder to write the cache to.
+    recorded = {k: v for k, v in config.flatten(tree).items() if k not in config.MACHINE_KEYS}
+    names = [name for name in names if name in shipped]
     return Plan(Request(names, dataset, out=folder, settings=settings, recorded=recorded))
+
+
+def _check_trust(folder: Path, dataset: str, recorded: str | None, trust: Sequence[str]) -> None:
+    """Refuse a data set of the user's own that the caller did not name, or that was changed.
+
+    Raises:
+        ValueError: says what to add, with the digests of the file and of the run.
+    """
+    if dataset in plugins.available("dataset"):
+        return
+    file = Path(os.path.expanduser(dataset))
+    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    if found and recorded not in (None, found):
+        raise ValueError(
+            f"{dataset} is not the file that {folder} was trained with: its SHA-256 is {found}, "
+            f"and the run recorded {recorded}; give the file as it was"
+        )
+    digest = f"SHA-256 {found}" if found else "no file here"
+    told = f"{digest}, {'as the run recorded' if recorded else 'the run recorded none'}"
+    if not any(_same_place(dataset, name) for name in trust):
+        raise ValueError(
+            f"the images of {folder} come from {dataset} ({told}), code that is executed only if "
+            f"you name it; look at it, then add --trust {shlex.quote(dataset)}"
+        )
+    tell(f"executing {dataset} ({told})")
+
+
+def _same_place(one: str, other: str) -> bool:
+    paths = (Path(os.path.expanduser(name)).resolve() for name in (one, other))
+    return one == other or len(set(paths)) == 1
 
 
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:

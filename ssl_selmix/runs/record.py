@@ -6,19 +6,22 @@ import json
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from ssl_selmix import models
 from ssl_selmix.common import config, processes
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.locks import locked
 from ssl_selmix.common.processes import World
+from ssl_selmix.common.text import dump
+from ssl_selmix.data import manifest
 from ssl_selmix.runs import environment, weights
-from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder
+from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder, seal_of
 from ssl_selmix.runs.inputs import Inputs, check_images
 from ssl_selmix.runs.plan import PLACES, Plan
 from ssl_selmix.runs.results import SCHEMA, Manifest, Results, Stage, checked
@@ -61,6 +64,11 @@ class Record:
         self._held.enter_context(locked(folder / LOCK, f"trains in {folder}", remedy=BUSY))
         self._check_free()  # What held the lock before may have trained here.
         if not (plan.request.resume and self._folder.has(CONFIG)):
+            if left := self._folder.leftovers():
+                raise ValueError(
+                    f"{folder} has no {CONFIG}, by which its run could be resumed, and {left} of "
+                    f"one; restore {folder / CONFIG}, or {OTHER_OUT}"
+                )
             # Also a run that was killed before its set-up was written.
             folder.mkdir(parents=True, exist_ok=True)
             return False
@@ -110,14 +118,15 @@ class Record:
             "command": plan.request.command,
         }
         checked(Manifest, told)
-        inputs.split.save(folder / MANIFEST, inputs.images_sha256, **told)
+        manifest.save(inputs.split, folder / MANIFEST, inputs.images_sha256, **told)
         _write_json(folder / "environment.json", environment.describe(plan.device))
         # Last: a directory with config.yaml is complete enough to be resumed.
-        text = OmegaConf.to_yaml(OmegaConf.create(plan.identity()))
-        write_atomically(folder / CONFIG, text.encode())
+        write_atomically(folder / CONFIG, dump(plan.identity()).encode())
 
     def _check(self, inputs: Inputs, out: Console) -> None:
         """Refuse other images; say so if the code is another: the run's end may then differ."""
+        _or_another(lambda: self._folder.manifest)
+        _or_another(self._folder.check)
         check_images(self._plan, inputs.sha256, OTHER_IMAGES)
         try:
             before = json.loads(self._folder.text("environment.json") or "")["commit"]
@@ -176,7 +185,27 @@ class Record:
         results.stages.append(checked(Stage, stage))
         if self._writes:
             weights.save(net, place, sha)
+            log = place / "metrics.jsonl"
+            results.stages[-1].log_sha256 = sha256(log.read_bytes()).hexdigest()
+            results.files = self._folder.digests()
+            results.sha256 = seal_of(results.plain())
             _write_json(self._folder.path / RESULTS, results.plain())
+
+    def handed_on(self, index: int, recorded: str, sha: str) -> dict[str, Tensor] | None:
+        """What a finished stage handed on, from its file; None if that is missing or damaged.
+
+        Args:
+            index: of the stage, from 0.
+            recorded: the digest of the weights in results.json.
+            sha: fingerprint of the stage.
+        """
+        place = self._folder.path / self._plan.stages[index]
+        return self._by_first(lambda: weights.handed_on_in(place, recorded, sha))
+
+    def repair(self, index: int, net: models.Classifier, sha: str) -> None:
+        """Write anew what a finished stage handed on."""
+        if self._writes:
+            weights.save(net, self._folder.path / self._plan.stages[index], sha)
 
 
 def _or_another(read: Callable[[], T]) -> T:

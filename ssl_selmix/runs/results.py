@@ -30,7 +30,7 @@ MOST = 2**53  # images that can be counted in floating point
 PARTS = ("validation", "test")
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any) -> float:
     """Refuse what Python would take for a number, and what no figure can be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("number", "no number")
@@ -43,10 +43,11 @@ def _number(value: Any) -> Any:
     return float(value)
 
 
-def _share(value: float) -> float:
-    if not -ROUNDING <= value <= 1 + ROUNDING:
+def _share(value: Any) -> float:
+    found = _number(value)
+    if not -ROUNDING <= found <= 1 + ROUNDING:
         raise PydanticCustomError("share", "outside 0..1")
-    return min(1.0, max(0.0, value))
+    return min(1.0, max(0.0, found))
 
 
 def _whole(value: Any) -> Any:
@@ -68,7 +69,7 @@ def _name(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-Share = Annotated[float, BeforeValidator(_number), AfterValidator(_share)]
+Share = Annotated[float, BeforeValidator(_share)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Images = Annotated[int, BeforeValidator(_whole), AfterValidator(_images)]  # a number of them
 Name = Annotated[str, BeforeValidator(_name)]
@@ -165,12 +166,15 @@ class Stage(Section):
     last: Measured | None = None
     settings: dict[str, Any] | None = None
     handed_on_sha256: str | None = None  # digest of the tensors in model.pt
+    log_sha256: str | None = None  # of metrics.jsonl when the stage was finished
     started_from: StartedFrom | None = None  # None: from random weights
 
 
 def _split(rule: dict[str, Any]) -> dict[str, Any]:
     for part in PARTS:
         count = rule.get(part)
+        if isinstance(count, float | str):  # a share, or a count with limits: `counts` has them
+            count = None
         if count is not None and (type(count) is not int or not 0 <= count <= MOST):
             told = f"{part} is {_shown(count)}, no number of images"
             raise PydanticCustomError("told", "{told}", {"told": told})
@@ -180,7 +184,8 @@ def _split(rule: dict[str, Any]) -> dict[str, Any]:
 class Protocol(Section):
     """What makes figures comparable."""
 
-    # Its `validation` and `test` are images of each class; test is None where the data set has one.
+    # Its `validation` and `test` are images of each class, or a rule for them, whose `counts` are
+    # recorded; test is None where the data set has one.
     split: Annotated[dict[str, Any], AfterValidator(_split)]
     checkpoint_rule: dict[str, Any]
     steps: list[Whole]
@@ -203,6 +208,8 @@ class Results(Section):
     protocol: Protocol
     start: Stage | None = None  # the weights of --init, measured before any step
     stages: list[Stage]
+    files: dict[str, str] | None = None  # digests of the content of the run's other files
+    sha256: str | None = None  # of all else in here
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ FIGURES = {
     "min_coverage": "min coverage",
     "accuracy": "accuracy",
 }
+
+FEW = 10  # validation images of a class, below which its recall is said to be uncertain
 
 
 def show(results: Mapping[str, Any], class_names: Sequence[str], out: Console) -> None:
@@ -75,3 +78,26 @@ def _worst(stage: Mapping[str, Any], count: int) -> list[int]:
     recalls = stage["test"]["per_class_recall"]
     present = [k for k, value in enumerate(recalls) if value is not None]
     return sorted(present, key=lambda k: float(recalls[k]))[:count]
+
+
+def tell_small_classes(counts: Sequence[int], names: Sequence[str], out: Console) -> None:
+    """Say of which classes a recall is a rough figure, for it is measured on few images.
+
+    Args:
+        counts: validation images of each class.
+        names: of the classes.
+        out: where to say so.
+    """
+    small = sorted((n, names[k]) for k, n in enumerate(counts) if n < FEW)
+    if not small:
+        return
+    shown = ", ".join(f"{name} ({n}: ± {100 * _half_width(n):.0f} points)" for n, name in small[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    text = f"  validation: a recall is uncertain (95 %) where a class has few images: {shown}{more}"
+    out.print(text, style="yellow", highlight=False, markup=False)
+
+
+def _half_width(n: int) -> float:
+    """Half of Wilson's 95 % interval of a recall of one half, measured on n images."""
+    z = 1.96
+    return z / (1 + z * z / n) * math.sqrt(0.25 / n + z * z / (4 * n * n)) if n else 0.5

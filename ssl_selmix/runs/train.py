@@ -21,9 +21,9 @@ from ssl_selmix.data import Data
 from ssl_selmix.data.workers import WorkerDied
 from ssl_selmix.models import batch_norm, classifier, execution
 from ssl_selmix.models.execution import Execution
-from ssl_selmix.models.weights import load_into
+from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
-from ssl_selmix.runs.folder import RESULTS
+from ssl_selmix.runs.folder import RESULTS, RunError
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.runs.record import Record
@@ -43,7 +43,9 @@ def run(request: Request) -> dict[str, Any]:
     stop = Stop(request.deadline)
     with stop.listening():
         plan = Plan(request)
-        _ = plan.init_sha256  # reads --init now: a missing file must leave no folder behind
+        # What is refused now leaves no folder behind; asking for its digest reads --init.
+        _check_first(plan)
+        _ = plan.init_sha256
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
             with _told_how_to_go_on(record):
@@ -89,7 +91,9 @@ class Training:
         _check_sizes(plan, loaded)
         planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
         _check_batches(planned)
+        _check_heads(plan, planned)
         _set_threads(plan, planned, loaded, self.out)
+        summary.tell_small_classes(inputs.counts["validation"], loaded.class_names, self.out)
         self.results = self.record.begin(inputs, self.out)
 
     def _check_origin(self) -> None:
@@ -128,7 +132,33 @@ class Training:
         handed_on = fitted.algorithm.export().requires_grad_(True)
         if new:
             self._add(index, fitted, handed_on, sha256)
+        else:
+            self._check_handed_on(index, handed_on, sha256)
         return handed_on
+
+    def _check_handed_on(self, index: int, net: models.Classifier, sha256: str) -> None:
+        """Let a finished stage hand on what results.json tells, whichever of its files is damaged.
+
+        Raises:
+            RunError: no intact file of the stage has those weights.
+        """
+        recorded = self.results.stages[index].handed_on_sha256
+        if recorded is None:  # version 0.1
+            return
+        kept = self.record.handed_on(index, recorded, sha256)
+        same, place = weights.sha256_of(net) == recorded, self.plan.out / self.plan.stages[index]
+        if same and kept is None:
+            self.record.repair(index, net, sha256)
+            told = f"{place / weights.HANDED_ON} was missing or damaged and is restored"
+            self.out.print(told, style="yellow", highlight=False, markup=False)
+        elif not same and kept is not None:
+            net.load_state_dict(kept)
+        elif not same:
+            raise RunError(
+                f"{place / weights.HANDED_ON} is missing or damaged, and so are the checkpoints "
+                f"beside it: none has the weights that {self.plan.out / RESULTS} tells of; restore "
+                "one of them, or use another --out"
+            )
 
     def _add(
         self, index: int, fitted: engine.Fitted, handed_on: models.Classifier, sha256: str
@@ -181,6 +211,31 @@ def _check_sizes(plan: Plan, loaded: Data) -> None:
             )
 
 
+def _check_first(plan: Plan) -> None:
+    """Refuse a first stage that only changes weights, without weights to change."""
+    name, kind = plan.algorithms[0]
+    if not kind.trains and not plan.request.init:
+        raise ValueError(
+            f"{name} trains nothing and cannot come first; let it follow a method that does, such "
+            f"as --algo fixmatch --then {name}, or give it weights with --init"
+        )
+
+
+def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
+    """Refuse what would start from a network that does not end in a linear layer."""
+    decided = [name for name, a in zip(plan.stages, planned, strict=True) if not a.hands_on_linear]
+    if decided and decided[0] != plan.stages[-1]:
+        raise ValueError(
+            f"{decided[0]} hands on a network that ends in a gain matrix, and no stage can start "
+            "from that; make it the last one, or set rule=offsets"
+        )
+    if GAIN in plan.init:
+        raise ValueError(
+            f"--init {plan.request.init} ends in a gain matrix, which no stage can start from; "
+            "give the model.pt of the stage before it"
+        )
+
+
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
     """Every process must pass as many images, or their gradients would count differently."""
     world = processes.world()
@@ -197,7 +252,7 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
     """The threads that were asked for, or as many as the largest step can use; says which."""
     world = processes.world()
     images = max(algorithm.images_per_step for algorithm in algorithms)
-    images //= world.size if world else 1
+    images = max(1, images // (world.size if world else 1))
     shape = loaded.image_shape
     try:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)

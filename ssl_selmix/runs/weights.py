@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ def of_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}; give a run's folder or a file of torch.save")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # timm's script saves its arguments beside the weights: a namespace of plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything
         raise ValueError(
-            f"{path} cannot be read as weights ({str(error).partition(chr(10))[0][:100]}); save a "
-            "state dict with torch.save(model.state_dict(), path)"
+            f"{path} cannot be read as weights ({_reason(error)}); save a state dict with "
+            "torch.save(model.state_dict(), path)"
         ) from error
     ours = isinstance(content, Mapping) and {"sha256", "state"} <= content.keys()
     if ours:
@@ -49,6 +53,14 @@ def of_file(path: Path) -> dict[str, Tensor]:
             f"folder, or {HANDED_ON} in it, has the head that the stage predicts with"
         )
     return _of_network(tensors)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch reads no file, without its advice to execute what is in it."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds {found[1]}, which is no tensor and might be code"
+    first = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+    return first[:100] or type(error).__name__
 
 
 def _of_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,6 +93,32 @@ def handed_on(net: models.Classifier) -> dict[str, Tensor]:
 def save(net: models.Classifier, stage: Path, fingerprint: str) -> None:
     """Write what a stage hands on to its folder."""
     checkpoint.save(stage / HANDED_ON, {"fingerprint": fingerprint, "teacher": handed_on(net)})
+
+
+def handed_on_in(stage: Path, sha256: str, fingerprint: str) -> dict[str, Tensor] | None:
+    """What a stage's folder says that it handed on; None if that is not what has this digest."""
+    try:
+        state = checkpoint.load(stage / HANDED_ON, fingerprint)
+        tensors = _of_network(state.get("teacher") or state["algorithm"])
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None
+    return tensors if checkpoint.digest(tensors) == sha256 else None
+
+
+def check_alike(file: Path, others: Iterable[Path]) -> None:
+    """Refuse a checkpoint of another run than others in its stage's folder.
+
+    Raises:
+        ValueError: its fingerprint is another.
+    """
+    own = checkpoint.load(file).get("fingerprint")
+    for other in others:
+        try:
+            found = checkpoint.load(other).get("fingerprint")
+        except checkpoint.Refused:  # missing or damaged
+            continue
+        if found != own:
+            raise ValueError(f"{file} is of another run than {other}; restore it")
 
 
 def sha256_of(net: models.Classifier) -> str:

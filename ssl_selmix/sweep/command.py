@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from ssl_selmix.common import plugins
-from ssl_selmix.common.arguments import SWEEPS, Command, Parser, positive, section
+from ssl_selmix.common.arguments import SWEEPS, Command, Parser, path, positive, section
 
 
 def _parser() -> Parser:
@@ -20,12 +19,12 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one")
-    add("--out", metavar="DIR", type=Path, help="folder of all runs; default: the file's")
+    add("--out", metavar="DIR", type=path, help="folder of all runs; default: the file's")
     add("--dry-run", action="store_true", help="list the runs and how far each has come")
     add("--jobs", metavar="N", type=positive, help="at a time; default: by cores, threads, GPUs")
     add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
     add("--engine", choices=("processes", "ray"), default="processes", help="what starts the runs")
-    add("--slurm", metavar="FILE", type=Path, help="write a job array instead of running")
+    add("--slurm", metavar="FILE", type=path, help="write a job array instead of running")
     add("--debug", action="store_true", help="show the traceback of an error")
     help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
     add("settings", metavar="key=value", nargs="*", help=help)

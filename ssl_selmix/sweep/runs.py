@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssl_selmix import algorithm
-from ssl_selmix.common import config, plugins
+from ssl_selmix.common import config, fields, plugins
 from ssl_selmix.runs import load, train
 from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder
 from ssl_selmix.runs.inputs import Inputs, load_data
@@ -65,15 +62,7 @@ class Run:
 
 def word(key: str, value: Any) -> str:
     """`key=value` for the command line, which reads the same value from it."""
-    for text in (str(value), json.dumps(value)):
-        try:
-            found = config.parse_overrides([f"{key}={text}"])
-        except ValueError:
-            continue
-        if repr(found) == repr({key: value}):
-            return f"{key}={text}"
-    dumped = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
-    return f"{key}={dumped.partition(chr(10))[0]}"
+    return f"{key}={fields.typed(value)}"
 
 
 class Sweep:
@@ -88,6 +77,7 @@ class Sweep:
         self._plans: dict[str, Plan] = {}
         self._short = {a.algo: self._named(name, a.algo) for name, a in spec.arms.items()}
         self._check_sections()
+        self._check_starts()
         seeds = dict.fromkeys(seed for found in spec.seeds.values() for seed in found)
         pairs = [(seed, name) for seed in seeds for name in spec.splits if seed in spec.seeds[name]]
         self.chains = [self._chain(*pair, first) for pair in pairs for first in spec.algorithms]
@@ -121,6 +111,15 @@ class Sweep:
                         f"{self.spec.origin}: {key} is set and no run has the section {section}"
                     )
 
+    def _check_starts(self) -> None:
+        """A stage that takes no step cannot begin a chain."""
+        for name in self.spec.algorithms:
+            if not algorithm.load(self.spec.arms[name].algo)[1].trains:
+                raise ValueError(
+                    f"{self.spec.origin}: {name} trains nothing and cannot come first; put it "
+                    "under then"
+                )
+
     def _chain(self, seed: int, split: str, first: str) -> list[Run]:
         chain = [self._run(seed, split, (first,), None)]
         for name, arm in self.spec.then.items():
@@ -153,11 +152,16 @@ class Sweep:
         own = self._short[arms[-1].algo]
         others = {FIRST, SECOND, *self._short.values()}
         mine = {own, FIRST if len(arms) == 1 else SECOND}
+        # What all second stages are told about steps is not meant for one that takes none.
+        trains = algorithm.load(arms[-1].algo)[1].trains
+        about_steps = set() if trains else {f.name for f in fields_of(algorithm.Algorithm.Config)}
         found: dict[str, Any] = {}
 
         def add(settings: Mapping[str, Any], left_out: set[str]) -> None:
             for key, value in settings.items():
                 section, dot, rest = key.partition(".")
+                if section == SECOND and rest in about_steps:
+                    continue
                 if not dot or section not in left_out:
                     found[f"{own}.{rest}" if dot and section in mine else key] = value
 

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ssl_selmix.common import config, plugins
+from ssl_selmix.common import config, fields, plugins
+from ssl_selmix.common import text as texts
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
+from ssl_selmix.common.text import Word
 
 KEYS = ("out", "dataset", "preset", "seeds", "settings", "splits", "algorithms", "then", "slurm")
 ARM_KEYS = ("algo", "preset", "settings", "after")
+MOST_SEEDS = 10_000
+FLAGS = ("true", "false")
 FIRST, SECOND = "algo", "then"  # sections of whatever algorithm a first or second stage runs
 
 
@@ -59,11 +62,11 @@ def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spe
     Raises:
         ValueError: there is no such file, or it has a mistake that shows without a run.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"no sweep file {path}; check the path")
-        text = path.read_bytes().decode("utf-8", "replace")  # what is no text is no YAML
+        text = plugins.text_of(path)
     elif source in (known := plugins.sweeps()):
         text = (files("ssl_selmix") / "configs" / "sweeps" / f"{source}.yaml").read_text("utf-8")
     else:
@@ -80,24 +83,18 @@ def read(source: str, words: Sequence[str] = (), out: Path | None = None) -> Spe
 def parse(text: str, origin: str) -> Spec:
     """A spec from its YAML."""
     try:
-        loaded = OmegaConf.create(text)
-        tree = OmegaConf.to_container(loaded) if OmegaConf.is_config(loaded) else None
-    except (yaml.YAMLError, OmegaConfBaseException, AssertionError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ValueError(f"this is no YAML: {line or 'a lone number'}") from error
-    found = _mapping(tree, "a sweep", KEYS)
+        found = _mapping(texts.words(text), "a sweep", KEYS)
+    except yaml.YAMLError as error:
+        raise ValueError(f"this is no YAML: {' '.join(str(error).split())[:200]}") from error
     dataset = _text(found.get("dataset", "digits"), "dataset")
-    splits = _mapping(found.get("splits") or {Path(dataset).stem: {}}, "splits")
-    named = {
-        name: _mapping(value if value is not None else {}, f"split {name!r}")
-        for name, value in splits.items()
-    }
-    seeds = _seeds(found.get("seeds", 0))
+    splits = _inner(found.get("splits"), "splits") or {Path(dataset).stem: {}}
+    named = {name: _inner(value, f"split {name!r}") for name, value in splits.items()}
+    seeds = _seeds(found.get("seeds", Word("0")))
     spec = Spec(
         origin=origin,
-        out=Path(_text(found.get("out", f"runs/{Path(origin).stem}"), "out")),
+        out=expanded(_text(found.get("out", f"runs/{Path(origin).stem}"), "out")),
         dataset=dataset,
-        preset=_text(found["preset"], "preset") if found.get("preset") else None,
+        preset=_preset(found),
         seeds={
             name: _seeds(value.pop("seeds")) if "seeds" in value else seeds
             for name, value in named.items()
@@ -115,7 +112,7 @@ def parse(text: str, origin: str) -> Spec:
 
 def _mapping(value: Any, what: str, known: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{what} must be a mapping of names to values, not {value!r}")
+        raise ValueError(f"{what} must be a mapping of names to values, not {fields.shown(value)}")
     found = {str(key): item for key, item in value.items()}
     for key in found:
         if known and key not in known:
@@ -123,14 +120,28 @@ def _mapping(value: Any, what: str, known: Sequence[str] = ()) -> dict[str, Any]
     return found
 
 
+def _inner(value: Any, what: str, known: Sequence[str] = ()) -> dict[str, Any]:
+    """A mapping that may be left empty."""
+    return {} if _nothing(value) else _mapping(value, what, known)
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, Word) and value.is_null)
+
+
+def _preset(found: Mapping[str, Any]) -> str | None:
+    value = found.get("preset")
+    return None if _nothing(value) else _text(value, "preset")
+
+
 def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{what} must be a text, not {value!r}")
-    return value
+    if not isinstance(value, str) or _nothing(value) or not value:
+        raise ValueError(f"{what} must be a text, not {fields.shown(value)}")
+    return str(value)
 
 
 def _settings(value: Any, what: str) -> dict[str, Any]:
-    found = config.flatten(_mapping(value if value is not None else {}, what))
+    found = config.flatten(_inner(value, what))
     _no_seed(found, what)
     return found
 
@@ -141,47 +152,60 @@ def _no_seed(settings: Mapping[str, Any], what: str) -> None:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    ends = re.fullmatch(r"(\d+) *- *(\d+)", value) if isinstance(value, str) else None
-    found = list(range(int(ends[1]), int(ends[2]) + 1)) if ends else value
-    found = found if isinstance(found, list) else [found]
-    if not found or any(type(seed) is not int or seed < 0 for seed in found):
-        raise ValueError(f"seeds must be whole numbers from 0, as in [0, 1, 2] or 0-2, not {value}")
+    ends = re.fullmatch(r"(\d{1,9}) *- *(\d{1,9})", value) if isinstance(value, str) else None
+    first, last = (int(ends[1]), int(ends[2])) if ends else (0, -1)
+    if last - first >= MOST_SEEDS:
+        raise ValueError(f"seeds must be at most {MOST_SEEDS}, not {value}")
+    given = list(range(first, last + 1)) if ends else value
+    try:
+        found = [fields.value_of(s, int) for s in (given if isinstance(given, list) else [given])]
+    except fields.WrongType:
+        found = []
+    if not found or min(found) < 0:
+        raise ValueError(
+            f"seeds must be whole numbers from 0, as in [0, 1, 2] or 0-2, not {fields.shown(value)}"
+        )
     if len(set(found)) < len(found):
-        raise ValueError(f"seeds must differ, not {value}")
+        raise ValueError(f"seeds must differ, not {fields.shown(value)}")
     return tuple(found)
 
 
 def _arms(value: Any, what: str) -> dict[str, Arm]:
     if isinstance(value, list):
-        if len(set(map(str, value))) < len(value):
-            raise ValueError(f"{what} must differ, not {value}; give variants names of their own")
-        value = dict.fromkeys(value)
-    found = _mapping(value if value is not None else {}, what)
+        names = [_text(name, f"each of {what}") for name in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{what} must differ, not {names}; give variants names of their own")
+        value = dict.fromkeys(names)
+    found = _inner(value, what)
     return {name: _arm(name, item, what == SECOND) for name, item in found.items()}
 
 
 def _arm(name: str, value: Any, second: bool) -> Arm:
     keys = ARM_KEYS if second else ARM_KEYS[:-1]
-    found = _mapping(value if value is not None else {}, f"arm {name!r}", keys)
-    after = found.get("after")
+    found = _inner(value, f"arm {name!r}", keys)
+    after = None if _nothing(found.get("after")) else found["after"]
     after = [after] if isinstance(after, str) else after
     if after is not None and (not isinstance(after, list) or not after):
         raise ValueError(f"after must list arms, not {after!r} (in arm {name!r})")
     return Arm(
         algo=_text(found.get("algo", name), f"algo of arm {name!r}"),
         settings=_settings(found.get("settings"), f"arm {name!r}"),
-        preset=_text(found["preset"], "preset") if found.get("preset") else None,
-        after=None if after is None else tuple(map(str, after)),
+        preset=_preset(found),
+        after=None if after is None else tuple(_text(one, "after") for one in after),
     )
 
 
 def _slurm(value: Any) -> dict[str, str]:
-    found = _mapping(value if value is not None else {}, "slurm")
+    found = _inner(value, "slurm")
     for key, item in found.items():
-        if key == "time" and not isinstance(item, str):  # YAML reads 12:00:00 as 43200
-            raise ValueError(f"slurm.time={item} is no text; write it in quotes, as in '12:00:00'")
-        if not re.fullmatch(r"[a-z-]+", key) or type(item) not in (str, int):
-            raise ValueError(f"slurm.{key}={item!r} is no long option of sbatch with its value")
+        if (
+            not re.fullmatch(r"[a-z-]+", key)
+            or not isinstance(item, str)
+            or _nothing(item)
+            or item in FLAGS
+        ):
+            said = f"slurm.{key}={fields.shown(item)}"
+            raise ValueError(f"{said} is no long option of sbatch with its value")
         if key in ("array", "output") or len(str(item).split("\n")) > 1:
             raise ValueError(f"slurm.{key} is not for a sweep to change; leave it out")
     return {key: str(item) for key, item in found.items()}

@@ -502,6 +502,8 @@ class Trainer:
         if diagnostics is not None and evaluation.pool_logits is not None:
             extra |= diagnostics.of(evaluation.pool_logits)
         self.log.validation(self.step, figures, extra, evaluation.confusion)
+        for text in algorithm.remarks():
+            self.log.remark(self.step, text)
 
 
 def fit(

@@ -110,6 +110,11 @@ class StageLog:
         if self._progress is None:
             self._print_line(step)
 
+    def remark(self, step: int, text: str) -> None:
+        """Record and show a sentence of the algorithm about its last validation."""
+        self._write({"kind": "remark", "step": step, "text": text})
+        self.out.print(f"  {self.name}: {text}", highlight=False, markup=False)
+
     def _scalar(self, key: str, value: float | None, step: int) -> None:
         if self._writer is not None and value is not None:
             self._writer.add_scalar(key, value, step)
@@ -178,6 +183,9 @@ class SilentLog(StageLog):
         """Remember it at most."""
         if self._keep:
             self.warnings.append(text)
+
+    def remark(self, step: int, text: str) -> None:
+        """Write nothing."""
 
     @contextmanager
     def stage(self, step: int, total: int, *, resumed: bool = False) -> Iterator[None]:

@@ -15,8 +15,8 @@ from ssl_selmix.methods.balanced_head import BalancedHead
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.splits import long_tail_counts
 from ssl_selmix.training import engine
-from tests.helpers.mixture import recalls
-from tests.helpers.recorded import (
+from tests.helpers.gaussians import recalls
+from tests.helpers.golden import (
     Recorded,
     Vectors,
     assert_reproduces,

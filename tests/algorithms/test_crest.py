@@ -23,8 +23,8 @@ from ssl_selmix.data import Data
 from ssl_selmix.methods.pseudo_labels import DistributionAlignment
 from ssl_selmix.models import Classifier
 from ssl_selmix.training import checkpoint, engine
-from tests.helpers import mixture
-from tests.helpers.recorded import (
+from tests.helpers import gaussians
+from tests.helpers.golden import (
     Recorded,
     Vectors,
     assert_reproduces,
@@ -300,12 +300,12 @@ class Watched(CReST):
 @cache
 def watched_run() -> tuple[Watched, engine.Fitted]:
     """A run of three generations of 20 steps."""
-    data = mixture.make_data()
+    data = gaussians.make_data()
     torch.manual_seed(0)
     config = Watched.Config(
         steps=60, generations=3, batch=16, evaluate_every=10, ema=0.9, logit_adjustment=1.0
     )
-    algorithm = Watched(mixture.make_net(), data.task, config)
+    algorithm = Watched(gaussians.make_net(), data.task, config)
     return algorithm, fit(algorithm, data)
 
 
@@ -323,7 +323,7 @@ def test_the_adjustment_follows_the_enlarged_labeled_set() -> None:
     algorithm, _ = watched_run()
     for seen in algorithm.seen:
         chosen = seen["classes"][seen["selected"]]
-        counts = mixture.make_data().task.labeled_counts + torch.bincount(chosen, minlength=4)
+        counts = gaussians.make_data().task.labeled_counts + torch.bincount(chosen, minlength=4)
         expected = (counts / counts.sum()).log().float()
         torch.testing.assert_close(seen["log_pi"], expected)
 
@@ -337,9 +337,9 @@ class Spy(Data):
 
 def test_the_labeled_set_is_the_original_one_and_the_chosen_images() -> None:
     """Never those of the generation before; and the pool stays as it is."""
-    data = mixture.make_data()
+    data = gaussians.make_data()
     spy = Spy(**{f.name: getattr(data, f.name) for f in dataclasses.fields(data)})
-    algorithm = CReST(mixture.make_net(), data.task, CReST.Config())
+    algorithm = CReST(gaussians.make_net(), data.task, CReST.Config())
     for chosen, label in (([5, 7], 2), ([6], 3)):
         algorithm.selected.zero_()[chosen] = True
         algorithm.classes.fill_(label)
@@ -352,10 +352,10 @@ def test_the_labeled_set_is_the_original_one_and_the_chosen_images() -> None:
 
 
 def test_the_chosen_are_the_shares_of_what_the_teacher_predicts() -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
     task = data.task
     torch.manual_seed(0)
-    algorithm = CReST(mixture.make_net(), task, CReST.Config(steps=4, generations=2))
+    algorithm = CReST(gaussians.make_net(), task, CReST.Config(steps=4, generations=2))
     logits = torch.randn(task.num_unlabeled, 4)
     none = torch.zeros(0, 4)
     evaluation = Evaluation(none, none, torch.zeros(0, dtype=torch.int64), logits)
@@ -377,10 +377,10 @@ def test_the_chosen_are_the_shares_of_what_the_teacher_predicts() -> None:
 
 
 def test_labeled_images_within_the_pool_keep_their_labels() -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
     data = dataclasses.replace(data, unlabeled=torch.cat([data.labeled, data.unlabeled]))
     torch.manual_seed(0)
-    algorithm = CReST(mixture.make_net(), data.task, CReST.Config(steps=4, generations=2))
+    algorithm = CReST(gaussians.make_net(), data.task, CReST.Config(steps=4, generations=2))
     algorithm.rates.fill_(1)  # every image, if it may
     algorithm.batches(data, 0)
     logits = torch.randn(len(data.unlabeled), 4)
@@ -403,8 +403,8 @@ def test_the_weights_kept_are_the_best_of_the_last_generation() -> None:
 
 
 def test_a_network_that_cannot_be_made_anew_is_refused_at_once() -> None:
-    data = mixture.make_data()
-    made = mixture.make_net()
+    data = gaussians.make_data()
+    made = gaussians.make_net()
     net = Classifier(made.backbone, made.classifier)  # put together by hand
     with pytest.raises(ValueError, match="rebuild"):
         CReST(net, data.task, CReST.Config())
@@ -412,12 +412,12 @@ def test_a_network_that_cannot_be_made_anew_is_refused_at_once() -> None:
 
 
 def test_one_generation_is_fixmatch() -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
 
     def weights(kind: type[FixMatch], **settings: Any) -> str:
         torch.manual_seed(0)
         config = kind.Config(steps=12, batch=8, logit_adjustment=0.0, schedule="cosine", **settings)
-        fitted = fit(kind(mixture.make_net(), data.task, config), data)
+        fitted = fit(kind(gaussians.make_net(), data.task, config), data)
         return checkpoint.digest(fitted.algorithm.net.state_dict())
 
     plain = weights(FixMatch)
@@ -427,10 +427,10 @@ def test_one_generation_is_fixmatch() -> None:
 
 
 def test_the_schedule_runs_within_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
     torch.manual_seed(0)
     config = CReST.Config(steps=12, generations=3, batch=8, schedule="cosine")
-    algorithm = CReST(mixture.make_net(), data.task, config)
+    algorithm = CReST(gaussians.make_net(), data.task, config)
     rates: list[float] = []
     monkeypatch.setattr(algorithm, "after_step", lambda ctx: rates.append(ctx.lr))
     fit(algorithm, data)
@@ -438,10 +438,10 @@ def test_the_schedule_runs_within_a_generation(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_restart_makes_network_and_thresholds_as_they_were_at_the_start() -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
     config = CReST.Config(steps=4, generations=2, batch=8, confidence="flex", threshold=0.0)
     torch.manual_seed(7)
-    algorithm = CReST(mixture.make_net(), data.task, config)
+    algorithm = CReST(gaussians.make_net(), data.task, config)
     start = {key: value.clone() for key, value in algorithm.state_dict().items()}
     fit(algorithm, data)
     torch.manual_seed(7)
@@ -466,6 +466,6 @@ def test_alignment_starts_anew_with_the_network() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["crest", "crest_plus"])
 def test_the_rarest_class_is_found_more_often_than_by_fixmatch_and_supervised(name: str) -> None:
-    found = mixture.recalls(name, steps=600, generations=2, seed=1)[-1]
-    assert found > mixture.recalls("fixmatch", logit_adjustment=0.0, seed=1)[-1] + 0.1
-    assert found > mixture.recalls("supervised", logit_adjustment=0.0, seed=1)[-1] + 0.1
+    found = gaussians.recalls(name, steps=600, generations=2, seed=1)[-1]
+    assert found > gaussians.recalls("fixmatch", logit_adjustment=0.0, seed=1)[-1] + 0.1
+    assert found > gaussians.recalls("supervised", logit_adjustment=0.0, seed=1)[-1] + 0.1

@@ -12,8 +12,8 @@ from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.algorithms.csst import CSST
 from ssl_selmix.methods import cost_sensitive
 from ssl_selmix.metrics import confusion_matrix
-from tests.helpers import mixture
-from tests.helpers.recorded import (
+from tests.helpers import gaussians
+from tests.helpers.golden import (
     Recorded,
     Vectors,
     assert_reproduces,
@@ -441,6 +441,6 @@ def test_smoothing_bounds_the_gain_of_a_class_that_is_never_found() -> None:
 
 @pytest.mark.slow
 def test_the_worst_class_is_better_than_without() -> None:
-    plain = mixture.recalls("supervised", seed=1, logit_adjustment=0.0)
-    csst = mixture.recalls("csst", seed=1, evaluate_every=50)
+    plain = gaussians.recalls("supervised", seed=1, logit_adjustment=0.0)
+    csst = gaussians.recalls("csst", seed=1, evaluate_every=50)
     assert float(csst.min()) > float(plain.min()) + 0.1

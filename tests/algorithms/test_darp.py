@@ -13,8 +13,8 @@ from ssl_selmix.algorithms.darp import DARP
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.methods import refinement
 from ssl_selmix.methods.refinement import RefinedLabels
-from tests.helpers import mixture
-from tests.helpers.recorded import (
+from tests.helpers import gaussians
+from tests.helpers.golden import (
     Recorded,
     Vectors,
     assert_reproduces,
@@ -388,8 +388,8 @@ def test_an_absent_class_may_be_a_target_of_zero(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_refined_labels_are_better_than_the_predictions_for_the_tail() -> None:
-    plain = mixture.recalls("supervised", seed=1, logit_adjustment=0.0)
-    fixmatch = mixture.recalls("fixmatch", seed=1, logit_adjustment=0.0)
-    darp = mixture.recalls("darp", seed=1, prior_every=100)
+    plain = gaussians.recalls("supervised", seed=1, logit_adjustment=0.0)
+    fixmatch = gaussians.recalls("fixmatch", seed=1, logit_adjustment=0.0)
+    darp = gaussians.recalls("darp", seed=1, prior_every=100)
     assert float(darp.mean()) > float(plain.mean()) + 0.04
     assert float(darp[-1]) > float(fixmatch[-1]) + 0.1

@@ -18,8 +18,8 @@ from ssl_selmix.contract import subjects
 from ssl_selmix.methods import prototypes
 from ssl_selmix.methods.prototypes import PrototypeClassifier, similarities, teacher_features
 from ssl_selmix.training import engine
-from tests.helpers.mixture import recalls
-from tests.helpers.recorded import (
+from tests.helpers.gaussians import recalls
+from tests.helpers.golden import (
     Recorded,
     Vectors,
     assert_reproduces,

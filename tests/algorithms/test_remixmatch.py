@@ -20,8 +20,8 @@ from ssl_selmix.algorithms.remixmatch_darp import ReMixMatchDARP
 from ssl_selmix.algorithms.remixmatch_daso import ReMixMatchDASO
 from ssl_selmix.methods import remixmatch
 from ssl_selmix.models import Classifier
-from tests.helpers.mixture import recalls
-from tests.helpers.recorded import Given, linear, task_of
+from tests.helpers.gaussians import recalls
+from tests.helpers.golden import Given, linear, task_of
 
 NAMES = ["remixmatch", "remixmatch_abc", "remixmatch_darp", "remixmatch_daso"]
 COUNTS = torch.tensor([6.0, 3.0, 1.0])

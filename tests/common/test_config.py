@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from ssl_selmix.algorithm import Algorithm, load
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.algorithms.supervised import Supervised
-from ssl_selmix.common import config
+from ssl_selmix.common import config, text
 from ssl_selmix.common.config import (
     compose,
     differences,
@@ -33,6 +34,7 @@ class Split:
     labeled: Tail = field(default_factory=Tail)
     test: int | None = 50
     root: str = ""
+    manifest: str | None = None
 
 
 @dataclass
@@ -42,12 +44,16 @@ class Method:
     nesterov: bool = True
     beta: float | None = None
     name: str = "a"
+    weights: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    warmth: int | float | str = "auto"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
 
 
+RESPELT = ("2024_01", "1.10", "007", "1e3", "on", "12:30", "0x10", "1_0", "no", ".5", "2024-01-01")
 SECTIONS: dict[str, type[Any]] = {"data": Split, "fixmatch": Method, "selmix": Method}
 
 
@@ -66,7 +72,12 @@ def test_defaults() -> None:
     objects, plain = composed()
     assert objects["fixmatch"] == Method() and objects["data"] == Split()
     assert objects[""] == config.Run()
-    assert plain["data"] == {"labeled": {"largest": 30, "rho": 15.0}, "test": 50, "root": ""}
+    assert plain["data"] == {
+        "labeled": {"largest": 30, "rho": 15.0},
+        "test": 50,
+        "root": "",
+        "manifest": None,
+    }
     assert (plain["seed"], plain["device"]) == (0, "auto")
 
 
@@ -105,14 +116,46 @@ def test_objects_are_what_the_plain_values_say() -> None:
         ("fixmatch.lr=3", 3.0),
         ("fixmatch.lr=.5", 0.5),
         ("fixmatch.lr=1E2", 100.0),
-        ("fixmatch.steps=1_000", 1000),
+        ("fixmatch.steps=+10", 10),
+        ("fixmatch.lr=-0.0", -0.0),
+        ("fixmatch.lr=5.", 5.0),
         ("fixmatch.nesterov=false", False),
-        ("fixmatch.nesterov=no", False),
+        ("fixmatch.nesterov=True", True),
         ("fixmatch.beta=null", None),
         ("fixmatch.beta=", None),
         ("fixmatch.beta=1e-3", 0.001),
         ("fixmatch.name=3", "3"),
         ("fixmatch.name=a=b", "a=b"),
+        ("fixmatch.name=", ""),
+        ("fixmatch.name=null", "null"),
+        ("fixmatch.name=???", "???"),
+        ("fixmatch.name=[a]", "[a]"),
+        ("fixmatch.name='a'", "'a'"),
+        ("data.root=${oc.env:HOME}", "${oc.env:HOME}"),
+        ("data.root=${", "${"),
+        ("data.root=/x/set #2", "/x/set #2"),
+        ("data.root= a: b ", " a: b "),
+        ("data.root=~", "~"),
+        ("data.root=!!python/name:os.system", "!!python/name:os.system"),
+        *((f"data.root={word}", word) for word in RESPELT),
+        ("data.manifest=null", None),
+        ("data.manifest=None", None),
+        ("data.manifest=", None),
+        ("data.manifest=~", "~"),
+        *((f"data.manifest={word}", word) for word in RESPELT),
+        ("data.test=none", None),
+        ("data.test=~", None),
+        ("selmix.weights=[1, 1e-3]", [1.0, 0.001]),
+        ("selmix.weights=1,.5", [1.0, 0.5]),
+        ("selmix.weights=3", [3.0]),
+        ("selmix.weights=[]", []),
+        ("selmix.weights=", []),
+        ("selmix.names=[on, 007, 'a, b', \"#\", null]", ["on", "007", "a, b", "#", "null"]),
+        ("selmix.names=a >= 1, 1_0", ["a >= 1", "1_0"]),
+        ("selmix.warmth=auto", "auto"),
+        ("selmix.warmth=1", 1),
+        ("selmix.warmth=1e-1", 0.1),
+        ("selmix.warmth=1_0", "1_0"),
         ("data.test=null", None),
         ("data.labeled.rho=1e2", 100.0),
     ],
@@ -139,14 +182,55 @@ def test_numbers_of_a_preset() -> None:
         ("data=3", r"data is a group; set one of data\.labeled\.largest"),
         ("fixmatch=null", r"fixmatch is a group"),
         ("fixmatch={}", r"fixmatch is a group"),
-        ("fixmatch.steps=many", r"fixmatch\.steps='many' has the wrong type: .*Integer"),
-        ("fixmatch.steps=1.5", r"fixmatch\.steps=1\.5 has the wrong type"),
-        ("fixmatch.steps=[1]", r"fixmatch\.steps=\[1\] has the wrong type"),
-        ("fixmatch.lr=fast", r"fixmatch\.lr='fast' has the wrong type: .*Float"),
-        ("fixmatch.nesterov=maybe", r"fixmatch\.nesterov='maybe' has the wrong type"),
-        ("fixmatch.steps=null", r"fixmatch\.steps=None has the wrong type: .*not Optional"),
-        ("seed=null", r"seed=None has the wrong type"),
-        ("data.test=all", r"data\.test='all' has the wrong type"),
+        *(
+            (
+                f"fixmatch.steps={word}",
+                rf"steps must be a whole number .*, not {word!r}".replace("[", r"\["),
+            )
+            for word in (
+                "many",
+                "1.5",
+                "[1]",
+                "null",
+                "",
+                "1_000",
+                "0x10",
+                "010",
+                "1e3",
+                "12:30",
+                "٣",
+            )
+        ),
+        *(
+            (f"fixmatch.lr={word}", rf"fixmatch\.lr must be a decimal number, .*, not {word!r}")
+            for word in (
+                "fast",
+                ".inf",
+                "nan",
+                ".nan",
+                "0x1p3",
+                "1_0.5",
+                "007",
+                "1:30",
+                "1,5",
+                "",
+                "true",
+            )
+        ),
+        *(
+            (f"fixmatch.nesterov={word}", rf"nesterov must be true or false, not {word!r}")
+            for word in ("maybe", "on", "off", "yes", "no", "1", "0", "", "null")
+        ),
+        ("fixmatch.steps=99999999999999999999", "at most 19 digits"),
+        ("fixmatch.lr=1e999", "fixmatch.lr must be a number of at most"),
+        ("data.test=all", r"data\.test must be a whole number .*, or null, not 'all'"),
+        ("data.root=a\0b", r"data\.root must be a text, not 'a\\x00b'"),
+        ("selmix.weights=[1", r"selmix\.weights must be a list"),
+        ("selmix.weights=[1, x]", r"selmix\.weights must be a decimal number"),
+        ("selmix.weights=[[1]]", r"selmix\.weights must be a decimal number"),
+        ("selmix.weights=null", r"selmix\.weights must be a list"),
+        ("selmix.names=[[a]]", r"selmix\.names must be a text"),
+        ("selmix.names=[!!python/name:os.system x]", r"selmix\.names must be a list"),
     ],
 )
 def test_mistakes_name_the_key_and_the_layer(word: str, message: str) -> None:
@@ -173,10 +257,56 @@ def test_values_out_of_range(word: str, message: str) -> None:
         composed(word)
 
 
-@pytest.mark.parametrize("word", ["fixmatch.name=???", "fixmatch.name=${nope}"])
-def test_special_values_of_the_reader_are_mistakes_like_others(word: str) -> None:
-    with pytest.raises(ValueError, match=r"fixmatch\."):
-        composed(word)
+def test_nothing_of_a_setting_is_resolved() -> None:
+    """Somebody's preset must not learn what the environment holds."""
+    objects, plain = composed(preset="data:\n  root: '${oc.env:HOME}'\n  manifest: ${seed}\n")
+    assert objects["data"].root == plain["data"]["root"] == "${oc.env:HOME}"
+    assert objects["data"].manifest == "${seed}"
+
+
+@pytest.mark.parametrize(
+    "word", [*RESPELT, "null", "~", "${seed}", "a: b", "x #y", "'a'", "", "é\udce9\n"]
+)
+def test_a_text_survives_config_yaml(word: str, tmp_path: Path) -> None:
+    """By the file's own reader, and by that of a preset."""
+    layers = [("words", {"data.root": word, "data.manifest": word, "selmix.names": [word]})]
+    _, plain = compose(SECTIONS, layers)
+    file = tmp_path / "config.yaml"
+    file.write_text(text.dump(plain))
+    assert text.load(file) == plain
+    again = compose(SECTIONS, [("file", parse_yaml(file.read_text(), "file"))])[1]
+    assert again == plain
+
+
+def test_a_preset_is_read_by_the_types_of_the_fields() -> None:
+    lines = "fixmatch: {lr: '0.1', steps: 010, nesterov: on, names: [on, 1_0], beta: ~}"
+    for part, message in (("steps: 010", "whole number"), ("nesterov: on", "true or false")):
+        with pytest.raises(ValueError, match=message):
+            composed(preset=f"fixmatch: {{{part}}}")
+    cut = lines.replace("steps: 010, nesterov: on, ", "")
+    found = composed(preset=f"{cut}\ndata: {{root: 2024_01, manifest: 007}}\n")[0]
+    assert (found["fixmatch"].lr, found["fixmatch"].beta) == (0.1, None)
+    assert found["fixmatch"].names == ["on", "1_0"]
+    assert (found["data"].root, found["data"].manifest) == ("2024_01", "007")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "fixmatch: {steps: !!int 3}",
+        "fixmatch: {name: !!python/name:os.system x}",
+        "fixmatch: !!python/object/apply:os.system [ls]",
+        "fixmatch: &a {name: *a}",
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(
+            f"{c}: &{c} [{','.join(['*' + b] * 10)}]\n" for b, c in zip("abcd", "bcde", strict=True)
+        ),
+        "a: " + "[" * 2000,
+    ],
+)
+def test_a_preset_executes_nothing_and_explodes_nowhere(lines: str) -> None:
+    with pytest.raises(ValueError, match="preset digits is no YAML"):
+        composed(preset=lines)
 
 
 # Reading.
@@ -188,15 +318,17 @@ def test_words_that_set_nothing(word: str) -> None:
         parse_overrides([word])
 
 
-@pytest.mark.parametrize("word", ["a=[1", "a=: :", "a={b"])
-def test_values_that_are_no_yaml(word: str) -> None:
-    with pytest.raises(ValueError, match="has a value that YAML cannot read"):
-        parse_overrides([word])
+def test_words_stay_as_they_were_typed() -> None:
+    got = parse_overrides(["a.b={c: 1}", "f=[1, 2]", "g=", "h=: :"])
+    assert got == {"a.b": "{c: 1}", "f": "[1, 2]", "g": "", "h": ": :"}
 
 
-def test_overrides_are_flat() -> None:
-    got = parse_overrides(["a.b={c: 1, d: {e: x}}", "f=[1, 2]", "g="])
-    assert got == {"a.b.c": 1, "a.b.d.e": "x", "f": [1, 2], "g": None}
+def test_a_group_may_be_set_as_a_mapping() -> None:
+    assert composed("data.labeled={largest: 7, rho: 2}")[0]["data"].labeled == Tail(7, 2.0)
+    with pytest.raises(ValueError, match=r"unknown key 'data\.labeled\.x'"):
+        composed("data.labeled={x: 7}")
+    with pytest.raises(ValueError, match=r"data\.labeled \(command line\) is no YAML"):
+        composed("data.labeled={x")
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "\n"])

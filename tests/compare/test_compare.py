@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from ssl_selmix import cli
-from ssl_selmix.compare import curves, figures, methods, protocol, reading, style, write
+from ssl_selmix.compare import curves, figures, methods, reading, style, write
 from ssl_selmix.compare.tables import Choice, of_group
-from tests.helpers.compared import (
+from tests.helpers.results import (
     END,
     START,
     cells,
@@ -30,7 +30,7 @@ from tests.helpers.compared import (
     stage,
     two,
 )
-from tests.helpers.compared import write as write_results
+from tests.helpers.results import write as write_results
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -739,8 +739,8 @@ def test_tables_that_only_an_implied_key_tells_apart_have_titles_of_their_own(
 
 def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:
     (found,) = reading.read([write_results(tmp_path / "r", two())])[0]
-    assert protocol.keys(found)["data.unlabeled.shape"] == "long_tail"
-    assert protocol.keys(found)["steps"] == 100
+    assert found.keys["data.unlabeled.shape"] == "long_tail"
+    assert found.keys["steps"] == 100
 
 
 @pytest.mark.slow

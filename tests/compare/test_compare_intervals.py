@@ -10,7 +10,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from ssl_selmix.compare import intervals
 from ssl_selmix.compare.intervals import DRAWS, Estimate, Measured
-from tests.helpers.compared import measure
+from tests.helpers.results import measure
 
 NONE = np.zeros(DRAWS)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_selmix.compare import methods, reading
-from tests.helpers.compared import END, START, groups, names, results, stage, two, write
+from tests.helpers.results import END, START, groups, names, results, stage, two, write
 
 
 def test_settings_that_differ_are_part_of_the_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ssl_selmix.compare import reading
-from tests.helpers.compared import START, cells, groups, mistake, results, run, stage, two, write
+from tests.helpers.results import START, cells, groups, mistake, results, run, stage, two, write
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from ssl_selmix.compare import methods, reading, tables
 from ssl_selmix.compare.tables import Choice
-from tests.helpers.compared import END, START, cells, groups, mistake, names, results, stage, write
+from tests.helpers.results import END, START, cells, groups, mistake, names, results, stage, write
 
 
 def test_a_run_that_init_started_is_the_second_stage_of_the_run_it_came_from(

@@ -256,6 +256,7 @@ def test_a_mistake_in_a_worker_is_not_taken_for_its_death() -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="does not tell who sent a signal")
 def test_workers_obey_their_parent_only(load: Callable[[int], Data]) -> None:
     """A cluster signals every process, and the one that trains needs its workers to end well."""
@@ -270,6 +271,7 @@ def test_workers_obey_their_parent_only(load: Callable[[int], Data]) -> None:
     assert worker.is_alive()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_the_model_trains_is_one_line(folder: Path) -> None:
     """torch raises in whatever line training has reached, far from what reads images.
 
@@ -368,9 +370,9 @@ def test_files_are_read_once(own: Path, tmp_path: Path, monkeypatch: pytest.Monk
     read: list[str] = []
     original = digests._digest
 
-    def digest_of(path: str) -> str:
+    def digest_of(path: str, strict: bool) -> str:
         read.append(path)
-        return original(path)
+        return original(path, strict)
 
     monkeypatch.setattr(digests, "_digest", digest_of)
     digest = source(own, memory=memory).sha256()

@@ -23,6 +23,7 @@ from torchvision import datasets
 from ssl_selmix import data
 from ssl_selmix.algorithm import Context
 from ssl_selmix.data import ImageSet
+from ssl_selmix.data import manifest as manifests
 from ssl_selmix.data.download import pool
 from ssl_selmix.datasets import cifar10, cifar100, stl10
 from ssl_selmix.runs import train
@@ -294,7 +295,7 @@ def test_the_pool_of_unknown_class_is_part_of_what_a_manifest_identifies(stl: Pa
     words = [*SMALL, f"data.root={stl}"]
     plan = Plan(Request(["fixmatch"], "stl10", settings=words))
     inputs = load_data(plan)
-    manifest = inputs.split.manifest(inputs.images_sha256, **inputs.extra)
+    manifest = manifests.content(inputs.split, inputs.images_sha256, **inputs.extra)
     assert manifest["extra_unlabeled"] == 25 and manifest["counts"]["unlabeled"] == [0] * 10
     assert manifest["meaning"]["M1"].startswith("no M1")
     plan = Plan(

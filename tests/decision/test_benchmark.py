@@ -7,6 +7,7 @@ import pytest
 from benchmarks import posthoc
 
 
+@pytest.mark.slow
 def test_it_prints_times_and_gains(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

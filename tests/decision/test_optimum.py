@@ -29,8 +29,11 @@ def optimum(name: str, counts: np.ndarray) -> float:
     return best.mean(name.partition("_")[0], best.limits(bounded, 0.95 / k))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("num_classes", "points"), [(3, 60), (10, 60)])
+@pytest.mark.parametrize(
+    ("num_classes", "points"), [(3, 60), pytest.param(10, 60, marks=pytest.mark.slow)]
+)
 def test_a_mixture_is_within_half_a_point_of_the_linear_program(
     name: str, num_classes: int, points: int
 ) -> None:
@@ -88,6 +91,7 @@ def jaccard_of_first(confusion: Tensor) -> Tensor:
     return confusion[0, 0] / (confusion[0].sum() + confusion[1:, 0].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [micro_f1, jaccard_of_first])
 def test_ratios_of_linear_functions_are_recognised_and_solved_by_bisection(function: Any) -> None:
     posteriors, labels, _ = finite_support(3, 60)
@@ -109,6 +113,7 @@ def test_ratios_of_linear_functions_are_recognised_and_solved_by_bisection(funct
     assert found.after["objective"] >= best - 1e-6
 
 
+@pytest.mark.slow
 def test_macro_f1_is_no_ratio_but_is_raised() -> None:
     scores, labels = gaussian(4, 400, spread=0.7)
     mass = np.bincount(labels) / len(labels)

@@ -110,6 +110,7 @@ def accuracy(confusion: Tensor) -> Tensor:
     return confusion.trace() / confusion.sum()
 
 
+@pytest.mark.slow
 def test_a_prior_moves_what_depends_on_it() -> None:
     prior = [0.7, 0.1, 0.1, 0.1]
     here = posthoc(SCORES, LABELS, objective=accuracy)
@@ -122,6 +123,7 @@ def test_a_prior_moves_what_depends_on_it() -> None:
     assert torch.allclose(balanced.offsets, posthoc(SCORES, LABELS).offsets)
 
 
+@pytest.mark.slow
 def test_functions_with_and_without_a_gradient_and_constraints() -> None:
     def second_worst(confusion: Tensor) -> float:
         matrix = confusion.numpy()

@@ -13,6 +13,7 @@ from ssl_selmix.label_shift import Estimate
 from ssl_selmix.runs import inputs as inputs_module
 from ssl_selmix.runs.inputs import Inputs
 from ssl_selmix.runs.plan import Plan
+from tests.helpers.runs import unbound
 
 SETTINGS = [
     *("supervised.steps=200", "supervised.evaluate_every=200", "supervised.batch=32"),
@@ -118,7 +119,7 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_other_images_are_refused(finished: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = unbound(shutil.copytree(finished, tmp_path / "copy"))
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"images_sha256": "0" * 64}))
     with pytest.raises(ValueError, match="describes other images or another split"):

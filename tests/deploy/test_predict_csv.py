@@ -17,7 +17,7 @@ from PIL import Image
 import ssl_selmix
 from ssl_selmix import cli
 from ssl_selmix.deploy import predictions
-from tests.helpers.trained import train
+from tests.helpers.runs import train, unbound
 
 # A worker is started by fork; Python 3.12 warns of that if there are other threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -199,7 +199,10 @@ def test_a_dash_is_the_standard_output(images: str, predict: Predict) -> None:
         (["nothing"], "no file or folder nothing; check the path"),
         (["images", "devise=cpu"], "unknown setting 'devise'; did you mean device?"),
         (["images", "seed=1"], "unknown setting 'seed'"),
-        (["images", "data.workers=x"], "data.workers='x' has the wrong type"),
+        (
+            ["images", "data.workers=x"],
+            "data.workers must be a whole number in decimal digits, such as 100, or null",
+        ),
         (["images", "data.workers=-1"], "data.workers must be at least 0"),
         (["images", "device=xyz"], "device 'xyz' cannot be used"),
         (["images", "precision=half"], "precision must be"),
@@ -224,7 +227,7 @@ def test_mistakes_are_told_in_a_line(
 def test_a_run_that_is_half_done_says_of_which_stage_the_model_is(
     digits: Path, tmp_path: Path, images: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    half = shutil.copytree(digits, tmp_path / "half")
+    half = unbound(shutil.copytree(digits, tmp_path / "half"))
     text = (half / "config.yaml").read_text()
     assert "algorithms:\n- supervised\n" in text
     more = text.replace("algorithms:\n- supervised\n", "algorithms:\n- supervised\n- selmix\n")
@@ -254,3 +257,22 @@ def test_a_reader_that_has_seen_enough(digits: Path, images: str) -> None:
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == predictions.PIPE_CLOSED and err == f"{MODEL}\n".encode()
+
+
+def test_no_cell_is_a_formula() -> None:
+    """A spreadsheet that opens the file computes nothing; a path stays a path to the same file."""
+    names = ["=1+1", "-1", "+1.5", "@x", "-cat", "\tcat", "cat"]
+    probs = torch.eye(7, dtype=torch.float64)
+    files = ["=a.png", "b.png", "-c.png", "+d.png", "@e.png", "f.png", "/g.png"]
+    rows = list(predictions._rows(files, probs, names, 1))
+    assert [row[0] for row in rows] == [
+        *("./=a.png", "b.png", "./-c.png", "./+d.png", "./@e.png", "f.png", "/g.png")
+    ]
+    assert [row[1] for row in rows] == ["'=1+1", "-1", "+1.5", "'@x", "'-cat", "'\tcat", "cat"]
+    assert {row[3] for row in rows} == {"0"}
+
+
+def test_a_terminal_is_not_commanded_by_names() -> None:
+    row = ["\x1b]0;x\x07.png", "caf\udce9", "1", "0"]
+    assert predictions._lines([row], shown=True) == b"\\x1b]0;x\\x07.png,caf\\udce9,1,0\n"
+    assert predictions._lines([row]) == b"\x1b]0;x\x07.png,caf\xe9,1,0\n"

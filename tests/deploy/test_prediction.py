@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 
 import ssl_selmix
 from ssl_selmix import metrics
+from ssl_selmix.data import manifest as manifests
 from ssl_selmix.runs import folder
-from ssl_selmix.splits import Split
-from tests.helpers.trained import photographs, train, train_on
+from tests.helpers.runs import photographs, train, train_on
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_folder_is_predicted_as_it_was_measured(
 def test_digits_written_as_files_and_as_tensors(digits: Path, tmp_path: Path) -> None:
     source = load_digits()
     images = torch.from_numpy(source.images * (255 / 16)).round().to(torch.uint8)[:, None]
-    rows = torch.from_numpy(Split.load(digits / "manifest.json").test)
+    rows = torch.from_numpy(manifests.load(digits / "manifest.json").test)
     for i, row in enumerate(rows.tolist()):
         Image.fromarray(images[row, 0].numpy()).save(tmp_path / f"{i:04d}.png")
     of_files = ssl_selmix.predict(digits, tmp_path, workers=2)

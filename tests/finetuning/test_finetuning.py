@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import ssl_selmix
 from ssl_selmix import objectives
+from ssl_selmix.decision import DecisionRule
 from ssl_selmix.finetuning.finetune import bootstrap
 from ssl_selmix.finetuning.surgery import split_classifier
 from ssl_selmix.metrics import confusion_matrix
@@ -59,6 +60,8 @@ def run(model: nn.Module, **changes: Any) -> ssl_selmix.finetuning.finetune.Resu
         "evaluate_every": 20,
         "progress": False,
     }
+    if changes.get("posthoc") == "only":
+        options = {k: v for k, v in options.items() if k not in ("batch", "evaluate_every")}
     return ssl_selmix.finetune(model, **(options | changes))
 
 
@@ -357,7 +360,7 @@ def test_what_is_no_tensor_of_logits_or_no_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="images alone"):
         run(network(), unlabeled=images(6, 0))
     with pytest.raises(ValueError, match="pair"):
-        run(network(), labeled=(images(2, 0)[0], [0, 1]))
+        run(network(), labeled=(images(2, 0)[0],))
 
 
 def test_targets_that_a_transform_changes_are_read_one_by_one() -> None:
@@ -374,3 +377,48 @@ def test_targets_that_a_transform_changes_are_read_one_by_one() -> None:
             return self.x[i], self.target_transform(self.targets[i])
 
     assert run(network(), labeled=Shifted(), steps=1).history
+
+
+def test_offsets_alone_shift_the_bias_and_nothing_else(tmp_path: Path) -> None:
+    model, held = trained(), images(90, 2)
+    result = run(model, posthoc="only", objective="h_mean", test=images(300, 4), out=tmp_path / "o")
+    with torch.no_grad():
+        wanted = ssl_selmix.posthoc(model.eval()(held[0]), held[1], objective="h_mean")
+    assert result.rule is not None and torch.allclose(result.rule.offsets, wanted.offsets)
+    old, new = model.state_dict(), result.model.state_dict()
+    assert torch.allclose(new.pop("3.bias"), (old["3.bias"] + wanted.offsets).float())
+    assert all(torch.equal(new[key], old[key]) for key in new)
+    assert result.history == [] and result.fine_tuned is None
+    assert result.after["h_mean"] > result.before["h_mean"]
+    saved = DecisionRule.load(tmp_path / "o" / "rule.npz")
+    assert saved.cross_fitted["h_mean"] == pytest.approx(wanted.cross_fitted["h_mean"])
+    with pytest.raises(ValueError, match="not overwritten"):
+        run(model, posthoc="only", out=tmp_path / "o")
+
+
+def test_offsets_after_training() -> None:
+    model, test = trained(), images(300, 4)
+    plain, both = run(model, test=test), run(model, test=test, posthoc=True)
+    assert both.fine_tuned == plain.after and plain.rule is None and both.rule is not None
+    shift = both.model.state_dict()["3.bias"] - plain.model.state_dict()["3.bias"]
+    assert torch.allclose(shift, both.rule.offsets.float(), atol=1e-6)
+    assert recall_of_worst(both.model, *test) == pytest.approx(both.after["min_recall"])
+    # By its name the worst class has a floor under mean recall.
+    assert any("Mean recall on the fitting images is kept" in note for note in both.rule.notes)
+
+
+def test_a_classifier_without_bias_gets_one_for_the_offsets() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, K, bias=False))
+    result = run(model, posthoc="only", objective="mean_recall")
+    assert result.rule is not None
+    assert torch.allclose(result.model.state_dict()["1.bias"], result.rule.offsets.float())
+    assert run(model, steps=10).model.state_dict().keys() == {"1.weight"}
+
+
+def test_what_posthoc_refuses() -> None:
+    for options, words in (
+        ({"posthoc": "first"}, "posthoc must be True, False or 'only', not 'first'"),
+        ({"posthoc": "only"}, "trains nothing, so batch means nothing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(trained(), **{"batch": 16, **options})

@@ -12,12 +12,14 @@ from PIL import Image
 
 from ssl_selmix import cli
 from ssl_selmix.data import ImageSet
+from ssl_selmix.data.pool import MemoryPool
 from ssl_selmix.datasets import image_folder
 from ssl_selmix.images import cache as cache_module
 from ssl_selmix.images import folder as folder_module
 from ssl_selmix.images.cache import HEADER, STALE, PoolCache, digest_of, folder_of, key_of
 from ssl_selmix.images.decode import DECODING
 from ssl_selmix.images.folder import decode_all
+from ssl_selmix.splits import Counts
 from tests.helpers.images import noise, noise_tree, write
 
 
@@ -147,9 +149,9 @@ def test_files_that_change_while_they_are_decoded(
     original = decode_all
     path = root / "train" / "cat" / "0.png"
 
-    def slow(files: list[str], size: int | None) -> object:
+    def slow(files: list[str], size: int | None, *more: object) -> object:
         Image.fromarray(noise(8, 8, 3, seed=55)).save(path)
-        return original(files, size)
+        return original(files, size, *more)  # type: ignore[arg-type]
 
     whole = path.read_bytes()
     with monkeypatch.context() as patch:
@@ -356,10 +358,41 @@ def test_a_run_from_the_cache_is_the_same_run(
     results = []
     for name in ("one", "two"):
         assert cli.main([*words, "--out", str(tmp_path / name)]) == 0
-        manifest = (tmp_path / name / "manifest.json").read_text()
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        del manifest["run_id"]  # every run has its own
         results.append((manifest, (tmp_path / name / "1-supervised" / "best.pt").read_bytes()))
         forbid_decoding(monkeypatch)
     assert results[0] == results[1]
     monkeypatch.undo()  # the cache decides no result, so another one is no other run
     again = ["--resume", "data.cache=none", "--out", str(tmp_path / "two")]
     assert cli.main([*words, *again]) == 0
+
+
+@pytest.mark.parametrize("where", ["none", "cache"])
+@pytest.mark.parametrize("again", [False, True])
+def test_labeled_and_unlabeled_images_lie_in_one_row_and_are_not_copied(
+    root: Path, tmp_path: Path, where: str, again: bool
+) -> None:
+    """A pool of a million images is gigabytes, and was held twice while it was put together."""
+    for i in range(3):
+        write(root / "unlabeled" / f"{i}.png", noise(8, 8, 3, seed=70 + i))
+    settings = {"root": str(root), "cache": "none" if where == "none" else str(tmp_path / "cache")}
+    unlabeled = Counts(0, shape="unknown")
+    config = image_folder.Config(**settings, unlabeled=unlabeled)  # type: ignore[arg-type]
+    for _ in range(1 + again):
+        found = image_folder.load(config)
+    assert isinstance(found, ImageSet) and found.extra_unlabeled is not None
+    pool, _ = found.pools(torch.device("cpu"))
+    assert isinstance(pool, MemoryPool)
+    assert pool.images.data_ptr() == found.train.data_ptr()
+    assert torch.equal(pool.images, torch.cat([found.train, found.extra_unlabeled]))
+    assert torch.equal(pool.images[-1], torch.from_numpy(noise(8, 8, 3, seed=72)).permute(2, 0, 1))
+
+
+def test_a_pool_of_another_shape_is_told_as_ever(root: Path) -> None:
+    write(root / "unlabeled" / "0.png", noise(9, 9, 3))
+    config = image_folder.Config(root=str(root), unlabeled=Counts(0, shape="unknown"))
+    with pytest.raises(
+        ValueError, match=r"train images are \(8, 8\) and unlabeled images \(9, 9\)"
+    ):
+        image_folder.load(config)

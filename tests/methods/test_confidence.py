@@ -18,8 +18,8 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.contract import subjects
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.pseudo_labels import Flex, Free, Soft
-from tests.helpers.mixture import recalls
-from tests.helpers.recorded import task_of
+from tests.helpers.gaussians import recalls
+from tests.helpers.golden import task_of
 
 KINDS = {"fixed": pseudo_labels.Confidence, "flex": Flex, "free": Free, "soft": Soft}
 METHODS = {"flexmatch": "flex", "freematch": "free", "softmatch": "soft"}

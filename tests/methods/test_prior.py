@@ -7,7 +7,7 @@ from torch import Tensor
 from ssl_selmix.algorithm import Evaluation, Task
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.methods.pool_prior import FLOOR, PoolPrior
-from tests.helpers.recorded import Recorded, linear
+from tests.helpers.golden import Recorded, linear
 
 TASK = Task(("a", "b", "c"), torch.tensor([6.0, 3.0, 1.0]).double(), 300, 90)
 

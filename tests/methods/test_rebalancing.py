@@ -17,8 +17,8 @@ from ssl_selmix.contract.step import check_frozen, check_gradients, check_optimi
 from ssl_selmix.data import Data
 from ssl_selmix.methods import labeled
 from ssl_selmix.methods.labeled import CosineHead, LabeledLoss, class_weights, ldam_margins
-from tests.helpers import mixture
-from tests.helpers.recorded import task_of
+from tests.helpers import gaussians
+from tests.helpers.golden import task_of
 
 COUNTS = torch.tensor([16, 4, 1])
 LABELS = torch.tensor([0, 1, 2, 0, 0])
@@ -162,7 +162,7 @@ def test_the_folded_layer_is_as_confident_as_the_cosines() -> None:
 
 def make(data: Data, **settings: Any) -> Supervised:
     torch.manual_seed(0)
-    return Supervised(mixture.make_net(), data.task, Supervised.Config(**settings))
+    return Supervised(gaussians.make_net(), data.task, Supervised.Config(**settings))
 
 
 def test_one_correction_at_a_time_unless_more_are_asked_for() -> None:
@@ -185,7 +185,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 
 def test_resampling_draws_every_class_equally_often() -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
 
     def shares(**settings: Any) -> Tensor:
         batches = make(data, batch=50, **settings).batches(data, 0)
@@ -197,7 +197,7 @@ def test_resampling_draws_every_class_equally_often() -> None:
 
 
 def test_weights_come_from_the_task_and_set_in_with_the_steps() -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
     algorithm = make(data, reweight="effective", drw=0.5, batch=32)
     batch = next(algorithm.batches(data, 0))
     logits = algorithm.net(batch.x)
@@ -230,7 +230,7 @@ def test_ldam_keeps_the_contract(check: reporting.Check, tmp_path: Path) -> None
 
 
 def test_the_exported_network_predicts_by_the_largest_cosine(tmp_path: Path) -> None:
-    data = mixture.make_data()
+    data = gaussians.make_data()
     algorithm = make(data, loss="ldam", steps=30, batch=16, ema=0.9)
     fitted = subjects.fit(algorithm, data, tmp_path).algorithm.eval()
     net = fitted.export().eval()
@@ -259,6 +259,6 @@ def test_the_exported_network_predicts_by_the_largest_cosine(tmp_path: Path) -> 
 def test_the_rarest_class_is_found_more_often_than_by_cross_entropy(
     settings: dict[str, Any],
 ) -> None:
-    found = mixture.recalls("supervised", seed=1, **settings)[-1]
-    plain = mixture.recalls("supervised", seed=1, logit_adjustment=0.0)[-1]
+    found = gaussians.recalls("supervised", seed=1, **settings)[-1]
+    plain = gaussians.recalls("supervised", seed=1, logit_adjustment=0.0)[-1]
     assert found > plain + 0.05

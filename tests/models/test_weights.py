@@ -1,8 +1,10 @@
 """Weights from elsewhere, and finished runs as models."""
 
+import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +70,23 @@ def test_what_does_not_fit_is_named() -> None:
     assert "extra (2,)" in notes[1] and "classifier.weight (7, 8)" in notes[1]
     with pytest.raises(ValueError, match=r"none of the tensors fits.*model\.name"):
         weights.load_into(fresh(), {"a": torch.zeros(1)})
+
+
+def test_what_training_scripts_save_beside_weights(tmp_path: Path) -> None:
+    """timm's has its arguments, USB's a number of NumPy's, which only an unsafe reader takes."""
+    state = models.build(models.Config("cnn-4"), 10, 1).state_dict()
+    timm = {"epoch": 3, "state_dict": state, "args": argparse.Namespace(model="x", lr=0.1)}
+    torch.save(timm, tmp_path / "timm.pth.tar")
+    assert load.read(tmp_path / "timm.pth.tar").keys() == state.keys()
+    torch.save({"model": state, "best": np.float64(0.5)}, tmp_path / "usb.pth")
+    with pytest.raises(
+        ValueError, match=r"it holds numpy\S+, which is no tensor and might be code"
+    ):
+        load.read(tmp_path / "usb.pth")
+    torch.save({"model": state, "f": print}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="it holds print, which is no tensor") as caught:
+        load.read(tmp_path / "code.pth")
+    assert "\x1b" not in str(caught.value)
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

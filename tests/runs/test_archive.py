@@ -11,7 +11,7 @@ from ssl_selmix.compare import methods, reading
 from ssl_selmix.runs import archive
 from ssl_selmix.runs.folder import RunError, RunFolder
 from studies import archives
-from tests.helpers.compared import END, START, mistake, names, results, run, stage, write
+from tests.helpers.results import END, START, mistake, names, results, run, stage, write
 
 ROWS = [{"kind": "validation", "step": 100, "mean_recall": 0.7, "min_recall": 0.2}]
 CONFIG = {"fixmatch": {"lr": 0.03, "name": "ä"}, "seed": 0}
@@ -81,12 +81,12 @@ def test_packing_records_what_version_0_1_did_not(runs: Path, tmp_path: Path) ->
     assert first.results.tail == [1] and first.results.version == 2
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}\n")])
+@pytest.mark.parametrize("text", [None, b"{", b"{}\n"])
 def test_a_damaged_archive_is_named(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "a.jsonl.gz"
-    file.write_bytes(content)
+    file.write_bytes(b"no gzip" if text is None else gzip.compress(text))
     with pytest.raises(RunError, match=r"a\.jsonl\.gz is damaged"):
         list(archive.read(file))
     assert f"{file} is damaged" in mistake([file], capsys)

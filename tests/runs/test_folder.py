@@ -16,8 +16,8 @@ from ssl_selmix.runs import folder, load, released
 from ssl_selmix.runs.folder import RunError, RunFolder, open_run
 from ssl_selmix.runs.results import SCHEMA, Results, Row, checked
 from ssl_selmix.training import checkpoint
-from tests.helpers.compared import results, stage
-from tests.helpers.trained import photographs, train, train_on
+from tests.helpers.results import results, stage
+from tests.helpers.runs import photographs, train, train_on, unbound
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +68,13 @@ def test_the_record_joins_runs_wherever_they_lie_and_whatever_their_configuratio
         "supervised + supervised",
     ]
     # A run that was trained anew has another identity, but the same weights are the same start.
-    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    results = json.loads((unbound(tmp_path / "b") / "results.json").read_text())
     (tmp_path / "b" / "results.json").write_text(json.dumps(results | {"run_id": "other"}))
     (group,) = methods.group(reading.read([tmp_path])[0])[0]
     assert len(group.rows) == 2
     results["stages"][0]["handed_on_sha256"] = "0" * 64
     (tmp_path / "b" / "results.json").write_text(json.dumps(results | {"run_id": "other"}))
-    joined, notes = reading.join(reading.read([tmp_path])[0])
+    joined, notes = reading.with_parents(reading.read([tmp_path])[0])
     assert joined[0].chain[0] == "given weights" and "of no run that is given" in notes[0]
 
 

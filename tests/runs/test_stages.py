@@ -18,12 +18,13 @@ import pytest
 import torch
 
 from ssl_selmix import cli
+from ssl_selmix.data import manifest as manifests
 from ssl_selmix.runs.command import COMMANDS
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import Plan, Request, reopen
-from ssl_selmix.splits import read_manifest
 from ssl_selmix.training import checkpoint
 from tests.helpers.images import noise_tree
+from tests.helpers.runs import unbound
 
 SETTINGS = [
     *("fixmatch.steps=6", "fixmatch.evaluate_every=3", "fixmatch.batch=8"),
@@ -123,6 +124,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     results = [json.loads((f / "results.json").read_text()) for f in (folder, expected)]
     ids = [forget_run_id(result) for result in results]
     assert len(set(ids)) == 2  # two trainings, however equal
+    for result in results:  # of files that have the identity and the wall time
+        assert len({*result.pop("files"), result.pop("sha256")}) == 4
+        assert all(stage.pop("log_sha256") for stage in result["stages"])
     for result in results:
         for stage_result in result["stages"]:
             assert stage_result.pop("seconds") > 0
@@ -156,7 +160,7 @@ def test_results_json_holds_what_the_design_says(finished: Path) -> None:
 
 
 def test_the_manifest_is_verified_and_names_disjoint_images(finished: Path) -> None:
-    manifest = read_manifest(finished / "manifest.json")
+    manifest = manifests.read(finished / "manifest.json")
     assert manifest["dataset"] == "digits" and manifest["class_names"] == list("0123456789")
     parts = manifest["indices"]
     everything = [index for part in parts.values() for index in part]
@@ -166,9 +170,9 @@ def test_the_manifest_is_verified_and_names_disjoint_images(finished: Path) -> N
 
 
 def test_config_yaml_holds_every_value(finished: Path) -> None:
-    from omegaconf import OmegaConf
+    from ssl_selmix.common import text
 
-    written = OmegaConf.to_container(OmegaConf.load(finished / "config.yaml"))
+    written = text.load(finished / "config.yaml")
     assert isinstance(written, dict)
     plan = Plan(Request(["fixmatch", "selmix"], settings=SETTINGS))
     assert written == plan.identity()
@@ -296,7 +300,7 @@ def test_a_run_of_the_version_whose_stages_all_had_a_mu_goes_on(
     folder = tmp_path / "run"
     with killed_at("2-selmix", 11):
         train(folder)
-    plan, file = reopen(folder), folder / "config.yaml"
+    plan, file = reopen(unbound(folder)), folder / "config.yaml"
     assert "mu" in plan.plain["fixmatch"] and "mu" not in plan.plain["selmix"]
     # Checkpoints of that version were told apart by all keys of that version.
     plan.plain["selmix"]["mu"] = 2
@@ -318,10 +322,10 @@ def as_version_0_1_left_it(run: Path) -> None:
         del manifest[key]
     (run / "manifest.json").write_text(json.dumps(manifest))
     results = json.loads((run / "results.json").read_text())
-    for key in ("schema", "run_id", "tail", "class_names", "model"):
+    for key in ("schema", "run_id", "tail", "class_names", "model", "files", "sha256"):
         del results[key]
     for stage in results["stages"]:
-        del stage["handed_on_sha256"]
+        del stage["handed_on_sha256"], stage["log_sha256"]
         stage.pop("started_from", None)
     (run / "results.json").write_text(json.dumps(results))
 
@@ -347,7 +351,7 @@ def test_a_run_is_opened_again_as_it_was(finished: Path, tmp_path: Path) -> None
     assert [name for name, _ in plan.algorithms] == ["fixmatch", "selmix"]
     assert plan.identity() == Plan(Request(["fixmatch", "selmix"], settings=SETTINGS)).identity()
     inputs = reload(plan)
-    written = read_manifest(finished / "manifest.json")
+    written = manifests.read(finished / "manifest.json")
     assert inputs.split.labeled.tolist() == written["indices"]["labeled"]
     with pytest.raises(ValueError, match=r"is no run of ssl_selmix; it has no config\.yaml"):
         reopen(tmp_path)
@@ -451,8 +455,8 @@ def test_a_run_killed_before_its_first_file_can_be_resumed_or_repeated(
 
 def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", "seed=1")
-    other = read_manifest(tmp_path / "run" / "manifest.json")
-    assert other["indices"] != read_manifest(finished / "manifest.json")["indices"]
+    other = manifests.read(tmp_path / "run" / "manifest.json")
+    assert other["indices"] != manifests.read(finished / "manifest.json")["indices"]
     ours, theirs = weights(tmp_path / "run"), weights(finished)
     assert all(ours[key] != theirs[key] for key in theirs)
 
@@ -492,7 +496,7 @@ def test_image_folder_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixt
     base = make_images(tmp_path / "images")
     results = train(tmp_path / "run", base=base)
     assert results["dataset"] == "image_folder"
-    manifest = read_manifest(tmp_path / "run" / "manifest.json")
+    manifest = manifests.read(tmp_path / "run" / "manifest.json")
     assert manifest["class_names"] == list(CLASSES)
     assert manifest["image_shape"] == [3, 8, 8] and manifest["indices"]["test"] == []
     out = capsys.readouterr().out

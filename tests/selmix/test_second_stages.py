@@ -19,7 +19,7 @@ from ssl_selmix.models import Classifier
 from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.selmix.fine_tuning import FineTuning, FrozenBody
 from ssl_selmix.training import engine
-from tests.helpers import mixture
+from tests.helpers import gaussians
 
 MIXING: list[type[FineTuning]] = [mixup.Mixup, cutmix.CutMix]
 FROZEN: list[type[FrozenBody]] = [crt.ClassifierRetraining, lws.LearnableWeightScaling]
@@ -35,11 +35,11 @@ def first_stage(seed: int = 2) -> Classifier:
 
     A little: one that has no loss left on its labeled images teaches a scale nothing.
     """
-    data = mixture.make_data(seed)
+    data = gaussians.make_data(seed)
     torch.manual_seed(seed)
     kind = load("supervised")[1]
     settings: dict[str, Any] = {"logit_adjustment": 0.0, "steps": 60, "batch": 16, "ema": 0.95}
-    algorithm = kind(mixture.make_net(), data.task, kind.Config(**settings, keep="last"))
+    algorithm = kind(gaussians.make_net(), data.task, kind.Config(**settings, keep="last"))
     with TemporaryDirectory() as folder:
         return subjects.fit(algorithm, data, Path(folder)).algorithm.export()
 
@@ -47,21 +47,21 @@ def first_stage(seed: int = 2) -> Classifier:
 def make(kind: type[Algorithm], seed: int = 2, **settings: Any) -> Any:
     """The method on a copy of that network, as a second stage gets it."""
     net = first_stage(seed)
-    rebuilt = mixture.make_net()
+    rebuilt = gaussians.make_net()
     rebuilt.load_state_dict(net.state_dict())
     torch.manual_seed(seed)
-    return kind(rebuilt, mixture.make_data(seed).task, kind.Config(**settings))
+    return kind(rebuilt, gaussians.make_data(seed).task, kind.Config(**settings))
 
 
 def trained(kind: type[Algorithm], **settings: Any) -> tuple[Algorithm, Algorithm]:
     """A method before and after a short stage."""
-    algorithm, data = make(kind, **settings), mixture.make_data(2).at_stage("2-test")
+    algorithm, data = make(kind, **settings), gaussians.make_data(2).at_stage("2-test")
     with TemporaryDirectory() as folder:
         return make(kind, **settings), subjects.fit(algorithm, data, Path(folder)).algorithm
 
 
 def batch_for(algorithm: Algorithm) -> Batch:
-    return next(algorithm.batches(mixture.make_data(2), 0))
+    return next(algorithm.batches(gaussians.make_data(2), 0))
 
 
 # Mixing.
@@ -207,7 +207,7 @@ def test_batch_norms_normalise_by_the_batch_and_keep_what_they_stored(
 
 
 def test_balanced_draws_are_an_option() -> None:
-    data = mixture.make_data(2)
+    data = gaussians.make_data(2)
 
     def rarest(balanced: bool) -> float:
         batches = make(mixup.Mixup, batch=50, balanced=balanced).batches(data, 0)
@@ -240,7 +240,7 @@ def test_features_in_training_are_those_of_evaluation(kind: type[FrozenBody]) ->
 
 @every_frozen
 def test_classes_are_drawn_equally_often(kind: type[FrozenBody]) -> None:
-    batches = make(kind, batch=50).batches(mixture.make_data(2), 0)
+    batches = make(kind, batch=50).batches(gaussians.make_data(2), 0)
     y = torch.cat([batch.y for batch in itertools.islice(batches, 20)])
     torch.testing.assert_close(
         torch.bincount(y) / len(y), torch.full((4,), 0.25), rtol=0, atol=0.05
@@ -255,7 +255,7 @@ def test_crt_begins_with_a_new_classifier() -> None:
 
 
 def test_lws_begins_with_the_old_one_and_moves_its_scale_alone() -> None:
-    x = next(mixture.make_data(2).test_batches())
+    x = next(gaussians.make_data(2).test_batches())
     before, after = trained(lws.LearnableWeightScaling, steps=20, batch=16, keep="last")
     net = first_stage().eval()
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_lws_hands_on_one_linear_layer(biased: bool) -> None:
         algorithm.net.classifier.bias = None
     with torch.no_grad():
         algorithm.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
-    net, x = algorithm.eval().export().eval(), next(mixture.make_data(2).test_batches())
+    net, x = algorithm.eval().export().eval(), next(gaussians.make_data(2).test_batches())
     with torch.no_grad():
         assert torch.equal(net(x), algorithm.predict(x))
     torch.testing.assert_close(net.classifier.weight[3], 3 * first_stage().classifier.weight[3])
@@ -283,7 +283,7 @@ def test_lws_hands_on_one_linear_layer(biased: bool) -> None:
 
 
 def recalls(net: Classifier) -> Tensor:
-    data = mixture.make_data(2)
+    data = gaussians.make_data(2)
     kind = load("supervised")[1]
     algorithm = kind(net, data.task, kind.Config())
     return torch.tensor(engine.measure_test(algorithm, data)["per_class_recall"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from benchmarks.synthetic import Sizes, make_data, network, steps_of
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
 from studies import claims, promises
+from tests.helpers.results import END, measure, results, stage, write
 
 TINY = ["--rounds", "1", "--network", "cnn-4"]
 OF_STEP = ["--batch", "2", "--size", "8", "--workers", "0"]
@@ -316,9 +316,8 @@ def test_promises_are_read_from_logs(tmp_path: Path, capsys: pytest.CaptureFixtu
     changes = [(0.3, 0.2, 0.1, 0.01), (0.2, 0.1, -0.05, 0.02), (0.1, 0.15, 0.03, 0.02)]
     names = ("promised", "moved", "actual", "error")
     rows = [{f"change_{n}": v for n, v in zip(names, one, strict=True)} for one in changes]
-    log = tmp_path / "same" / "fixmatch+selmix" / "seed-0" / "1-selmix" / "metrics.jsonl"
-    log.parent.mkdir(parents=True)
-    log.write_text("\n".join(json.dumps(one) for one in [{"step": 0}, *rows]))
+    folder = tmp_path / "same" / "fixmatch+selmix" / "seed-0"
+    write(folder, results([stage("selmix", END)]), logs=[[{"step": 0}, *rows]])
     promises.main([str(tmp_path)])
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert cells[:4] == ["selmix", "1", "3", "+20.0 ± 10.0"]
@@ -329,11 +328,10 @@ def test_claims_are_held_against_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def put(arm: str, seed: int, worst: float, mean: float) -> None:
-        figures = {"mean_recall": mean, "min_recall": worst, "h_mean": mean, "min_coverage": 0.07}
-        stage = {"seconds": 40 if "+" in arm else 400, "test": figures, "validation": figures}
-        folder = tmp_path / arm / f"seed-{seed}"
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({"seed": seed, "stages": [stage]}))
+        figures = measure([worst] * 2, mean_recall=mean, h_mean=mean, min_coverage=0.07)
+        seconds = 40.0 if "+" in arm else 400.0
+        end = stage("any", END, seconds=seconds, test=figures, validation=figures)
+        write(tmp_path / arm / f"seed-{seed}", results([end], seed))
 
     for seed in (0, 1):
         put("fixmatch", seed, 0.3, 0.52)

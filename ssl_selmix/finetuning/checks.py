@@ -1,0 +1,157 @@
+"""What can be wrong with the images and labels of a caller, told with the argument's name.
+
+Shapes: N images, C×H×W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_selmix.common.console import warn
+
+ROWS = 1024  # images that are looked at together
+SAMPLE = 256  # images of a dataset that are looked at before training
+FAR, ABSURD = 2.5, 20.0  # ratios of two standard deviations that are told, and refused
+
+
+def images_of(source: Any, name: str) -> Tensor:
+    """An argument's images as a tensor, or one image of a dataset.
+
+    Raises:
+        ValueError: they are no numbers.
+    """
+    try:
+        return torch.as_tensor(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = getattr(source, "dtype", type(source).__name__)
+        raise ValueError(
+            f"{name} has images of {kind}, which are no numbers of one size; give a tensor or an "
+            "array of floats N×C×H×W"
+        ) from error
+
+
+def labels_of(source: Any, name: str) -> Tensor:
+    """Class indices (N,) int64 on the CPU.
+
+    Raises:
+        ValueError: they are no whole numbers, or more than one per image.
+    """
+    try:
+        labels = torch.as_tensor(source).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{name} has labels that are no numbers, such as {_first(source)!r}; give each image "
+            "the index of its class, from 0"
+        ) from error
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{name} has labels of shape {tuple(labels.shape)}; give one class index per image"
+        )
+    if labels.dtype is torch.bool or labels.is_complex():
+        raise ValueError(f"{name} has labels of {labels.dtype}; give class indices, from 0")
+    if labels.is_floating_point():
+        wrong = ~(labels.isfinite() & (labels == labels.round()))
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{name} has labels that are no whole numbers, the first is {labels[at]:g} of "
+                f"image {at}; give class indices, from 0"
+            )
+    return labels.long()
+
+
+def _first(source: Any) -> Any:
+    try:
+        return next(iter(np.ravel(np.asarray(source, dtype=object))), source)
+    except (TypeError, ValueError):
+        return source
+
+
+def check_numbers(images: Tensor, name: str) -> None:
+    """Refuse images of integers, which no network takes, and other dtypes that are no floats."""
+    if not images.is_floating_point():
+        raise ValueError(
+            f"{name} has images of {str(images.dtype).removeprefix('torch.')}; give floats, "
+            "normalised as the model was trained (a model that does so itself takes .float())"
+        )
+
+
+def check_finite(images: Tensor, name: str, positions: Tensor | None = None) -> None:
+    """Refuse images with NaN or inf; says which is the first, and how many there are.
+
+    Args:
+        images: N×C×H×W.
+        name: of the argument.
+        positions: (N,) in the argument; None: all of it, in order.
+    """
+    bad = torch.cat([~rows.flatten(1).isfinite().all(1) for rows in images.split(ROWS)])
+    if bool(bad.any()):
+        at = bad.nonzero()[:, 0].cpu()
+        first = int(at[0] if positions is None else positions[at[0]])
+        raise ValueError(
+            f"{name} has NaN or inf in {len(at)} of {len(images)} images, the first is image "
+            f"{first}; correct them (pixels divided by a standard deviation of 0 are a common "
+            "cause)"
+        )
+
+
+@dataclass(frozen=True)
+class Values:
+    """How the pixels of some images are distributed."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    @staticmethod
+    def of(images: Tensor) -> Values:
+        """Of N images, N×C×H×W, summed in double precision."""
+        total = square = 0.0
+        for rows in images.split(ROWS):
+            wide = rows.double()
+            total, square = total + float(wide.sum()), square + float((wide * wide).sum())
+        mean = total / images.numel()
+        std = math.sqrt(max(0.0, square / images.numel() - mean * mean))
+        low, high = float(images.min()), float(images.max())
+        return Values(tuple(images.shape[1:]), low, high, mean, std)
+
+    def __str__(self) -> str:
+        """Range, mean and standard deviation."""
+        return f"{self.low:.3g} to {self.high:.3g}, mean {self.mean:.3g}, std {self.std:.3g}"
+
+
+def compare(found: Mapping[str, Values]) -> None:
+    """Refuse images of another size or of absurdly other values than the labeled ones.
+
+    What is merely unusual, as another normalisation and a test set in the dark both are, is told.
+
+    Raises:
+        ValueError: names both arguments and their values.
+    """
+    ours = found["labeled"]
+    for name, theirs in found.items():
+        if theirs.shape != ours.shape:
+            raise ValueError(
+                f"{name} has images {_size(theirs)} and labeled {_size(ours)}; give all of one size"
+            )
+        spreads = sorted((ours.std, theirs.std))
+        ratio = spreads[1] / max(spreads[0], 1e-12) if spreads[1] else 1.0
+        apart = abs(ours.mean - theirs.mean) / max(spreads[1], 1e-12)
+        told = f"the pixels of {name} ({theirs}) are far from those of labeled ({ours})"
+        if ratio > ABSURD or (apart > ABSURD and spreads[1]):
+            raise ValueError(f"{told}; scale and normalise all of them alike")
+        if ratio > FAR or (apart > FAR and spreads[1]):
+            warn(f"{told}; were they normalised alike?")
+
+
+def _size(values: Values) -> str:
+    return "×".join(map(str, values.shape)) or "without pixels"
