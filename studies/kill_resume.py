@@ -115,7 +115,9 @@ def main() -> int:
         for i in range(args.kills):
             # Every fifth process dies while it starts; the others somewhere in their part.
             target = 0 if i % 5 == 0 else round(total * i / args.kills)
-            delay = draw.random() * (seconds / total if target else startup)
+            # What answers a signal loses no step: a long delay at each would end the job early.
+            part = seconds / total if args.signal == "KILL" else (seconds - startup) / total / 4
+            delay = draw.random() * (part if target else startup)
             process = start(folder / "killed", args.settings, output)
             place = folder / "killed"
             life, met, code = kill_after(process, place, target, delay, number)

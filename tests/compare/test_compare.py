@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ssl_selmix import cli
 from ssl_selmix.compare import curves, figures, methods, reading, style, write
 from ssl_selmix.compare.tables import Choice, of_group
 from tests.helpers.results import (
@@ -752,3 +755,19 @@ def test_the_tables_of_the_study_are_those_of_its_files(study: str, most: int) -
     lines = write.markdown(tables, []).splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert len(rows) > most and [row for row in rows if row not in page] == []
+
+
+@pytest.mark.parametrize("option", ["--csv", "--markdown", "--latex", "--html", "--figures"])
+def test_a_full_disk_leaves_no_half_table(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_results(tmp_path / "a", two(0))
+    monkeypatch.setattr(os, "fsync", full)
+    place = tmp_path / "made" / "table"
+    assert cli.main(["compare", str(tmp_path / "a"), option, str(place)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"error: No space left on device ({place}") and "free some" in told
+    assert [path for path in place.parent.rglob("*") if path.is_file()] == []

@@ -1,5 +1,6 @@
 """Exported files load elsewhere, take any batch size, and give the logits of the run's model."""
 
+import errno
 import json
 import re
 import shutil
@@ -366,3 +367,35 @@ def test_a_network_that_its_library_builds_otherwise_keeps_our_names(
     assert f"from ssl_selmix import models\n\n{made}\n" in said["load"]
     assert "classifier.weight" in torch.load(tmp_path / "w.pt", weights_only=True)
     assert formats.deviation(loaded, model, inputs) == 0
+
+
+@pytest.mark.parametrize(("option", "name"), [("--state-dict", "m.pt"), ("--pt2", "m.pt2")])
+def test_a_full_disk_leaves_nothing_and_is_told(
+    option: str,
+    name: str,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, content: memoryview) -> int:
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert cli.main(["export", str(digits), option, str(tmp_path / name)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"error: No space left on device ({tmp_path / name}); free some space")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_only_now_leaves_neither_file(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(export, "write_atomically", full)
+    assert cli.main(["export", str(digits), "--state-dict", str(tmp_path / "m.pt")]) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -227,6 +227,37 @@ def test_a_full_disk_leaves_nothing(
     assert list(cache.iterdir()) == []
 
 
+def test_two_that_need_the_same_images_decode_them_once(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(root, "none")
+    decoded: list[int] = []
+    both = threading.Barrier(2)
+    get = PoolCache.get
+
+    def missed_by_both(self: PoolCache, key: str) -> object:
+        found = get(self, key)
+        if found is None and not decoded:
+            both.wait()
+        return found
+
+    def counted(*args: object) -> object:
+        decoded.append(1)
+        return decode_all(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folder_module, "decode_all", counted)
+    monkeypatch.setattr(PoolCache, "get", missed_by_both)
+    found: list[ImageSet] = []
+    threads = [threading.Thread(target=lambda: found.append(load(root, cache))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 2  # the images to train on, and those to test on
+    assert all(same(one, expected) for one in found) and len(found) == 2
+    assert sorted(cache.iterdir()) == pools(cache)
+
+
 def test_concurrent_writers_leave_whole_pools(root: Path, cache: Path) -> None:
     expected = load(root, "none")
     found: list[ImageSet] = []
