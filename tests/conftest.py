@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -24,6 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.tx:
         share = max(1, (os.cpu_count() or 1) // len(config.option.tx))
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hears_hangups() -> None:
+    """Under nohup SIGHUP is ignored, which a program keeps to; tests send it and want an answer."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

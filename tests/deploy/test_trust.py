@@ -80,6 +80,7 @@ NAMED = {
 def test_no_command_executes_what_a_run_names(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, command: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # commands write here
     folder = unbound(Path(shutil.copytree(run, tmp_path / "somebodys")))
     file, mark = trap(folder, "traps/supervised.py")
     monkeypatch.syspath_prepend(str(folder))
