@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data.files import FileSet
+from ssl_selmix.data.source import joined
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images.cache import PoolCache, folder_of
 from ssl_selmix.images.checks import check_same_classes
@@ -70,34 +70,26 @@ def load(config: Config) -> ImageSet | FileSet:
     if config.size is not None and config.size > LARGEST:
         return _streamed(root, names, config.size, config)
     how = Reading(config.size, PoolCache(folder_of(config.cache)), config.strict)
-    files, train_labels = listing(root / "train", names)
-    parts: list[Part] = [(root / "train", files, train_labels)]
+    parts: list[Part] = [(root / "train", *listing(root / "train", names))]
     if config.validation == FOLDER:
         check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
         parts.append((root / FOLDER_OF, *listing(root / FOLDER_OF, names)))
     if config.unlabeled.shape == "unknown":
         parts.append((root / UNLABELED, unlabeled(root), None))
-    train, *others = read_together(parts, how)
-    apart = 0
-    if config.validation == FOLDER:
-        held, held_labels = others.pop(0), parts[1][2]
-        if held.shape[1:] != train.shape[1:]:
-            raise ValueError(
-                f"train images are {tuple(train.shape[2:])} and validation images "
-                f"{tuple(held.shape[2:])} pixels; set data.size to resize all"
-            )
-        assert held_labels is not None
-        train, apart = torch.cat([train, held]), len(held)
-        train_labels = np.concatenate([train_labels, held_labels])
-    extra = others[0] if others else None
+    read_parts = dict(zip((part[0].name for part in parts), read_together(parts, how), strict=True))
+    train, held, extra = (read_parts.get(part) for part in ("train", FOLDER_OF, UNLABELED))
+    assert train is not None
     test, test_labels = read(root / "test", names, how) if has_test else (None, None)
     how.copies.tell()
-    for part, images in (("test", test), (UNLABELED, extra)):
+    for part, images in ((FOLDER_OF, held), ("test", test), (UNLABELED, extra)):
         if images is not None and images.shape[1:] != train.shape[1:]:
             raise ValueError(
                 f"train images are {tuple(train.shape[2:])} and {part} images "
                 f"{tuple(images.shape[2:])} pixels; set data.size to resize all"
             )
+    labels = [of_part for _, _, of_part in parts if of_part is not None]
+    apart = 0 if held is None else len(held)
+    train = train if held is None else joined(train, held)
     weak, smallest = Weak(), min(train.shape[2:])
     if smallest <= weak.pad:
         raise ValueError(
@@ -108,7 +100,7 @@ def load(config: Config) -> ImageSet | FileSet:
     sample = seen[:: max(1, len(seen) // 5000)].transpose(0, 1).flatten(1).double()
     return ImageSet(
         train=train,
-        train_labels=train_labels,
+        train_labels=np.concatenate(labels),
         test=test,
         test_labels=test_labels,
         extra_unlabeled=extra,

@@ -6,6 +6,7 @@ on the standard error of the process and nowhere else: neither Pillow nor OpenCV
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import tempfile
@@ -53,6 +54,7 @@ class _Listener:
     def _own_file(self) -> IO[bytes]:
         if self._file is None or self._owner != os.getpid():  # forked workers would share a place
             self._file, self._owner = tempfile.TemporaryFile(buffering=0), os.getpid()
+            atexit.register(self._file.close)
         return self._file
 
     def _taken(self, file: IO[bytes]) -> bytes:

@@ -396,3 +396,21 @@ def test_a_pool_of_another_shape_is_told_as_ever(root: Path) -> None:
         ValueError, match=r"train images are \(8, 8\) and unlabeled images \(9, 9\)"
     ):
         image_folder.load(config)
+
+
+def test_validation_images_of_a_folder_lie_in_the_same_row(root: Path) -> None:
+    for part, count in (("validation", 2), ("unlabeled", 1)):
+        noise_tree(root, {part: count})
+    config = image_folder.Config(
+        root=str(root), cache="none", validation="folder", unlabeled=Counts(0, shape="unknown")
+    )
+    found = image_folder.load(config)
+    assert isinstance(found, ImageSet) and found.apart == 4 and len(found.train) == 12
+    pool, _ = found.pools(torch.device("cpu"))
+    assert isinstance(pool, MemoryPool) and pool.images.data_ptr() == found.train.data_ptr()
+    assert len(pool.images) == 14 and found.train_labels.tolist() == [0] * 4 + [1] * 4 + [
+        0,
+        0,
+        1,
+        1,
+    ]
