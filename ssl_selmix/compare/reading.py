@@ -163,7 +163,9 @@ class Run:
         own = ("split", "steps", "checkpoint_rule")
         given = {k: v for k, v in self.protocol.items() if k not in own}
         split = flatten({"data": self.protocol["split"]})
-        rules = [stage.rule for stage in self.stages if stage.algorithm != GIVEN]
+        # A stage that takes no step has one network, and no rule chooses it.
+        chosen = [s for s in self.stages if s.algorithm != GIVEN and s.steps != 0]
+        rules = [stage.rule for stage in chosen] or ["none"]
         return {
             "dataset": self.dataset,
             # Results that do not say so are not held to differ.

@@ -24,6 +24,7 @@ from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
+from ssl_selmix.runs.load import begin_of
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.training import checkpoint, machine
 
@@ -99,6 +100,13 @@ class Plan:
     def init_sha256(self) -> str:
         """Their digest; "" without --init."""
         return checkpoint.digest(self.init) if self.request.init else ""
+
+    @cached_property
+    def begun(self) -> dict[str, Tensor]:
+        """What the stage that made the weights of --init began with; {} if no stage asks for it."""
+        if not self.request.init or not self.algorithms[0][1].needs_origin:
+            return {}
+        return begin_of(self.request.init, self.init_sha256)
 
     def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         name = self.request.preset
@@ -200,7 +208,8 @@ class Plan:
         parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
-        origin = (images, self.init_sha256, self._code(), self._processes())
+        origin = [images, self.init_sha256, self._code(), self._processes()]
+        origin += [checkpoint.digest(self.begun)] if self.begun else []
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
 
 

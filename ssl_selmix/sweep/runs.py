@@ -112,12 +112,22 @@ class Sweep:
                     )
 
     def _check_starts(self) -> None:
-        """A stage that takes no step cannot begin a chain."""
+        """A stage that takes no step cannot begin a chain, nor one of two networks follow one."""
         for name in self.spec.algorithms:
             if not algorithm.load(self.spec.arms[name].algo)[1].trains:
                 raise ValueError(
                     f"{self.spec.origin}: {name} trains nothing and cannot come first; put it "
                     "under then"
+                )
+        for name, arm in self.spec.then.items():
+            first = [
+                one for one in arm.after or self.spec.algorithms if one in self.spec.algorithms
+            ]
+            if first and algorithm.load(arm.algo)[1].needs_origin:
+                raise ValueError(
+                    f"{self.spec.origin}: {name} needs two networks, and {first[0]} before it "
+                    f"begins with random weights; name a second stage, as in {name}: "
+                    "{after: selmix}"
                 )
 
     def _chain(self, seed: int, split: str, first: str) -> list[Run]:
