@@ -58,13 +58,19 @@ def test_a_class_without_images_is_left_out() -> None:
     assert torch.bincount(batch.y).tolist() == [8, 8, 8]
 
 
-@pytest.mark.parametrize("settings", [{}, {"body_lr": 0.1, "lr": 3e-4, "batch_norm": "batch"}])
+ALL = {"classifier": "kept", "body_lr": 0.1, "lr": 3e-4, "batch_norm": "batch"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"classifier": "kept"}, ALL], ids=["new", "kept", "all"])
 def test_what_learns(settings: dict[str, Any], tmp_path: Path) -> None:
     data, net = gaussians.make_data().at_stage("2-test"), gaussians.make_net()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     config = BalancedSubsampling.Config(steps=6, batch=16, keep="last", **settings)
     algorithm = BalancedSubsampling(net, data.task, config)
+    head = net.classifier
+    same = torch.equal(head.weight, before["classifier.weight"])
+    assert same == ("classifier" in settings) and (same or not head.bias.any())
     after = subjects.fit(algorithm, data, tmp_path).algorithm.export().state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
-    weights = {"backbone.1.weight", "backbone.2.num_batches_tracked"} if settings else set()
+    weights = {"backbone.1.weight", "backbone.2.num_batches_tracked"} if settings == ALL else set()
     assert moved == {"classifier.weight", "classifier.bias", *weights}
