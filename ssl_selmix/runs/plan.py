@@ -75,7 +75,8 @@ class Plan:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
         init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
         self.request = request = replace(request, init=init, out=out)
-        self.algorithms = [load_algorithm(name) for name in request.algorithms]
+        names = enumerate(request.algorithms)
+        self.algorithms = [load_algorithm(name, first=not i) for i, name in names]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
