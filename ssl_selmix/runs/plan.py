@@ -36,7 +36,7 @@ PLACES = ("init.path", "data.manifest.path")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.download"),
+    *("precision", "data.root", "data.file", "data.download"),
 )
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
