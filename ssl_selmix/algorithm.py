@@ -111,6 +111,9 @@ class Algorithm(nn.Module):
     trains = True
     # True: `ctx.origin` holds what the stage before began with, so that two stages must come first.
     needs_origin = False
+    # The plug-in that takes this one's place after another stage, for a method of which a part
+    # applies to any trained network.
+    after: ClassVar[str] = ""
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
@@ -275,8 +278,10 @@ def _mu(config: Algorithm.Config) -> int:
     return config.mu if isinstance(config, Algorithm.PoolConfig) else Algorithm.PoolConfig.mu
 
 
-def load(name: str) -> tuple[str, type[Algorithm]]:
+def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:
     """Short name and class of an algorithm: `fixmatch`, `./my.py`, `mylab.methods:MyAlgo`.
+
+    If it is not the first of a run it may be another class, see `Algorithm.after`.
 
     Raises:
         ValueError: nothing of that name, or not exactly one Algorithm in the file.
@@ -297,4 +302,5 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
-    return short_name(name), found[0]
+    kind = found[0]
+    return short_name(name), kind if first or not kind.after else load(kind.after)[1]

@@ -215,7 +215,8 @@ class Data:
     def task(self) -> Task:
         """What algorithms may know."""
         counts = torch.bincount(self.labels, minlength=len(self.class_names)).double()
-        return Task(self.class_names, counts, len(self.unlabeled), len(self.validation))
+        held_out = len(self.validation)
+        return Task(self.class_names, counts, len(self.unlabeled), held_out, self.image_shape)
 
     def at_stage(self, stage: str) -> Data:
         """The same data with the random streams of another stage."""

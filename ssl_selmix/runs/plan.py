@@ -37,7 +37,7 @@ PLACES = ("init.path", "data.manifest.path")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.download"),
+    *("precision", "data.root", "data.file", "data.download"),
 )
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
@@ -76,7 +76,8 @@ class Plan:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
         init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
         self.request = request = replace(request, init=init, out=out)
-        self.algorithms = [load_algorithm(name) for name in request.algorithms]
+        names = enumerate(request.algorithms)
+        self.algorithms = [load_algorithm(name, first=not i) for i, name in names]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}

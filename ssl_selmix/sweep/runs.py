@@ -163,7 +163,7 @@ class Sweep:
         others = {FIRST, SECOND, *self._short.values()}
         mine = {own, FIRST if len(arms) == 1 else SECOND}
         # What all second stages are told about steps is not meant for one that takes none.
-        trains = algorithm.load(arms[-1].algo)[1].trains
+        trains = algorithm.load(arms[-1].algo, first=len(arms) == 1)[1].trains
         about_steps = set() if trains else {f.name for f in fields_of(algorithm.Algorithm.Config)}
         found: dict[str, Any] = {}
 
