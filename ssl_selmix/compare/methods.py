@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from ssl_selmix.common.alike import sentence, unlike
 from ssl_selmix.common.config import flatten
 from ssl_selmix.compare import protocol, reading
 from ssl_selmix.compare.reading import Run, Stage, Unit
@@ -278,7 +279,7 @@ def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _group(title: str, runs: list[Run], words: Words, notes: Sequence[str]) -> Group:
     told = [*notes, *_repeated(runs, words)]
     rows, merged = _rows(runs, names(runs, words))
-    told += [*merged, *_unrecorded(runs), *_gaps(rows)]
+    told += [*merged, *_unlike(runs), *_unrecorded(runs), *_gaps(rows)]
     return Group(title, runs, rows, protocol.summary(runs), told)
 
 
@@ -321,6 +322,24 @@ def _rows(runs: Sequence[Run], labels: Sequence[tuple[str, ...]]) -> tuple[list[
         for name, which in sorted(twice.items())
     ]
     return [rows[steps] for steps in sorted(rows)], notes
+
+
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    """Settings of one name that stages of different algorithms have otherwise.
+
+    What namesakes differ in is in their names, and steps have notes of their own.
+    """
+    notes = []
+    for which, stages in (("first", slice(0, 1)), ("further", slice(1, None))):
+        told = [
+            (run.chain[position], flatten(dict(run.stages[position].settings or {})))
+            for run in runs
+            for position in range(len(run.stages))[stages]
+        ]
+        found = unlike((name, {k: v for k, v in s.items() if k != "steps"}) for name, s in told)
+        if found:
+            notes.append(f"settings of {which} stages that are not the same: {sentence(found)}")
+    return notes
 
 
 def _gaps(rows: Sequence[Row]) -> list[str]:
