@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ssl_selmix.common.figures import plain
+
 MANY = 3  # methods are named, more are "the others"
 
 Unlike = dict[str, dict[str, list[str]]]  # key -> value -> the methods that have it
@@ -24,7 +26,7 @@ def unlike(told: Iterable[tuple[str, Mapping[str, Any]]]) -> Unlike:
     found: Unlike = {}
     for method, settings in told:
         for key, value in ((k, v) for k, v in settings.items() if v is not None):
-            methods = found.setdefault(key, {}).setdefault(_plain(value), [])
+            methods = found.setdefault(key, {}).setdefault(plain(value), [])
             if method not in methods:
                 methods.append(method)
     return {key: values for key, values in sorted(found.items()) if _between_methods(values)}
@@ -50,7 +52,3 @@ def _values(values: Mapping[str, list[str]]) -> str:
     if len(values[most]) > MANY and not set(apart) & set(values[most]):
         told[most] = "the others"
     return ", ".join(f"{value} ({who})" for value, who in told.items())
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())

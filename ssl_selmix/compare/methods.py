@@ -14,6 +14,7 @@ from typing import Any
 
 from ssl_selmix.common.alike import sentence, unlike
 from ssl_selmix.common.config import flatten
+from ssl_selmix.common.figures import plain
 from ssl_selmix.compare import protocol, reading
 from ssl_selmix.compare.reading import Run, Stage, Unit
 from ssl_selmix.runs.folder import RESULTS
@@ -96,7 +97,7 @@ def _differing_words(
     apart = {SAME.get(key) for key in by}
     keys = dict.fromkeys(key for settings in known for key in settings if key not in apart)
     # A key that this version does not know says nothing about runs that do not have it.
-    differing = [k for k in keys if len({_plain(s[k]) for s in known if k in s}) > 1]
+    differing = [k for k in keys if len({plain(s[k]) for s in known if k in s}) > 1]
     steps = {run.stages[position].steps for run in runs if position or "steps" not in by}
     found = []
     for run, settings in zip(runs, told, strict=True):
@@ -104,7 +105,7 @@ def _differing_words(
         if differing and settings is None:
             words.append("settings unknown")
         elif settings is not None:
-            words += [f"{k}={_plain(settings.get(k, '?'))}" for k in differing]
+            words += [f"{k}={plain(settings.get(k, '?'))}" for k in differing]
         found.append(words)
     methods = dict.fromkeys((start, *words) for start, words in zip(starts, found, strict=True))
     held = Counter(word for _, *words in methods for word in words)
@@ -131,10 +132,6 @@ def _defaults(algorithm: str) -> dict[str, Any]:
         return dataclasses.asdict(load(algorithm)[1].Config())
     except ValueError:
         return {}
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _settings(run: Run, position: int) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.figures import fixed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -149,7 +150,7 @@ class StageLog:
 
     def _figures(self) -> str:
         names = {"loss": "loss", "mask_rate": "mask", "min_recall": "worst class"}
-        return "  ".join(f"{names[k]} {self._last[k]:.3f}" for k in names if k in self._last)
+        return "  ".join(f"{names[k]} {fixed(self._last[k], 3)}" for k in names if k in self._last)
 
     def _show(self, step: int) -> None:
         if self._progress is not None:
