@@ -22,6 +22,7 @@ from ssl_selmix import metrics
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console, warn
+from ssl_selmix.common.figures import NO_WIDTH, limits, percent
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
@@ -33,6 +34,7 @@ from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
 from ssl_selmix.methods.weight_line import weights_of
 from ssl_selmix.objectives import Function, Objective, get
+from ssl_selmix.runs.summary import tell_small_classes
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
 
@@ -90,12 +92,15 @@ class Result:
 
     def __str__(self) -> str:
         """Before and after in one line."""
-        low, high = self.interval
-        worst = f"{100 * self.before['min_recall']:.1f} -> {100 * self.after['min_recall']:.1f}"
-        mean = f"{100 * self.before['mean_recall']:.1f} -> {100 * self.after['mean_recall']:.1f}"
+        told = limits(*self.interval)
+        told = told if told == NO_WIDTH else f"[{told}]"
+        worst, mean = (
+            f"{percent(self.before[name])} -> {percent(self.after[name])}"
+            for name in ("min_recall", "mean_recall")
+        )
         return (
             f"{self.measured_on}: worst class {worst}, mean recall {mean}; objective "
-            f"{100 * self.change:+.1f} points, 95 % interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+            f"{percent(self.change, signed=True)} points, 95 % interval {told}"
         )
 
 
@@ -178,6 +183,7 @@ def finetune(
         compared = controls.Compared(data, place, _told(objective))
         before = compared.start(selmix)
         _warn_of_chance(before, data)
+        _warn_of_few(data)
         fitted, alpha = engine.Fitted(selmix, 0, 0, 0.0), None
         history: list[dict[str, Any]] = []
         if posthoc != "only":
@@ -249,6 +255,13 @@ def _check_arguments(seed: Any, augment: Any) -> None:
         )
 
 
+def _warn_of_few(data: Data) -> None:
+    """Name the classes whose recalls on validation, by which weights are chosen, are uncertain."""
+    k = len(data.class_names)
+    counts = torch.bincount(data.validation_labels.cpu(), minlength=k).tolist()
+    tell_small_classes(counts, data.class_names, console())
+
+
 def _warn_of_chance(logits: Tensor, data: Data) -> None:
     """Say so if the model, before any step, does no better than guessing."""
     k = len(data.class_names)
@@ -257,9 +270,9 @@ def _warn_of_chance(logits: Tensor, data: Data) -> None:
     recalls = [float(hits[labels == c].mean()) for c in range(k)]
     if (mean := sum(recalls) / k) <= CHANCE / k:
         warn(
-            f"the model, before any step, has a mean recall of {100 * mean:.1f} % and guessing "
-            f"{100 / k:.1f} %; are the images normalised as it was trained, and the classes in its "
-            "order?"
+            f"the model, before any step, has a mean recall of {percent(mean)} % and guessing "
+            f"{percent(1 / k)} %; are the images normalised as it was trained, and the classes in "
+            "its order?"
         )
 
 

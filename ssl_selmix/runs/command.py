@@ -8,6 +8,7 @@ import time
 
 from ssl_selmix import __version__
 from ssl_selmix.common.arguments import Command, Parser, duration, listing, path
+from ssl_selmix.runs import defaults
 
 
 def _train_parser() -> Parser:
@@ -65,7 +66,7 @@ def _list_parser() -> Parser:
 
 
 def _list(args: argparse.Namespace) -> int:
-    print(listing())
+    print(f"{listing()}\n\n{defaults.listing()}")
     return 0
 
 

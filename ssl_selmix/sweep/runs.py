@@ -195,6 +195,11 @@ class Sweep:
                 raise ValueError(f"{self._where(run)}: {said}") from error
         return self._plans[key]
 
+    def told(self, run: Run) -> tuple[str, dict[str, Any]]:
+        """The name of the run's algorithm, and its settings by dotted key."""
+        name = self._short[run.algo]
+        return name, config.flatten(self.plan(run).plain[name])
+
     def _where(self, run: Run) -> str:
         return f"{self.spec.origin}, {run.split}, {' + '.join(run.arms)}"
 

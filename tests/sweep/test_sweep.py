@@ -258,6 +258,18 @@ def test_second_stages_may_follow_each_other() -> None:
     assert last.folder == Path("runs/x/digits/abc+crt+selmix/seed-0")
 
 
+def test_settings_that_confound_the_table_are_named_at_the_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["sweep", "digits", "--dry-run"]) == 0
+    (first, second) = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("note: settings of first stages that are not the same: confidence ")
+    assert "; mu 2 (the others), 1 (remixmatch, " in first
+    assert second.startswith("note: settings of second stages") and "lr 0.0003 (selmix" in second
+    assert cli.main(["sweep", "trust", "--dry-run"]) == 0  # arms of one algorithm differ on purpose
+    assert "not the same" not in capsys.readouterr().out
+
+
 def test_presets_of_arms_come_before_that_of_all() -> None:
     text = "preset: cifar10-lt\ndataset: cifar10\nthen: [selmix]\nalgorithms:\n  fixmatch:\n"
     sweep = Sweep(parse(text + "  daso: {preset: cifar10-lt-daso}\n", "x.yaml"))
