@@ -111,12 +111,13 @@ class Algorithm(nn.Module):
     class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = at_least(1, 10_000)
+        steps: int = at_least(1, 10_000)  # T, of the optimizer
         batch: int = at_least(1, 64)  # B, labeled images a step
-        lr: float = positive(0.03)
-        momentum: float = within("[0, 1)", 0.9)
-        nesterov: bool = True
-        weight_decay: float = at_least(0, 5e-4)
+        lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
+        momentum: float = within("[0, 1)", 0.9)  # of SGD
+        nesterov: bool = True  # Nesterov's momentum instead of the plain one
+        weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
+        # how lr falls: cos(7 pi t / 16 T) as in FixMatch, half a cosine to 0, or not at all
         schedule: str = one_of(*SCHEDULES)
         ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
         # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.

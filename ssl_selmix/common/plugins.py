@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -82,6 +83,23 @@ def preset_text(name: str) -> str:
     if name not in presets():
         raise ValueError(unknown("preset", name, presets()))
     return (_package() / "configs" / f"{name}.yaml").read_text("utf-8")
+
+
+def preset_dataset(name: str) -> str:
+    """The data set that a shipped preset or a YAML file of settings names; "" if it names none.
+
+    Raises:
+        ValueError: there is no such preset or file.
+    """
+    import yaml
+
+    from ssl_selmix.common import text
+
+    try:
+        found = text.words(preset_text(name))
+    except yaml.YAMLError:
+        return ""  # whoever reads its settings tells of it
+    return str(found.get("dataset") or "") if isinstance(found, Mapping) else ""
 
 
 def text_of(path: Path) -> str:
