@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
+from ssl_selmix.common.fields import completed
 from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
+from ssl_selmix.models.execution import in_mode
 
 if TYPE_CHECKING:
     from ssl_selmix.data import Data
@@ -55,6 +58,9 @@ class Context:
     def progress(self) -> float:
         """Share of the steps that are done, 0 to 1."""
         return self.step / self.total
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"ctx has no {name}; it has step, total, progress, lr and teacher")
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,26 @@ class Algorithm(nn.Module):
         if config.select not in known:
             raise ValueError(f"select: {unknown('figure', config.select, known)}")
 
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """A step, `forward(batch, ctx)`; or of normalised images alone, what it predicts.
+
+        `ctx.teacher(x)` are logits N×K, in evaluation mode and without gradient, so that nothing
+        of the teacher changes.
+
+        Raises:
+            TypeError: of one argument that is no tensor; says what to call.
+        """
+        if len(given) + len(named) != 1:
+            return super().__call__(*given, **named)
+        (x,) = (*given, *named.values())
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"call a method with images for its predictions, as in ctx.teacher(batch.x), or "
+                f"with (batch, ctx) for a step, not with {type(x).__name__} alone"
+            )
+        with torch.no_grad(), in_mode(self, training=False):
+            return self.predict(x)
+
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: the weighted losses, whose sum is minimised, and detached scalars to log."""
         raise NotImplementedError
@@ -286,4 +312,5 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
+    found[0].Config = completed(found[0].Config)  # type: ignore[misc]
     return short_name(name), found[0]

@@ -214,9 +214,14 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     hints, given = fields.types_of(kind), {}
     for name, value in values.items():
         if value is dataclasses.MISSING:
-            raise ValueError(f"{name} has no default; set it")
-        nested = dataclasses.is_dataclass(hints[name])
-        given[name] = _build(hints[name], value) if nested else copy.copy(value)
+            raise ValueError(f"{name} has no default; set it, or give Config one")
+        if not dataclasses.is_dataclass(hints[name]):
+            given[name] = copy.copy(value)
+            continue
+        try:
+            given[name] = _build(hints[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
     return kind(**given)
 
 

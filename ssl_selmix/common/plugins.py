@@ -6,6 +6,7 @@ Listing reads docstrings without importing anything, so that `--help` is quick.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import importlib.util
 import sys
@@ -14,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl_selmix.common.names import blame, unknown
 from ssl_selmix.common.paths import expanded
@@ -173,4 +174,12 @@ def dataset(name: str) -> ModuleType:
     module = load_module("dataset", name)
     if missing := [part for part in ("Config", "load") if not hasattr(module, part)]:
         raise ValueError(f"{name} is no dataset: it lacks {' and '.join(missing)}")
+    from ssl_selmix.common import fields  # not for listings, which need no yaml
+
+    kind: Any = module.Config
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(
+            f"Config of {name} is no dataclass; derive it from ssl_selmix.splits.LongTailSplit"
+        )
+    module.Config = fields.completed(kind)  # type: ignore[attr-defined]
     return module

@@ -159,20 +159,28 @@ def kind_of(name: str) -> str:
     module = plugins.load_module("algorithm", location, anywhere=bool(wanted))
     if wanted:
         value = getattr(module, wanted, None)
+        if value is None:
+            raise ValueError(f"{unknown('name', wanted, _own(module))} (in {location})")
         method = isinstance(value, type) and issubclass(value, Algorithm)
-        return "algorithm" if method or value is None else "objective"
+        return "algorithm" if method else "objective"
     if hasattr(module, "Config") and hasattr(module, "load"):
         return "dataset"
-    own = [v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__]
-    if any(isinstance(value, type) and issubclass(value, Algorithm) for value in own):
+    own = _own(module)
+    if any(isinstance(value, type) and issubclass(value, Algorithm) for value in own.values()):
         return "algorithm"
-    functions = [value.__name__ for value in own if inspect.isfunction(value)]
+    functions = [name for name, value in own.items() if inspect.isfunction(value)]
     if functions:
         raise ValueError(
             f"{name} defines no method and no data set (Config and load); if "
             f"{functions[0]} is an objective, write {name}:{functions[0]}"
         )
     return "algorithm"  # whose loading tells what is missing
+
+
+def _own(module: types.ModuleType) -> dict[str, Any]:
+    """What a module itself defines."""
+    found = vars(module).items()
+    return {n: v for n, v in found if getattr(v, "__module__", "") == module.__name__}
 
 
 def of_name(name: str) -> str:
