@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
+from ssl_selmix.common.fields import completed
 from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
+from ssl_selmix.models.execution import in_mode
 
 if TYPE_CHECKING:
     from ssl_selmix.data import Data
@@ -65,6 +68,9 @@ class Context:
     def progress(self) -> float:
         """Share of the steps that are done, 0 to 1."""
         return self.step / self.total
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"ctx has no {name}; it has step, total, progress, lr and teacher")
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,13 @@ class Algorithm(nn.Module):
     class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = at_least(1, 10_000)
+        steps: int = at_least(1, 10_000)  # T, of the optimizer
         batch: int = at_least(1, 64)  # B, labeled images a step
-        lr: float = positive(0.03)
-        momentum: float = within("[0, 1)", 0.9)
-        nesterov: bool = True
-        weight_decay: float = at_least(0, 5e-4)
+        lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
+        momentum: float = within("[0, 1)", 0.9)  # of SGD
+        nesterov: bool = True  # Nesterov's momentum instead of the plain one
+        weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
+        # how lr falls: cos(7 pi t / 16 T) as in FixMatch, half a cosine to 0, or not at all
         schedule: str = one_of(*SCHEDULES)
         ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
         # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.
@@ -187,6 +194,26 @@ class Algorithm(nn.Module):
         known = (*self.figures, *(n for n in NAMES if n not in NOT_SELECTABLE))
         if config.select not in known:
             raise ValueError(f"select: {unknown('figure', config.select, known)}")
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """A step, `forward(batch, ctx)`; or of normalised images alone, what it predicts.
+
+        `ctx.teacher(x)` are logits N×K, in evaluation mode and without gradient, so that nothing
+        of the teacher changes.
+
+        Raises:
+            TypeError: of one argument that is no tensor; says what to call.
+        """
+        if len(given) + len(named) != 1:
+            return super().__call__(*given, **named)
+        (x,) = (*given, *named.values())
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"call a method with images for its predictions, as in ctx.teacher(batch.x), or "
+                f"with (batch, ctx) for a step, not with {type(x).__name__} alone"
+            )
+        with torch.no_grad(), in_mode(self, training=False):
+            return self.predict(x)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: the weighted losses, whose sum is minimised, and detached scalars to log."""
@@ -302,5 +329,6 @@ def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
+    found[0].Config = completed(found[0].Config)  # type: ignore[misc]
     kind = found[0]
     return short_name(name), kind if first or not kind.after else load(kind.after)[1]

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from ssl_selmix.common import fields, text
 from ssl_selmix.common.fields import shown
-from ssl_selmix.common.names import unknown
+from ssl_selmix.common.keys import unknown_key
 from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.common.text import Word
 
@@ -214,9 +214,14 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     hints, given = fields.types_of(kind), {}
     for name, value in values.items():
         if value is dataclasses.MISSING:
-            raise ValueError(f"{name} has no default; set it")
-        nested = dataclasses.is_dataclass(hints[name])
-        given[name] = _build(hints[name], value) if nested else copy.copy(value)
+            raise ValueError(f"{name} has no default; set it, or give Config one")
+        if not dataclasses.is_dataclass(hints[name]):
+            given[name] = copy.copy(value)
+            continue
+        try:
+            given[name] = _build(hints[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
     return kind(**given)
 
 
@@ -232,7 +237,7 @@ def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
         section, _, name = key.rpartition(".")
         if name in REASONS and any(k.startswith(f"{section}.") for k in known):
             raise ValueError(f"unknown key {key!r}: {REASONS[name]}; leave it out ({origin})")
-        raise ValueError(f"{unknown('key', key, known)} ({origin})")
+        raise ValueError(f"{unknown_key(key, list(known))} ({origin})")
 
 
 def without_retired(

@@ -76,6 +76,9 @@ class Training:
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
         _announce(plan, self.out)
+        if plan.request.resume and not record.resumes:
+            told = "  --resume: there is no run in this folder yet, a new one begins"
+            self.out.print(told, highlight=False, markup=False)
         self.inputs = load_data(plan)
 
     def check(self) -> None:
@@ -331,6 +334,8 @@ def _announce(plan: Plan, out: Console) -> None:
         if settings:
             text = " ".join(f"{key}={value}" for key, value in settings.items())
             out.print(f"  {source}: {text}", highlight=False, markup=False)
+    for note in plan.notes:
+        out.print(f"  {note}", highlight=False, markup=False)
 
 
 def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
