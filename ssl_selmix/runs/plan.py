@@ -136,9 +136,17 @@ class Plan:
         if self.request.recorded:
             layers.append(("the run", config.without_retired(self.request.recorded, sections)))
         # A preset serves many algorithms; its lines about others do not concern this run.
-        layers += [(file.origin, file.of(sections)) for file in self.files]
+        layers += [(file.origin, self._meant(file.of(sections), file)) for file in self.files]
         layers.append(("command line", config.parse_overrides(self.request.settings)))
         return [(origin, _by_own_names(found)) for origin, found in layers]
+
+    def _meant(self, found: dict[str, Any], file: files_of.SettingsFile) -> dict[str, Any]:
+        """Without what a preset says of a method of which the run has `Algorithm.after`."""
+        if file.algorithms:
+            return found
+        words = zip(self.request.algorithms, self.algorithms, strict=True)
+        others = {name for word, (name, kind) in words if load_algorithm(word)[1] is not kind}
+        return {key: v for key, v in found.items() if key.partition(".")[0] not in others}
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
