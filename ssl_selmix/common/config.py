@@ -39,6 +39,7 @@ ADDED: Mapping[str, Any] = {
     "model.scale": None,
     "model.dropout": 0.0,
     "model.layer_decay": 1.0,
+    "optimizer": "sgd",
 }
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
