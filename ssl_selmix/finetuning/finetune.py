@@ -30,7 +30,13 @@ from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
 from ssl_selmix.finetuning import given, record
 from ssl_selmix.finetuning.given import Images, LabeledImages
-from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
+from ssl_selmix.finetuning.surgery import (
+    check_training,
+    head_of,
+    merged,
+    split_classifier,
+    tune_body,
+)
 from ssl_selmix.objectives import Function, Objective, get
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
@@ -99,6 +105,8 @@ def finetune(
     posthoc: bool | Literal["only"] = False,
     steps: int = 500,
     classifier: str | None = None,
+    tune: str = "full",
+    rank: int = 8,
     augment: Callable[[Tensor], Tensor] | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
@@ -126,6 +134,10 @@ def finetune(
             to the classifier's bias (`ssl_selmix.posthoc`); "only": do so in the place of training.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
+        tune: what learns beside the classifier, as `model.tune`: "full", all that is not frozen;
+            "head", nothing; "bias"; "norm"; "lora", low-rank updates by peft, which the returned
+            model has in its matrices. What is frozen keeps its batch statistics.
+        rank: of lora's updates.
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
         seed: of pairs and mixing weights.
@@ -141,7 +153,7 @@ def finetune(
             unknown settings; the message says what to do.
     """
     _check_arguments(seed, augment)
-    net = split_classifier(model, classifier)
+    net = tune_body(split_classifier(model, classifier), tune, rank, type(model).__name__)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
     config = _config(settings, steps, objective, posthoc)
@@ -179,7 +191,7 @@ def finetune(
     if place is not None and started is not None:
         name = "posthoc" if posthoc == "only" else "selmix"
         stage = record.measured(name, fitted, data)
-        record.write(place, data, config, started, stage, posthoc=posthoc)
+        record.write(place, data, config, started, stage, posthoc=posthoc, tune=tune)
         record.save_model(place, tuned)
     return Result(
         model=tuned,

@@ -43,6 +43,7 @@ def write(
     stage: dict[str, Any],
     *,
     posthoc: bool | str,
+    tune: str = "full",
 ) -> None:
     """Write results.json, by which runs on the same labels and images can be compared.
 
@@ -53,12 +54,15 @@ def write(
         start: the model as it was given, measured.
         stage: the model that came out, measured.
         posthoc: what the caller asked for.
+        tune: likewise.
     """
     k = len(data.class_names)
     labels = {"labeled": data.labels, "validation": data.validation_labels}
     labels |= {"test": data.test_labels}
     counts = {part: torch.bincount(y, minlength=k).tolist() for part, y in labels.items()}
     given = start["handed_on_sha256"]
+    told_settings = dataclasses.asdict(settings) | {"posthoc": posthoc}
+    told_settings |= {"tune": tune} if tune != "full" else {}
     told = {part: y.tolist() for part, y in labels.items()}
     content = {
         "schema": SCHEMA,
@@ -78,7 +82,7 @@ def write(
         "start": start,
         "stages": [
             stage
-            | {"settings": dataclasses.asdict(settings) | {"posthoc": posthoc}}
+            | {"settings": told_settings}
             # Of no run: the identity is that of the weights, lest one be guessed from figures.
             | {"started_from": {"sha256": given, "run_id": given[:32]}}
         ],
