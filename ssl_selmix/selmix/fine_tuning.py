@@ -58,7 +58,8 @@ class FineTuning(Algorithm):
         super().train(mode)
         for module in batch_norms(self.net):
             module.momentum = 0.0
-            module.train(mode and self.config.batch_norm == "batch")
+            # A frozen body has statistics of its own, by which its features were made.
+            module.train(mode and self.config.batch_norm == "batch" and not self.net.frozen)
         return self
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ class FineTuning(Algorithm):
         groups = super().param_groups()
         body = {id(p) for p in self.net.backbone.parameters()}
         return [
-            {**group, "params": params, "lr_scale": scale}
+            {**group, "params": params, "lr_scale": group["lr_scale"] * scale}
             for group in groups
             for scale, params in (
                 (self.config.body_lr, [p for p in group["params"] if id(p) in body]),
