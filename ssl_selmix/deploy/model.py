@@ -63,7 +63,9 @@ class Network:
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities n×K, float64 on the CPU, of images n×C×H×W in 0..255."""
-        x = images.to(self._device).contiguous(memory_format=torch.channels_last)
+        x = images.to(self._device)
+        if x.ndim == 4:  # features have no channels
+            x = x.contiguous(memory_format=torch.channels_last)
         return self._model(x).double().softmax(1).cpu()  # type: ignore[no-any-return]
 
     def workers_for(self, num: int) -> int:

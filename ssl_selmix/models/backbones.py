@@ -15,12 +15,15 @@ from ssl_selmix.common.rules import Checked, within
 from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.classifier import Classifier
 
+FEATURES = "features"  # the name of a network without a body
+
 
 @dataclass
 class Config(Checked):
     """Which network to build."""
 
-    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME or timm:NAME
+    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME or timm:NAME;
+    # features: none, for --dataset features
     name: str = "wrn-28-2"
     # The FixMatch code uses 0.001, for runs of 2^20 steps.
     bn_momentum: float = within("(0, 1]", 0.1)
@@ -134,6 +137,9 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
     if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?", config.name):
         stride = 2 if wrn[3] else 1
         backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels, stride)
+    elif config.name == FEATURES:
+        # What comes in is features already.
+        backbone, num_features = nn.Identity(), channels
     elif cnn := re.fullmatch(r"cnn-(\d+)", config.name):
         backbone, num_features = small_cnn(int(cnn[1]), channels)
     elif kind in sources:
@@ -141,7 +147,7 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
     else:
         raise ValueError(
             f"model.name {config.name!r} is unknown; use wrn-DEPTH-WIDTH (wrn-28-2), cnn-WIDTH "
-            "(cnn-32), torchvision:NAME or timm:NAME"
+            "(cnn-32), torchvision:NAME, timm:NAME, or features for --dataset features"
         )
     for module in batch_norms(backbone):
         module.momentum = config.bn_momentum

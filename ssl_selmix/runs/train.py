@@ -20,6 +20,7 @@ from ssl_selmix.common.stopping import Stop
 from ssl_selmix.data import Data
 from ssl_selmix.data.workers import WorkerDied
 from ssl_selmix.models import batch_norm, classifier, execution
+from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
@@ -89,8 +90,10 @@ class Training:
         self._check_origin()
         channels = loaded.image_shape[0]
         _check_sizes(plan, loaded)
+        _check_kind(plan, loaded)
         planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
         _check_batches(planned)
+        _check_pixels(plan, planned, loaded)
         _check_heads(plan, planned)
         _set_threads(plan, planned, loaded, self.out)
         summary.tell_small_classes(inputs.counts["validation"], loaded.class_names, self.out)
@@ -211,6 +214,22 @@ def _check_sizes(plan: Plan, loaded: Data) -> None:
             )
 
 
+def _check_kind(plan: Plan, loaded: Data) -> None:
+    """Refuse a network of images for features, and one without a body for images."""
+    name, shape = plan.config["model"].name, loaded.image_shape
+    if (len(shape) == 1) == (name == FEATURES):
+        return
+    if name == FEATURES:
+        raise ValueError(
+            f"model.name={FEATURES} is for --dataset features, and {plan.request.dataset} has "
+            "images; choose another network"
+        )
+    raise ValueError(
+        f"{plan.request.dataset} gives {shape[0]} features an image, of which {name} makes "
+        f"nothing; set model.name={FEATURES}"
+    )
+
+
 def _check_first(plan: Plan) -> None:
     """Refuse a first stage that only changes weights, without weights to change."""
     name, kind = plan.algorithms[0]
@@ -234,6 +253,16 @@ def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
             f"--init {plan.request.init} ends in a gain matrix, which no stage can start from; "
             "give the model.pt of the stage before it"
         )
+
+
+def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> None:
+    """Refuse methods that do something to images where there are features in their place."""
+    for (name, _), algorithm in zip(plan.algorithms, planned, strict=True):
+        if len(loaded.image_shape) == 1 and algorithm.needs_pixels:
+            raise ValueError(
+                f"{name} cannot work on features: {algorithm.needs_pixels}; choose another method, "
+                "or train on images"
+            )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:

@@ -140,8 +140,9 @@ class Predictor(nn.Module):
         self.net = net
         self.class_names = tuple(manifest["class_names"])
         self.image_shape = tuple(manifest["image_shape"])
-        self.register_buffer("mean", torch.tensor(manifest["mean"]).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(manifest["std"]).view(-1, 1, 1))
+        for name in ("mean", "std"):  # of each channel, or one of all features
+            values = torch.tensor(manifest[name]).view(-1, *[1] * (len(self.image_shape) - 1))
+            self.register_buffer(name, values)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits N×K."""
