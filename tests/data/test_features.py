@@ -10,11 +10,14 @@ import torch
 from safetensors.numpy import save_file
 
 import ssl_selmix
-from ssl_selmix import cli
+from ssl_selmix import cli, models
+from ssl_selmix.common import plugins
+from ssl_selmix.contract import subjects
+from ssl_selmix.data import assemble
 from ssl_selmix.data.batch import SeededView
 from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.datasets import features
-from ssl_selmix.splits import Counts
+from ssl_selmix.splits import Counts, LongTailSplit
 
 K, D = 3, 5
 SPLIT = ["data.labeled.largest=8", "data.labeled.rho=2", "data.unlabeled.largest=8"]
@@ -216,6 +219,23 @@ def test_a_part_without_the_views_of_another(tmp_path: Path) -> None:
     path = as_npz(tmp_path, arrays() | more)
     with pytest.raises(ValueError, match="not the same number of weak views of all its parts"):
         load(path, unlabeled=Counts(0, shape="unknown"))
+
+
+@pytest.mark.parametrize("name", sorted(plugins.available("algorithm")))
+def test_every_algorithm_trains_on_features_or_says_why_not(name: str, tmp_path: Path) -> None:
+    views = {f"train_{kind}": np.repeat(made(30)[0][:, None], 2, 1) for kind in ("weak", "strong")}
+    source = load(as_npz(tmp_path, arrays() | views))
+    split = LongTailSplit(Counts(6, rho=3), Counts(8, rho=2), validation=3)
+    drawn = split.draw(source.train_labels, K, seed=0)
+    data, _ = assemble(source, drawn, seed=0, device=torch.device("cpu"))
+    net = models.build(models.Config("features"), K, D)
+    algorithm = subjects.subject(name).make(data.at_stage("1-test"), net)
+    if algorithm.needs_pixels and name.startswith("remixmatch"):
+        algorithm = subjects.subject(name).make(data.at_stage("1-test"), net, lambda_r=0.0)
+    if algorithm.needs_pixels:
+        return
+    fitted = subjects.fit(algorithm, data.at_stage("1-test"), tmp_path / "out").algorithm
+    subjects.demand_finite(fitted, "after a few steps on features")
 
 
 def test_a_run_on_features_ends_in_a_model_of_features(
