@@ -22,7 +22,6 @@ from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
 from ssl_selmix.data.pool import Pools, in_turn
 
 VIEWS = ("weak", "strong")
-SAMPLE = 5000  # rows of which the length is measured
 
 
 class Rows:
@@ -106,12 +105,11 @@ class FeatureViews:
 class FeaturePool:
     """Features by their position, in memory or in a mapped file.
 
-    Shape: features N×D; drawn N×V×D by the name of the view; network inputs are divided by `std`.
+    Shape: features N×D; drawn N×V×D by the name of the view.
     """
 
     features: Rows
     drawn: Mapping[str, Rows]
-    std: float
     device: torch.device
 
     @property
@@ -141,8 +139,7 @@ class FeaturePool:
         return self._input(drawn.take(index, which))
 
     def _input(self, features: Tensor) -> Tensor:
-        found = features.to(self.device, torch.float32, copy=True)
-        return found if self.std == 1 else found.div_(self.std)
+        return features.to(self.device, torch.float32)
 
     def views(self, index: Tensor, views: Sequence[SeededView]) -> Views:
         """Views of the images, gathered when asked for."""
@@ -158,20 +155,20 @@ class FeatureSet:
     """Features as a data set: what an `ImageSet` is for images.
 
     Shape: train N×D, train_labels (N,); views N×V×D by name, of `train` and then of
-    `extra_unlabeled`; test T×D and test_labels (T,), or None; std divides all features.
+    `extra_unlabeled`; test T×D and test_labels (T,), or None.
     """
 
     train: Rows
     train_labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
-    std: tuple[float] = (1.0,)
     views: Mapping[str, Rows] = field(default_factory=dict)
     test: Rows | None = None
     test_labels: npt.NDArray[np.int64] | None = None
     extra_unlabeled: Rows | None = None  # of unknown class
     apart: int = 0
     digest: str = ""  # of all numbers
-    mean: tuple[float] = (0.0,)
+    mean: tuple[float, ...] = (0.0,)  # the network takes features as they are
+    std: tuple[float, ...] = (1.0,)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -193,22 +190,12 @@ class FeatureSet:
         if _fits(features.nbytes + sum(rows.nbytes for rows in drawn.values()), device):
             features = features.to(device)
             drawn = {name: rows.to(device) for name, rows in drawn.items()}
-        pool = FeaturePool(features, drawn, self.std[0], device)
+        pool = FeaturePool(features, drawn, device)
         if self.test is None:
             return pool, None
-        return pool, (
-            FeaturePool(self.test, {}, self.std[0], device),
-            torch.arange(len(self.test)),
-        )
+        return pool, (FeaturePool(self.test, {}, device), torch.arange(len(self.test)))
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
     """Whether a GPU should keep the features; otherwise each batch travels there."""
     return device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // 2
-
-
-def length_of(features: Rows) -> float:
-    """The root mean square of |h| over a sample of the rows h (N×D); 1 if all are 0."""
-    index = torch.arange(0, len(features), max(1, len(features) // SAMPLE))
-    found = float(features.take(index).double().square().sum(1).mean().sqrt())
-    return found or 1.0

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import arrays
 from ssl_selmix.data.arrays import Part
-from ssl_selmix.data.features import VIEWS, FeatureSet, Rows, length_of
+from ssl_selmix.data.features import VIEWS, FeatureSet, Rows
 from ssl_selmix.data.source import sha256_of_arrays
 from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
 
@@ -26,8 +25,6 @@ class Config(LongTailSplit):
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500
-    # one factor for all numbers makes this the root mean square of the lengths; 0: as they are
-    length: float = at_least(0, 8.0)
 
 
 def load(config: Config) -> FeatureSet:
@@ -51,7 +48,6 @@ def load(config: Config) -> FeatureSet:
         train=Rows(*(part.features for part in used.values())),
         train_labels=np.concatenate(labels),
         class_names=names,
-        std=(length_of(Rows(parts["train"].features)) / config.length if config.length else 1.0,),
         views=_views(str(path), [*used.values(), *([extra] if extra else [])]),
         test=Rows(test.features) if test else None,
         test_labels=_numbers(f"{path}: test", test, names) if test else None,

@@ -191,6 +191,16 @@ class Protocol(Section):
     steps: list[Whole]
 
 
+class Pretrained(Section):
+    """The weights of somebody else that the body of the network started from."""
+
+    name: Name  # of the network
+    source: Name  # the file, or the library's
+    sha256: Name  # digest of the body's tensors
+    licence: str | None = None  # of the library's weights of that name; None: not told
+    input: str  # size, interpolation and normalisation of what the network takes
+
+
 class Results(Section):
     """results.json: written anew whenever a stage is finished."""
 
@@ -205,6 +215,7 @@ class Results(Section):
     class_names: list[str] | None = None
     tail: list[Whole] | None = None  # classes that min_ht_recall takes for the tail; None: unknown
     model: dict[str, Any] | None = None  # the section `model` of the configuration
+    pretrained: Pretrained | None = None
     protocol: Protocol
     start: Stage | None = None  # the weights of --init, measured before any step
     stages: list[Stage]

@@ -118,16 +118,6 @@ def test_a_csv_file_of_labels_alone(tmp_path: Path) -> None:
     assert read.train_labels.tolist() == found["train_labels"].tolist() and read.test is None
 
 
-def test_features_have_the_length_that_was_asked_for(tmp_path: Path) -> None:
-    path = as_npz(tmp_path, arrays())
-    for length in (8.0, 2.0):
-        pool, _ = load(path, length=length).pools(torch.device("cpu"))
-        (x,) = pool.plain(torch.arange(90), 90)
-        assert float(x.square().sum(1).mean()) == pytest.approx(length**2, rel=1e-5)
-    pool, _ = load(path, length=0).pools(torch.device("cpu"))
-    assert torch.equal(next(iter(pool.plain(torch.arange(90), 90))), pool.take(torch.arange(90)))
-
-
 def test_validation_and_unlabeled_parts_of_their_own(tmp_path: Path) -> None:
     validation, labels = made(6, seed=2)
     more = {"val": validation, "val_y": labels, "unlabeled": made(7, seed=3)[0]}
@@ -190,7 +180,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_a_view_is_one_of_those_drawn_and_the_seed_chooses(tmp_path: Path) -> None:
     drawn = np.arange(90 * 4 * D, dtype=np.float16).reshape(90, 4, D)
     views = {"train_weak": drawn[:, :2], "train_strong": drawn}
-    pool, _ = load(as_folder(tmp_path, arrays() | views), length=0).pools(torch.device("cpu"))
+    pool, _ = load(as_folder(tmp_path, arrays() | views)).pools(torch.device("cpu"))
     index = torch.tensor([80, 3, 3, 11, 0, 50, 60, 70])
     seen = pool.views(index, [SeededView("strong", 1), SeededView("strong", 2)])
     for i, row in zip(index.tolist(), seen[0].tolist(), strict=True):
