@@ -116,6 +116,8 @@ class Algorithm(nn.Module):
         steps: int = at_least(1, 10_000)
         batch: int = at_least(1, 64)  # B, labeled images a step
         lr: float = positive(0.03)
+        # adamw: torch's, with its own momenta (0.9, 0.999), decoupled weight decay
+        optimizer: str = one_of("sgd", "adamw")
         momentum: float = within("[0, 1)", 0.9)
         nesterov: bool = True
         weight_decay: float = at_least(0, 5e-4)
@@ -127,6 +129,15 @@ class Algorithm(nn.Module):
         evaluate_every: int = at_least(1, 500)  # steps between validations, and checkpoints
         keep: str = one_of("best", "last")  # weights handed on: best on validation, by `select`
         select: str = "mean_recall"  # validation metric that defines best
+
+        def __post_init__(self) -> None:
+            """Refuse a momentum that the optimizer has none of."""
+            super().__post_init__()
+            if self.optimizer == "adamw" and self.momentum != type(self).momentum:
+                raise ValueError(
+                    f"momentum={self.momentum} is that of optimizer=sgd, and adamw has momenta of "
+                    "its own; leave it out"
+                )
 
     @dataclass
     class PoolConfig(Config):
@@ -141,6 +152,7 @@ class Algorithm(nn.Module):
         steps: ClassVar[int] = 0  # type: ignore[misc]
         batch: ClassVar[int] = 0  # type: ignore[misc]
         lr: ClassVar[float] = 0.0  # type: ignore[misc]
+        optimizer: ClassVar[str] = "sgd"  # type: ignore[misc]
         momentum: ClassVar[float] = 0.0  # type: ignore[misc]
         nesterov: ClassVar[bool] = False  # type: ignore[misc]
         weight_decay: ClassVar[float] = 0.0  # type: ignore[misc]

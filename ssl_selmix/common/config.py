@@ -41,6 +41,7 @@ ADDED: Mapping[str, Any] = {
     "model.layer_decay": 1.0,
     "model.head": "linear",
     "model.length": None,
+    "optimizer": "sgd",
 }
 # May differ between a run and its resumption.
 MACHINE_KEYS = (

@@ -90,10 +90,17 @@ class Classifier(nn.Module):
 
     def share_features(self, x: Tensor) -> Tensor:
         """Features n×D of images n×C×H×W that are this process's share of a batch."""
+        runner = self.execution.runner
+        return self._passed(runner if runner is not None and self.training else self.body, x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What the backbone alone makes of images n×C×H×W, n×D: features before the neck."""
+        return self._passed(self.backbone, x)
+
+    def _passed(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         how = self.execution
         if self.to_size is not None:
             x = self.to_size(x)
-        body = how.runner if how.runner is not None and self.training else self.body
         if how.dtype is None:
             return body(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, how.dtype):

@@ -34,7 +34,7 @@ class OfLength(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Shape: N×D -> N×D."""
-        return F.normalize(features) * self.length
+        return F.normalize(features.float()) * self.length
 
     def extra_repr(self) -> str:
         """The length, for printing."""

@@ -109,7 +109,7 @@ def _timm_module() -> Any:
     return timm
 
 
-def _timm_sized(name: str, size: int) -> dict[str, int]:
+def timm_sized(name: str, size: int) -> dict[str, Any]:
     """Networks whose positions are learnt are built for a size; all others take any."""
     config = _timm_module().models.get_pretrained_cfg(name)
     return {"img_size": size} if size and config and config.fixed_input_size else {}
@@ -119,7 +119,7 @@ def _timm(name: str, channels: int, size: int) -> Built:
     timm = _timm_module()
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}; timm.list_models() has the names")
-    body = timm.create_model(name, num_classes=0, in_chans=channels, **_timm_sized(name, size))
+    body = timm.create_model(name, num_classes=0, in_chans=channels, **timm_sized(name, size))
     # Some timm models widen their features just before the head.
     width = getattr(body, "head_hidden_size", None) or body.num_features
     return Built(body, int(width))
@@ -144,7 +144,7 @@ def _timm_weights(name: str) -> Weights:
 
 def _timm_fetch(name: str, size: int) -> nn.Module:
     made: nn.Module = _timm_module().create_model(
-        name, pretrained=True, num_classes=0, **_timm_sized(name, size)
+        name, pretrained=True, num_classes=0, **timm_sized(name, size)
     )
     return made
 

@@ -51,16 +51,9 @@ def resolved(config: Config) -> Config:
         ValueError: a setting contradicts the library's weights.
     """
     spec = known(config).spec
-    given: dict[str, Any] = {
-        "mean": config.mean,
-        "std": config.std,
-        "interpolation": config.interpolation,
-    }
-    own: dict[str, Any] = {
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "interpolation": spec.interpolation,
-    }
+    given: dict[str, Any] = {name: getattr(config, name) for name in RESOLVED[1:]}
+    own: dict[str, Any] = {"mean": list(spec.mean), "std": list(spec.std)}
+    own["interpolation"] = spec.interpolation
     found = {key: own[key] if value in ([], "auto") else value for key, value in given.items()}
     for key, value in found.items():
         if value != own[key] and asks_library(config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -121,15 +122,14 @@ def _timm_layers(body: nn.Module, names: list[str]) -> dict[str, int]:
     """Layers as timm numbers them; what it does not name is on top, as its classifier is."""
     if not hasattr(body, "group_matcher"):
         return {}
-    from timm import models as of_timm
+    from timm.models import group_parameters
 
-    plain = {name: name.replace("base_layer.", "") for name in names}
     head = "classifier of ours"
-    pairs = [(name, name) for name in (*plain.values(), head)]
-    group: Any = getattr(of_timm, "group_with_matcher")  # noqa: B009 (mypy knows no such name)
+    pairs = [(name, name) for name in (*names, head)]
+    named: Any = SimpleNamespace(named_parameters=lambda: iter(pairs))  # what timm asks of a module
     matcher: Any = body.group_matcher
-    found = group(iter(pairs), matcher(coarse=False), reverse=True)
-    return {name: int(found[there]) for name, there in plain.items()} | {head: int(found[head])}
+    found = group_parameters(named, matcher(coarse=False), reverse=True)
+    return {name: int(layer) for name, layer in found.items()}
 
 
 def _numbered_layers(names: list[str]) -> dict[str, int]:

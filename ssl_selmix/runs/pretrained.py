@@ -42,6 +42,11 @@ class Pretrained:
             found = pretrained.from_library(config)
         else:
             file = expanded(config.pretrained)
+            if not file.is_file():
+                raise ValueError(
+                    f"model.pretrained={config.pretrained} is no file; get "
+                    f"{pretrained.known(config).file} and give its place, or true, which fetches it"
+                )
             found = pretrained.from_tensors(config, of_file(file), str(file))
         digest = checkpoint.digest(found)
         if self._recorded not in ("", digest):
@@ -72,12 +77,3 @@ class Pretrained:
             "licence": known.licence,
             "input": str(spec_of(config)),
         }
-
-
-def told(found: dict[str, Any]) -> str:
-    """The weights in a line."""
-    licence = found.get("licence") or "not told by the library; look it up"
-    return (
-        f"weights: {found['name']} from {found['source']}, SHA-256 {found['sha256'][:12]}, licence "
-        f"{licence}; {found['input']}"
-    )

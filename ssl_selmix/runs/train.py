@@ -27,7 +27,6 @@ from ssl_selmix.runs import load, summary, weights
 from ssl_selmix.runs.folder import RESULTS, RunError
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
-from ssl_selmix.runs.pretrained import told
 from ssl_selmix.runs.record import Record
 from ssl_selmix.runs.results import Protocol, Stage, StartedFrom, checked
 from ssl_selmix.training import checkpoint, engine, machine
@@ -78,7 +77,8 @@ class Training:
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
         _announce(plan, self.out)
         if plan.pretrained is not None:
-            self.out.print(f"  {told(plan.pretrained.plain())}", highlight=False, markup=False)
+            line = summary.weights(plan.pretrained.plain())
+            self.out.print(f"  {line}", highlight=False, markup=False)
         self.inputs = load_data(plan)
 
     def check(self) -> None:
@@ -184,7 +184,7 @@ class Training:
         name = plan.algorithms[index][0]
         stage = _measure(name, fitted, inputs.data.at_stage(plan.stages[index]))
         # Repeat the stage's settings, so that results.json can be read without config.yaml.
-        stage |= {"settings": plan.plain[name]}
+        stage |= {"settings": config.deciding(plan.plain[name], f"{name}.")}
         stage |= {"handed_on_sha256": weights.sha256_of(handed_on)}
         if (origin := self._origin(index)) is not None:
             stage |= {"started_from": origin.plain()}
@@ -301,10 +301,15 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)
     except Exception as error:  # whatever the network says of images that it was not made for
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        side = plan.config["model"].size
+        size, setting = (
+            (f"{side}×{side} pixels", "model.size")
+            if side
+            else ("×".join(map(str, shape)), "data.size where the data set has it")
+        )
         raise ValueError(
-            f"model.name={plan.config['model'].name} cannot take images of "
-            f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
-            "the data set has it"
+            f"model.name={plan.config['model'].name} cannot take images of {size} ({reason}); "
+            f"choose another network, or {setting}"
         ) from error
     threads = machine.use_threads(plan.run.threads or machine.threads_for(flops))
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"

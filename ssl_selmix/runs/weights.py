@@ -157,9 +157,11 @@ class Predictor(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: models.Classifier, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, net: models.Classifier, manifest: Mapping[str, Any], config: models.Config
+    ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.config = net, config
         self.class_names = tuple(manifest["class_names"])
         self.image_shape = tuple(manifest["image_shape"])
         # Of each channel, or one of all features.
@@ -197,4 +199,4 @@ def predictor(
     notes = load_into(net, tensors)
     if any(note.startswith("not in") for note in notes):
         raise ValueError(f"they do not fit {config.name}: {notes[0]}")
-    return Predictor(net.eval(), manifest).eval()
+    return Predictor(net.eval(), manifest, config).eval()
