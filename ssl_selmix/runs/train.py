@@ -378,7 +378,8 @@ def _network(plan: Plan, num_classes: int, channels: int, trained: bool) -> mode
     models.tune(net, model)
     if weights_of_body is not None or model.tune != "full":
         # A function is not copied with the network, as the weights that it holds would be.
-        net.rebuild = lambda: _network(plan, num_classes, channels, True)
+        whole = model.tune == "full"  # else its body stays as it is when it begins anew
+        net.rebuild = lambda: _network(plan, num_classes, channels, whole)
     return net
 
 
