@@ -310,7 +310,8 @@ class Features:
 
 WORDS = {
     "images": "other images",
-    "body": "another network",
+    "network": "another network",
+    "body": "other weights",
     "input": "images that were prepared otherwise",
     "views": "other views",
     "dtype": "another number format",

@@ -95,8 +95,7 @@ def load_data(
     shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
     shown_source, body = replace(source, **shown), None
     if plan.cached and extract:
-        body = cached.body_of(plan, len(names), source.image_shape[0], trained)
-        seen = cached.features_of(plan, shown_source, sha256, preprocessing, body)
+        seen, body = cached.features_of(plan, shown_source, sha256, preprocessing, trained)
         loaded, diagnostics = data.assemble(seen, split, seed, plan.device)
     else:
         loaded, diagnostics = data.assemble(shown_source, split, seed, plan.device)

@@ -156,7 +156,7 @@ def test_rows_that_a_power_failure_lost_are_computed_again(tmp_path: Path) -> No
     ("other", "message"),
     [
         ({"images": "c"}, r"has features of other images \(a\) than this run \(c\)"),
-        ({"body": "c"}, r"features of another network \(b\)"),
+        ({"body": "c"}, r"features of other weights \(b\)"),
         ({"views": {"weak": 1}}, r"features of other views"),
         ({"dtype": "float16"}, r"another number format \(float32\) than this run \(float16\)"),
     ],
