@@ -16,7 +16,7 @@ from ssl_selmix.common.config import fingerprint
 from ssl_selmix.common.console import say
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import extraction
-from ssl_selmix.data.extraction import ABOUT, Features
+from ssl_selmix.data.extraction import ABOUT, Features, Part
 from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.data.source import ImageSet
 from ssl_selmix.images.cache import folder_of
@@ -50,7 +50,32 @@ def features_of(
             weights of the body are gone.
         OSError: the disk is full.
     """
-    config, body = plan.config["features"], _Body(plan, source, trained)
+    body = _Body(plan, source, trained)
+    parts, how = _described(plan, source, sha256, preprocessing, body)
+    features = Features(_folder(plan.config["features"].dir, how), parts, how)
+    found = features.opened()
+    if found is None:
+        found = _made(features, body, plan)
+    else:
+        say(f"  features: of {features.num_images} images, from {features.folder}")
+    net = body.kept_in(features.folder)
+    return extraction.as_data(source, found), net
+
+
+def _made(features: Features, body: _Body, plan: Plan) -> Mapping[str, Tensor]:
+    at_once = extraction.AT_ONCE[plan.device.type == "cuda"]
+    return features.make(body.loaded().embed, at_once=at_once)
+
+
+def _described(
+    plan: Plan,
+    source: data.Source,
+    sha256: str,
+    preprocessing: Mapping[str, Any],
+    body: _Body,
+) -> tuple[list[Part], dict[str, Any]]:
+    """Which images have features, and all that decides them."""
+    config = plan.config["features"]
     views = {name: getattr(config, name) for name in ("weak", "strong")}
     how = {
         "images": sha256,
@@ -62,16 +87,7 @@ def features_of(
         "precision": plan.run.precision,
         "chunk": extraction.CHUNK,
     }
-    parts = extraction.parts_of(source, plan.device, views)
-    features = Features(_folder(config.dir, how), parts, how)
-    found = features.opened()
-    if found is None:
-        at_once = extraction.AT_ONCE[plan.device.type == "cuda"]
-        found = features.make(body.loaded().embed, at_once=at_once)
-    else:
-        say(f"  features: of {features.num_images} images, from {features.folder}")
-    net = body.kept_in(features.folder)
-    return extraction.as_data(source, found), net
+    return extraction.parts_of(source, plan.device, views), how
 
 
 class _Body:

@@ -25,6 +25,7 @@ from ssl_selmix.data import extraction, manifest
 from ssl_selmix.models import execution, pretrained
 from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
+from ssl_selmix.runs.load import begin_of
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.runs.pretrained import Pretrained
 from ssl_selmix.training import checkpoint, machine
@@ -38,7 +39,7 @@ PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.download"),
+    *("precision", "data.root", "data.file", "data.download"),
 )
 NOT_SETTINGS = (
     "init",
@@ -82,7 +83,8 @@ class Plan:
             raise ValueError("no algorithm; name one with --algo, such as --algo fixmatch")
         init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
         self.request = request = replace(request, init=init, out=out)
-        self.algorithms = [load_algorithm(name) for name in request.algorithms]
+        names = enumerate(request.algorithms)
+        self.algorithms = [load_algorithm(name, first=not i) for i, name in names]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
@@ -164,6 +166,13 @@ class Plan:
         if (self.request.resume or self.request.recorded) and run.has(CONFIG):
             recorded = str((run.config.get("pretrained") or {}).get("sha256", ""))
         return Pretrained(model, recorded)
+
+    @cached_property
+    def begun(self) -> dict[str, Tensor]:
+        """What the stage that made the weights of --init began with; {} if no stage asks for it."""
+        if not self.request.init or not self.algorithms[0][1].needs_origin:
+            return {}
+        return begin_of(self.request.init, self.init_sha256)
 
     def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         name = self.request.preset
@@ -275,7 +284,8 @@ class Plan:
             parts["model"] = {**parts["model"], "pretrained": self.pretrained.sha256}
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
-        origin = (images, self.init_sha256, self._code(), self._processes())
+        origin = [images, self.init_sha256, self._code(), self._processes()]
+        origin += [checkpoint.digest(self.begun)] if self.begun else []
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
 
 

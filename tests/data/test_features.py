@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import save_file
 
 import ssl_selmix
-from ssl_selmix import cli, models
+from ssl_selmix import algorithm, cli, models
+from ssl_selmix.algorithms.remixmatch import ReMixMatch
 from ssl_selmix.common import plugins
 from ssl_selmix.contract import subjects
 from ssl_selmix.data import assemble
@@ -219,12 +220,14 @@ def test_every_algorithm_trains_on_features_or_says_why_not(name: str, tmp_path:
     drawn = split.draw(source.train_labels, K, seed=0)
     data, _ = assemble(source, drawn, seed=0, device=torch.device("cpu"))
     net = models.build(models.Config("features"), K, D)
-    algorithm = subjects.subject(name).make(data.at_stage("1-test"), net)
-    if algorithm.needs_pixels(algorithm.config) and name.startswith("remixmatch"):
-        algorithm = subjects.subject(name).make(data.at_stage("1-test"), net, lambda_r=0.0)
-    if algorithm.needs_pixels(algorithm.config):
+    kind = algorithm.load(name)[1]
+    turns = {"lambda_r": 0.0} if issubclass(kind, ReMixMatch) else {}
+    if kind.needs_pixels(kind.Config(**turns)):
         return
-    fitted = subjects.fit(algorithm, data.at_stage("1-test"), tmp_path / "out").algorithm
+    method = subjects.subject(name).make(data.at_stage("1-test"), net, **turns)
+    origin = models.build(models.Config("features"), K, D) if method.needs_origin else None
+    stage = data.at_stage("1-test")
+    fitted = subjects.fit(method, stage, tmp_path / "out", origin=origin).algorithm
     subjects.demand_finite(fitted, "after a few steps on features")
 
 
