@@ -193,6 +193,11 @@ class Algorithm(nn.Module):
             warn(text, DeprecationWarning, stacklevel=2)
             keeps_rows(own["forward"])
 
+    @classmethod
+    def needs_pixels(cls, config: Config) -> str:
+        """Why a method needs images, and cannot work on features in their place; "": it can."""
+        return ""
+
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         """Add to the network what the method needs.
 

@@ -39,6 +39,8 @@ ADDED: Mapping[str, Any] = {
     "model.scale": None,
     "model.dropout": 0.0,
     "model.layer_decay": 1.0,
+    "model.head": "linear",
+    "model.length": None,
     "optimizer": "sgd",
 }
 # May differ between a run and its resumption.
@@ -51,6 +53,7 @@ MACHINE_KEYS = (
         "data.workers",
         "data.cache",
         "data.strict",
+        "features.dir",
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix.common.rules import Checked, at_least, one_of, positive, within
+from ssl_selmix.models import heads
 from ssl_selmix.models.adapters import add_adapters
 from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.classifier import Classifier
 from ssl_selmix.models.input import MODES, ToSize
 from ssl_selmix.models.libraries import LIBRARIES, RGB
+
+FEATURES = "features"  # the name of a network without a body
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Config(Checked):
     """Which network to build, from which weights it starts, and what of it is trained."""
 
     # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME, timm:NAME or
-    # open_clip:NAME
+    # open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
     # The FixMatch code uses 0.001, for runs of 2^20 steps.
     bn_momentum: float = within("(0, 1]", 0.1)
@@ -41,11 +45,19 @@ class Config(Checked):
     rank: int = at_least(1, 8)  # of lora's updates; width of an adapter
     scale: float | None = positive(None)  # of what they add; None: 1 for lora, 0.1 for adapter
     dropout: float = within("[0, 1)", 0.0)  # of what they take in
+    # linear; cosine: of directions alone; mlp-WIDTH: a hidden layer before the linear one
+    head: str = "linear"
+    # to which all features are brought; 0: as they are; None: 8 for a body that stays as it is (16
+    # for head=cosine, whose scale it is), and else 0
+    length: float | None = at_least(0, None)
     layer_decay: float = within("(0, 1]", 1.0)  # of the rate, from each layer to the one below
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning without others."""
         super().__post_init__()
+        heads.check(self.head)
+        if self.head == "cosine" and self.length == 0:
+            raise ValueError("length=0 leaves a cosine no scale; set length=16, say")
         if self.pretrained.lower() == "false":
             self.pretrained = ""
         library = self.name.partition(":")[0]
@@ -147,12 +159,35 @@ def _initialised(backbone: nn.Sequential) -> nn.Sequential:
 
 def build(config: Config, num_classes: int, channels: int) -> Classifier:
     """The network named in the configuration, randomly initialised from the global generator."""
+    with _apart(config):
+        backbone, num_features = _body(config, channels)
+    net = on_top_of(backbone, num_features, config, num_classes)
+    net.rebuild = partial(build, config, num_classes, channels)
+    if config.size:
+        net.to_size = ToSize(config.size, config.mode, RGB if config.starts_trained else channels)
+    return net
+
+
+def _apart(config: Config) -> AbstractContextManager[None]:
+    """A body that stays as it is draws nothing from the generator: its head begins alike without.
+
+    So a run on features that were computed once begins with the head of a run on images.
+    """
+    found: AbstractContextManager[None] = torch.random.fork_rng([])
+    return found if config.tune == "head" else nullcontext()
+
+
+def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
+    """The body, randomly initialised, and its number of features."""
     kind, _, rest = config.name.partition(":")
     # Pre-trained networks have seen colours, and are shown grey images as such.
-    given, channels = channels, RGB if config.starts_trained else channels
+    channels = RGB if config.starts_trained else channels
     if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?", config.name):
         stride = 2 if wrn[3] else 1
         backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels, stride)
+    elif config.name == FEATURES:
+        # What comes in is features already.
+        backbone, num_features = nn.Identity(), channels
     elif cnn := re.fullmatch(r"cnn-(\d+)", config.name):
         backbone, num_features = small_cnn(int(cnn[1]), channels)
     elif kind in LIBRARIES:
@@ -160,15 +195,27 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
     else:
         raise ValueError(
             f"model.name {config.name!r} is unknown; use wrn-DEPTH-WIDTH (wrn-28-2), cnn-WIDTH "
-            "(cnn-32), torchvision:NAME, timm:NAME or open_clip:NAME"
+            "(cnn-32), torchvision:NAME, timm:NAME, open_clip:NAME, or features for --dataset "
+            "features"
         )
     for module in batch_norms(backbone):
         module.momentum = config.bn_momentum
     if config.tune == "adapter":
         add_adapters(backbone, config.name, config.rank, config.scale, config.dropout)
-    classifier = nn.Linear(num_features, num_classes)
+    return backbone, num_features
+
+
+def on_top_of(body: nn.Module, num_features: int, config: Config, num_classes: int) -> Classifier:
+    """The body with the neck and the linear layer of the configuration, random ones."""
+    ready = config.tune == "head" or config.name == FEATURES
+    neck = heads.neck(config.head, config.length, num_features, ready)
+    classifier = nn.Linear(heads.hidden(config.head) or num_features, num_classes)
     nn.init.zeros_(classifier.bias)
-    net = Classifier(backbone, classifier, rebuild=partial(build, config, num_classes, given))
-    if config.size:
-        net.to_size = ToSize(config.size, config.mode, channels)
+    return Classifier(body, classifier, neck=neck)
+
+
+def without_body(config: Config, num_features: int, num_classes: int) -> Classifier:
+    """The network of the configuration for features that its body has made already."""
+    net = on_top_of(nn.Identity(), num_features, config, num_classes)
+    net.rebuild = partial(without_body, config, num_features, num_classes)
     return net

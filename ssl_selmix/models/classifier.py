@@ -33,15 +33,18 @@ class Classifier(nn.Module):
         *,
         rebuild: Callable[[], Classifier] | None = None,
         to_size: nn.Module | None = None,
+        neck: nn.Module | None = None,
     ) -> None:
         """With `rebuild`, which returns an untrained network, this one can begin anew.
 
-        `to_size` brings images to what the body takes; it has no tensors.
+        `to_size` brings images to what the body takes; it has no tensors. `neck` is what lies
+        between the body and the classifier, and makes the features.
         """
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
         self.to_size = to_size
+        self.neck = neck
         self.rebuild = rebuild
         self.execution = Execution()
         self.frozen = ""  # body: stays in evaluation mode; norms: its batch norms do
@@ -57,6 +60,11 @@ class Classifier(nn.Module):
             for module in batch_norms(self.backbone):
                 module.eval()
         return self
+
+    @property
+    def body(self) -> nn.Module:
+        """All that makes features: the backbone, and the neck if there is one."""
+        return self.backbone if self.neck is None else nn.Sequential(self.backbone, self.neck)
 
     def prepared(self, execution: Execution, device: torch.device | None = None) -> Self:
         """The network itself, which computes in this way; channels last, on the device if named."""
@@ -82,10 +90,17 @@ class Classifier(nn.Module):
 
     def share_features(self, x: Tensor) -> Tensor:
         """Features n×D of images n×C×H×W that are this process's share of a batch."""
+        runner = self.execution.runner
+        return self._passed(runner if runner is not None and self.training else self.body, x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What the backbone alone makes of images n×C×H×W, n×D: features before the neck."""
+        return self._passed(self.backbone, x)
+
+    def _passed(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         how = self.execution
         if self.to_size is not None:
             x = self.to_size(x)
-        body = how.runner if how.runner is not None and self.training else self.backbone
         if how.dtype is None:
             return body(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, how.dtype):

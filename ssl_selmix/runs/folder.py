@@ -211,7 +211,7 @@ class RunFolder:
             checked(Manifest, content)
             self._check_bound(MANIFEST, content)
             # Version 0.1 recorded none.
-            return {"preprocessing": released.preprocessing(content), **content}
+            return content if "preprocessing" in content else released.completed(content)
 
     @cached_property
     def results(self) -> Results:

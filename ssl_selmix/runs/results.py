@@ -253,8 +253,8 @@ class Results(Section):
 class Preprocessing(Section):
     """How image files become what the network takes."""
 
-    kind: Literal["whole", "central_square"]
-    size: list[Whole]  # height and width, pixels
+    kind: Literal["whole", "central_square", "features"]  # features: of no image file
+    size: list[Whole]  # height and width, pixels; number of features
     resize: Whole | None = None  # shorter side before the square is cut out, pixels
     interpolation: Literal["bilinear"] = "bilinear"
     mean: list[Number]  # per channel, in units of 0..255
@@ -283,11 +283,12 @@ class Manifest(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         told = ""
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
             told = f"image_shape is {self.image_shape}, not three integers of at least 1"
         for name in ("mean", "std") if not told else ():
-            if len(values := getattr(self, name)) != self.image_shape[0]:
-                told = f"{name} is {values}, not {self.image_shape[0]} number(s)"
+            num = self.image_shape[0] if len(self.image_shape) == 3 else 1  # one for all features
+            if len(values := getattr(self, name)) != num:
+                told = f"{name} is {values}, not {num} number(s)"
         if not told and min(self.std) <= 0:
             told = f"std is {self.std}, not > 0"
         if told:

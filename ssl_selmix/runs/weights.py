@@ -164,9 +164,11 @@ class Predictor(nn.Module):
         self.net, self.config = net, config
         self.class_names = tuple(manifest["class_names"])
         self.image_shape = tuple(manifest["image_shape"])
+        # Of each channel, or one of all features.
+        shape = (-1, *[1] * (len(self.image_shape) - 1))
         mean, std = normalisation(manifest)
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(shape))
+        self.register_buffer("std", torch.tensor(std).view(shape))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits N×K."""

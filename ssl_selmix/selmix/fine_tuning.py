@@ -65,7 +65,7 @@ class FineTuning(Algorithm):
     def param_groups(self) -> list[dict[str, Any]]:
         """A slow body, a fast classifier; vectors are not decayed."""
         groups = super().param_groups()
-        body = {id(p) for p in self.net.backbone.parameters()}
+        body = {id(p) for p in self.net.body.parameters()}
         return [
             {**group, "params": params, "lr_scale": group["lr_scale"] * scale}
             for group in groups
@@ -114,12 +114,12 @@ class FrozenBody(Algorithm):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        net.backbone.requires_grad_(False)
+        net.body.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrozenBody:
         """Train mode in which the body stays in evaluation mode, with the stored statistics."""
         super().train(mode)
-        self.net.backbone.eval()
+        self.net.body.eval()
         return self
 
     @keeps_rows
