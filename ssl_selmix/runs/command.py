@@ -8,6 +8,7 @@ import time
 
 from ssl_selmix import __version__
 from ssl_selmix.common.arguments import Command, Parser, duration, listing, path
+from ssl_selmix.common.imports import quick_imports
 
 
 def _train_parser() -> Parser:
@@ -37,7 +38,8 @@ def _train_parser() -> Parser:
 def _train(args: argparse.Namespace) -> int:
     deadline = None if args.time is None else time.monotonic() + args.time  # imports count
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix.runs import plan, train
+    with quick_imports():
+        from ssl_selmix.runs import plan, train
 
     train.run(
         plan.Request(

@@ -7,6 +7,7 @@ import os
 
 from ssl_selmix.common import plugins
 from ssl_selmix.common.arguments import SWEEPS, Command, Parser, path, positive, section
+from ssl_selmix.common.imports import quick_imports
 
 
 def _parser() -> Parser:
@@ -33,7 +34,8 @@ def _parser() -> Parser:
 
 def _sweep(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix.sweep import launch, spec
+    with quick_imports():
+        from ssl_selmix.sweep import launch, spec
 
     place = ["--out", str(args.out)] if args.out else []
     return launch.sweep(

@@ -26,6 +26,7 @@ from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.execution import in_mode
 from ssl_selmix.training import checkpoint
 from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.optimizer import SGD
 
 RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
 READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
@@ -272,7 +273,7 @@ class Trainer:
         # Half precision has a short range: losses are scaled so that small gradients stay in it.
         half = algorithm.net.execution.dtype is torch.float16
         self._fused = fuses(device, half)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             algorithm.param_groups(),
             lr=cfg.lr,
             momentum=cfg.momentum,
