@@ -24,7 +24,8 @@ def _parser() -> Parser:
     add("--dry-run", action="store_true", help="list the runs and how far each has come")
     add("--jobs", metavar="N", type=positive, help="at a time; default: by cores, threads, GPUs")
     add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
-    add("--engine", choices=("processes", "ray"), default="processes", help="what starts the runs")
+    engines = "what starts the runs: copies of a process that has imported all, programs, or Ray"
+    add("--engine", choices=("forks", "processes", "ray"), default="forks", help=engines)
     add("--slurm", metavar="FILE", type=path, help="write a job array instead of running")
     add("--debug", action="store_true", help="show the traceback of an error")
     help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
