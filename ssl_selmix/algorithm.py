@@ -5,7 +5,6 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -18,6 +17,7 @@ from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
+from ssl_selmix.models.tuning import layer_scales, merged
 
 if TYPE_CHECKING:
     from ssl_selmix.data import Data
@@ -103,6 +103,8 @@ class Algorithm(nn.Module):
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
+    # Why a method needs images, and cannot work on features in their place; "" for all others.
+    needs_pixels: str = ""
     # Settings that the contract is checked with, for a method of which little happens by default
     # within a few steps: those of the first mapping in all checks, of each in that of `forwards`.
     contract_cases: Sequence[Mapping[str, Any]] = ({},)
@@ -197,10 +199,11 @@ class Algorithm(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` multiplies the scheduled rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim > 1], "lr_scale": 1.0},
             {"params": [p for p in trained if p.ndim <= 1], "lr_scale": 1.0, "weight_decay": 0.0},
         ]
+        return groups if self.net.layer_decay == 1 else _by_layer(groups, layer_scales(self.net))
 
     def lr_factor(self) -> float:
         """Multiplies the scheduled rate at every step: for a method that finds its own."""
@@ -255,7 +258,21 @@ class Algorithm(nn.Module):
 
     def export(self) -> Classifier:
         """A network of its own that predicts what `predict` predicts."""
-        return copy.deepcopy(self.net)
+        return merged(self.net)
+
+
+def _by_layer(
+    groups: Sequence[dict[str, Any]], scales: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """The groups, each parted into those of the layers, which learn at rates of their own."""
+    found = []
+    for group in groups:
+        of_layers: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            of_layers.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+        for scale, params in of_layers.items():
+            found.append({**group, "params": params, "lr_scale": group["lr_scale"] * scale})
+    return found
 
 
 def _mu(config: Algorithm.Config) -> int:

@@ -581,8 +581,8 @@ def reads_shares(algorithm: Algorithm) -> bool:
 
 def runner_of(net: Classifier, warn: Callable[[str], None]) -> Callable[[Tensor], Tensor] | None:
     """What trains in the place of the network's body: compiled, shared, or None for the body."""
-    body = net.backbone
+    body = net.body
     shared = body if net.execution.world is None else processes.wrapped(body)
-    if net.execution.compiled:
+    if net.execution.compiled and any(True for _ in body.parameters()):
         return execution.Compiled(shared, body, warn)
     return None if shared is body else shared.__call__
