@@ -58,10 +58,15 @@ class _Fork:
 
 
 class Forks(Children):
-    """Starts runs by a fork server, which is started when first needed, and anew if it died."""
+    """Starts runs by a fork server, which is started when first needed, and anew if it died.
 
-    def __init__(self) -> None:
+    Args:
+        data: of each run by its folder the data set that it reads, and its settings.
+    """
+
+    def __init__(self, data: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None) -> None:
         super().__init__()
+        self._data = dict(data or {})
         self._forks: set[_Fork] = set()
         self._server: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
@@ -90,6 +95,7 @@ class Forks(Children):
             with self._guard:
                 self._forks.discard(fork)
         if code is None and not self._stopping:
+            self._data = {}  # perhaps there is no room for them
             raise Lost(server.wait())
         return None if self._stopping else code
 
@@ -118,7 +124,14 @@ class Forks(Children):
         changed = {key: value for key, value in env.items() if self._env.get(key) != value}
         files = [write, log, *([] if lock is None else [lock])]
         try:
-            forkserver.send(self._channel, TRAIN[-1], words, changed, *files)
+            forkserver.send(
+                self._channel,
+                files,
+                module=TRAIN[-1],
+                words=list(words),
+                env=changed,
+                data=self._data.get(words[words.index("--out") + 1]) if "--out" in words else None,
+            )
         except OSError:  # it has just ended, which the pipe tells
             pass
         finally:

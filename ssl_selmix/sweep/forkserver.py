@@ -1,9 +1,9 @@
 """A process that starts the runs of a sweep as copies of itself.
 
 Importing what trains takes seconds, ten steps on features take less than one. This process imports
-once, trains nothing, and forks for every run that it is asked for: a run finds its modules there
-and is otherwise a process of its own, which sees nothing of the run before it. A fork is only sound
-in a process without running threads; so nothing is computed here.
+once, reads the data sets, trains nothing, and forks for every run that it is asked for: a run finds
+modules and images there and is otherwise a process of its own, which sees nothing of the run before
+it. A fork is only sound in a process without running threads; so nothing is computed in any here.
 
     sweep ── request: words, environment, files ──▶ fork server ── fork ──▶ run
       ◀──────────────── a pipe for each run: its process, at last its exit code ──────┘
@@ -25,7 +25,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -43,22 +43,22 @@ MOST_FILES = 3  # that come with one
 class Request(NamedTuple):
     """A run: `python -m module words`, what its environment has otherwise, its open files.
 
-    told: the pipe that it and this process write to; log: its output; lock: of its chain, if any.
+    data: the data set to keep for it and others, and its settings; told: the pipe that it and this
+    process write to; log: its output; lock: of its chain, if any.
     """
 
     module: str
     words: list[str]
     env: dict[str, str]
+    data: tuple[str, dict[str, Any]] | None
     told: int
     log: int
     lock: int | None
 
 
-def send(
-    channel: socket.socket, module: str, words: Sequence[str], env: Mapping[str, str], *files: int
-) -> None:
-    """Ask for a run; the files are those of a `Request`, in its order."""
-    body = json.dumps({"module": module, "words": list(words), "env": dict(env)}).encode()
+def send(channel: socket.socket, files: Sequence[int], **request: Any) -> None:
+    """Ask for a run; the files are those of a `Request`, in its order, the other values its own."""
+    body = json.dumps(request).encode()
     socket.send_fds(channel, [len(body).to_bytes(HEADER, "big")], list(files))
     channel.sendall(body)
 
@@ -104,6 +104,14 @@ def prepare() -> None:
     gc.freeze()  # a collection in a run would copy every page that holds one of these objects
 
 
+def keep(data: tuple[str, dict[str, Any]]) -> None:
+    """Keep a data set for the runs; one that cannot be read fails where a run reads it."""
+    from ssl_selmix.runs import kept
+
+    with suppress(Exception):
+        kept.keep(*data)
+
+
 class Server:
     """Forks for every request, and tells how each fork ended."""
 
@@ -140,6 +148,8 @@ class Server:
 
     def _forks(self, request: Request) -> bool:
         """Fork; whether this is the fork."""
+        if request.data is not None:
+            keep(request.data)
         try:
             if not (pid := os.fork()):
                 self._become_one()

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console
 from ssl_selmix.common.locks import locked
 from ssl_selmix.sweep import cluster, forks, processes
-from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Children, Job, Outcome
+from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Job, Outcome
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, Run, Sweep
 from ssl_selmix.sweep.spec import Spec
 
@@ -166,8 +167,8 @@ def _run(
             on_gpu = any(run.settings.get("device") != "cpu" for run in todo)
             outcomes = cluster.by_ray(left, _threads(planned), on_gpu, report.tell)
         else:
-            kind = forks.Forks if engine == "forks" and forks.possible() else None
-            outcomes = _by_processes(planned, left, todo, jobs, report, kind)
+            forked = engine == "forks" and forks.possible()
+            outcomes = _by_processes(planned, left, todo, jobs, report, forked)
     return _summary(outcomes, out)
 
 
@@ -177,7 +178,7 @@ def _by_processes(
     todo: Sequence[Run],
     jobs: int | None,
     report: _Report,
-    kind: type[Children] | None,
+    forked: bool,
 ) -> list[Outcome]:
     threads, cores = _threads(planned), processes.cores()
     devices = processes.devices_of(todo)
@@ -186,7 +187,9 @@ def _by_processes(
     places = processes.places(count, threads, gpus, cores)
     where = f", on {len(set(gpus[:count]))} GPUs" if gpus else ""
     report.say(f"{count} at a time{where}; the output of each is in log.txt in its folder")
-    return processes.by_processes(left, places, report.tell, kind)
+    data = {str(run.folder): (run.dataset, planned.plan(run).plain["data"]) for run in todo}
+    start = partial(forks.Forks, data) if forked else None
+    return processes.by_processes(left, places, report.tell, start)
 
 
 class _Report:

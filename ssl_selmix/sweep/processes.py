@@ -213,7 +213,7 @@ def by_processes(
     jobs: Sequence[Job],
     places: Sequence[Mapping[str, str]],
     tell: Tell,
-    kind: type[Children] | None = None,
+    start: Callable[[], Children] | None = None,
 ) -> list[Outcome]:
     """Work on the chains in as many processes at a time as there are places (environments).
 
@@ -221,9 +221,9 @@ def by_processes(
         jobs: the chains.
         places: environments, of each at most one process at a time.
         tell: called with every run that ended.
-        kind: how processes are started; None: each as a program.
+        start: makes what starts processes; None: each is a program.
     """
-    children = (kind or Children)()
+    children = (start or Children)()
     free: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     for place in places:
         free.put(place)

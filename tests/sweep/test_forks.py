@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +33,7 @@ def look_and_change():
           len(logging.root.handlers), len(os.listdir("/proc/self/fd")),
           [name for name in sys.modules if name.startswith("_plugin")])
     print("drawn:", random.random(), numpy.random.rand(), torch.initial_seed())
+    print("parent:", len(os.listdir(f"/proc/{os.getppid()}/task")))
     print("ignored:", len(warnings.filters))  # modules change it, too
     print("to stderr", file=sys.stderr)
     os.environ["LEFT"] = "something"
@@ -75,6 +75,7 @@ def test_a_run_sees_nothing_of_the_run_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # whose own threads fork well
     (tmp_path / "mine.py").write_text(METHOD)
     (tmp_path / "mine.yaml").write_text(SPEC)
     assert cli.main(["sweep", "mine.yaml", "--jobs", "1"]) == 0
@@ -85,6 +86,7 @@ def test_a_run_sees_nothing_of_the_run_before_it(
         for out, seed in (("out", "seed-0"), ("out", "seed-1"), ("alone", "seed-1"))
     )
     assert first[0]["found"] == second[0]["found"] == alone[0]["found"]
+    assert second[0]["parent"] == "parent: 1"  # what is computed in threads would hang in a fork
     assert first[0]["ignored"] == second[0]["ignored"]
     for drawn in zip(*(run[0]["drawn"].split()[1:] for run in (first, second, alone)), strict=True):
         assert len(set(drawn)) == 3
@@ -106,6 +108,7 @@ def program(module, run_name, alter_sys):
         sys.exit({"none": None, "text": "a text", "three": 3}[sys.argv[1]])
 runpy.run_module = program
 forkserver.prepare = lambda: None
+forkserver.keep = lambda data: None
 forkserver.main(int(sys.argv[1]))
 """
 
@@ -148,6 +151,7 @@ NO_MORE = """
 import os, sys
 from ssl_selmix.sweep import forkserver
 forkserver.prepare = lambda: None
+forkserver.keep = lambda data: None
 def fork():
     raise BlockingIOError(11, "Resource temporarily unavailable")
 os.fork = fork
@@ -165,12 +169,3 @@ def test_no_room_for_another_process_is_told(
         for _ in range(2):  # the server lives on
             children.run([*processes.TRAIN, "train"], log, dict(os.environ), None)
     children.close()
-
-
-def test_the_server_leaves_no_threads_to_forks() -> None:
-    """What is computed in threads would hang in a fork."""
-    code = "import os\nfrom ssl_selmix.sweep import forkserver\nforkserver.prepare()\n"
-    code += "print(len(os.listdir('/proc/self/task')))"
-    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # whose own threads fork well
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.stdout == "1\n", done.stderr
