@@ -179,7 +179,7 @@ class Runs:
         self._folder, self._words = folder, [*RUN, "--dataset", dataset, *settings]
         plain = Plan(Request(["supervised"], dataset, settings=settings)).plain["data"]
         self._places = iter([str(folder / f"run-{i}") for i in range(10**4)])
-        self._data = {str(folder / f"run-{i}"): (dataset, plain) for i in range(10**4)}
+        self._data = {str(folder / f"run-{i}"): (dataset, plain, "") for i in range(10**4)}
         self._kinds = (Children, Forks)
         self.trained: dict[str, list[float]] = {}
         self.processor: dict[str, list[float]] = {}

@@ -19,6 +19,9 @@ from ssl_selmix.sweep.processes import GRACE, POLL, TRAIN, Children, Lost
 SERVER = (sys.executable, "-u", "-m", forkserver.__name__)
 
 
+Data = tuple[str, Mapping[str, Any], str]
+
+
 def possible() -> bool:
     """Whether a process can be copied: elsewhere libraries are known to break in the copy."""
     return sys.platform == "linux"
@@ -61,10 +64,11 @@ class Forks(Children):
     """Starts runs by a fork server, which is started when first needed, and anew if it died.
 
     Args:
-        data: of each run by its folder the data set that it reads, and its settings.
+        data: of each run by its folder the data set that it reads, its settings, and the library
+            that its network is of.
     """
 
-    def __init__(self, data: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None) -> None:
+    def __init__(self, data: Mapping[str, Data] | None = None) -> None:
         super().__init__()
         self._data = dict(data or {})
         self._forks: set[_Fork] = set()

@@ -36,6 +36,7 @@ AHEAD = (
     *("ssl_selmix.runs.train", "ssl_selmix.training.flops"),
     *("torch.utils.tensorboard", "matplotlib"),
 )
+LIBRARIES = ("open_clip", "timm", "torchvision")  # of networks, if a run names one
 HEADER = 8  # bytes before a request: its length
 MOST_FILES = 3  # that come with one
 
@@ -43,14 +44,14 @@ MOST_FILES = 3  # that come with one
 class Request(NamedTuple):
     """A run: `python -m module words`, what its environment has otherwise, its open files.
 
-    data: the data set to keep for it and others, and its settings; told: the pipe that it and this
-    process write to; log: its output; lock: of its chain, if any.
+    data: the data set to keep for it and others, its settings, and the library that its network is
+    of; told: the pipe that it and this process write to; log: its output; lock: of its chain.
     """
 
     module: str
     words: list[str]
     env: dict[str, str]
-    data: tuple[str, dict[str, Any]] | None
+    data: tuple[str, dict[str, Any], str] | None
     told: int
     log: int
     lock: int | None
@@ -104,12 +105,15 @@ def prepare() -> None:
     gc.freeze()  # a collection in a run would copy every page that holds one of these objects
 
 
-def keep(data: tuple[str, dict[str, Any]]) -> None:
-    """Keep a data set for the runs; one that cannot be read fails where a run reads it."""
+def keep(dataset: str, settings: dict[str, Any], library: str) -> None:
+    """Keep a data set and a library for the runs; what fails here fails again where a run asks."""
     from ssl_selmix.runs import kept
 
+    if library in LIBRARIES:
+        with suppress(Exception):
+            import_module(library)
     with suppress(Exception):
-        kept.keep(*data)
+        kept.keep(dataset, settings)
 
 
 class Server:
@@ -149,7 +153,7 @@ class Server:
     def _forks(self, request: Request) -> bool:
         """Fork; whether this is the fork."""
         if request.data is not None:
-            keep(request.data)
+            keep(*request.data)
         try:
             if not (pid := os.fork()):
                 self._become_one()

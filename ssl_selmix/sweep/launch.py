@@ -187,7 +187,11 @@ def _by_processes(
     places = processes.places(count, threads, gpus, cores)
     where = f", on {len(set(gpus[:count]))} GPUs" if gpus else ""
     report.say(f"{count} at a time{where}; the output of each is in log.txt in its folder")
-    data = {str(run.folder): (run.dataset, planned.plan(run).plain["data"]) for run in todo}
+    data = {}
+    for run in todo:
+        plain = planned.plan(run).plain
+        library = str(plain["model"]["name"]).partition(":")[0]
+        data[str(run.folder)] = (run.dataset, plain["data"], library)
     start = partial(forks.Forks, data) if forked else None
     return processes.by_processes(left, places, report.tell, start)
 

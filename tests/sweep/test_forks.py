@@ -108,7 +108,7 @@ def program(module, run_name, alter_sys):
         sys.exit({"none": None, "text": "a text", "three": 3}[sys.argv[1]])
 runpy.run_module = program
 forkserver.prepare = lambda: None
-forkserver.keep = lambda data: None
+forkserver.keep = lambda *data: None
 forkserver.main(int(sys.argv[1]))
 """
 
@@ -151,7 +151,7 @@ NO_MORE = """
 import os, sys
 from ssl_selmix.sweep import forkserver
 forkserver.prepare = lambda: None
-forkserver.keep = lambda data: None
+forkserver.keep = lambda *data: None
 def fork():
     raise BlockingIOError(11, "Resource temporarily unavailable")
 os.fork = fork

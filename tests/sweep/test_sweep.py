@@ -603,7 +603,7 @@ SERVER = """
 import runpy, sys
 from ssl_selmix.sweep import forkserver
 forkserver.prepare = lambda: None
-forkserver.keep = lambda data: None
+forkserver.keep = lambda *data: None
 runpy.run_module = lambda *args, **how: runpy.run_path("stub.py", run_name="__main__")
 forkserver.main(int(sys.argv[1]))
 """
