@@ -18,6 +18,7 @@ from ssl_selmix.common.arguments import (
     path,
     section,
 )
+from ssl_selmix.common.imports import quick_imports
 from ssl_selmix.common.names import near
 from ssl_selmix.runs import defaults
 
@@ -73,7 +74,8 @@ def _train(args: argparse.Namespace) -> int:
     _check_words(args.settings)
     deadline = None if args.time is None else time.monotonic() + args.time  # imports count
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix.runs import plan, train
+    with quick_imports():
+        from ssl_selmix.runs import plan, train
 
     train.run(
         plan.Request(

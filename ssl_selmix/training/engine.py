@@ -26,6 +26,7 @@ from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.execution import in_mode
 from ssl_selmix.training import checkpoint
 from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.optimizer import SGD
 
 RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
 READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
@@ -256,7 +257,7 @@ def optimizer_of(algorithm: Algorithm, *, fused: bool) -> torch.optim.Optimizer:
     cfg, groups = algorithm.config, algorithm.param_groups()
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
-    return torch.optim.SGD(
+    return SGD(
         groups,
         lr=cfg.lr,
         momentum=cfg.momentum,
