@@ -45,14 +45,24 @@ NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece", "classwise_ec
 SCHEDULES = ("cosine_7_16", "cosine", "constant")
 
 
+def _cannot_evaluate(model: Algorithm) -> Evaluation:
+    raise RuntimeError("this context has no images; give it evaluate=")
+
+
 @dataclass(frozen=True)
 class Context:
-    """Where training stands: finished steps, all steps, the averaged model, the scheduled rate."""
+    """Where training stands: finished steps, all steps, the averaged model, the scheduled rate.
+
+    evaluate measures a model, as it is now, on the validation images. origin is the network that
+    the stage before this one began with, for a method that `needs_origin`; it is not to be changed.
+    """
 
     step: int
     total: int
     teacher: Algorithm
     lr: float = 0.0
+    evaluate: Callable[[Algorithm], Evaluation] = _cannot_evaluate
+    origin: Classifier | None = None
 
     @property
     def progress(self) -> float:
@@ -105,6 +115,11 @@ class Algorithm(nn.Module):
     # False: takes no step. All its work is in the one `on_validation`, and `Config` derives from
     # `Algorithm.FixedConfig`. It needs weights to start from.
     trains = True
+    # True: `ctx.origin` holds what the stage before began with, so that two stages must come first.
+    needs_origin = False
+    # The plug-in that takes this one's place after another stage, for a method of which a part
+    # applies to any trained network.
+    after: ClassVar[str] = ""
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
@@ -290,8 +305,10 @@ def _mu(config: Algorithm.Config) -> int:
     return config.mu if isinstance(config, Algorithm.PoolConfig) else Algorithm.PoolConfig.mu
 
 
-def load(name: str) -> tuple[str, type[Algorithm]]:
+def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:
     """Short name and class of an algorithm: `fixmatch`, `./my.py`, `mylab.methods:MyAlgo`.
+
+    If it is not the first of a run it may be another class, see `Algorithm.after`.
 
     Raises:
         ValueError: nothing of that name, or not exactly one Algorithm in the file.
@@ -313,4 +330,5 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
     found[0].Config = completed(found[0].Config)  # type: ignore[misc]
-    return short_name(name), found[0]
+    kind = found[0]
+    return short_name(name), kind if first or not kind.after else load(kind.after)[1]

@@ -45,9 +45,13 @@ class FixMatch(FollowsPool):
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
         look = Look(self.net, batch)
         p = self.guess(self.of_pool(look.weak_logits().float()), batch, ctx)
-        kept = self.confidence(p, batch.index_u)
+        kept = self.keep(p, batch)
         logits_x, logits_s = look.rest_logits(kept[1] > 0)
         return self.objective(logits_x, batch.y, kept, logits_s)
+
+    def keep(self, p: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Pseudo-labels (M,) of the probabilities M×K, and the weights (M,) of their losses."""
+        return self.confidence(p, batch.index_u)  # type: ignore[no-any-return]
 
     def objective(
         self, logits_x: Tensor, y: Tensor, kept: tuple[Tensor, Tensor], logits_s: Tensor

@@ -48,7 +48,10 @@ class ReMixMatch(FollowsPool):
 
     def guess(self, seen: remixmatch.Seen, batch: Batch, ctx: Context) -> Tensor:
         """Sharpened and aligned predictions q of the weak views, M×K, without gradient."""
-        p = self.net.classifier(seen.weak.detach()).detach().softmax(1)
+        return self.aim(self.net.classifier(seen.weak.detach()).detach().softmax(1))
+
+    def aim(self, p: Tensor) -> Tensor:
+        """Predictions p M×K, aligned and sharpened."""
         if self.pool_prior.used:
             self.alignment.target.copy_(self.pool_prior.q)  # which may have been estimated anew
             p = torch.where(self.pool_prior.known, self.alignment(p), p)

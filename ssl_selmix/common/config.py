@@ -48,7 +48,7 @@ class Run(Checked):
     threads: int = at_least(0, 0)  # of the CPU; 0: chosen from the machine and the work of a step
     precision: str = one_of(*PRECISIONS)  # of the body; auto: bf16 where hardware has it
     compile: bool = False  # torch.compile for the network's body
-    pictures: bool = True  # draw confusion and gain matrices for TensorBoard at every validation
+    pictures: bool = True  # draw confusion and gain matrices for TensorBoard, at five validations
     # of training between checkpoints, beside those at validations; 0: those alone
     checkpoint_minutes: float = at_least(0, 30.0)
     sync_batch_norm: bool = False  # batch statistics over the images of all processes

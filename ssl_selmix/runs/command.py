@@ -19,6 +19,7 @@ from ssl_selmix.common.arguments import (
     section,
 )
 from ssl_selmix.common.names import near
+from ssl_selmix.runs import defaults
 
 
 def _train_parser() -> Parser:
@@ -132,7 +133,7 @@ def _list(args: argparse.Namespace) -> int:
         from ssl_selmix.runs import reference
 
         found.append(reference.of_name(name))
-    print("\n\n\n".join(found) or listing())
+    print("\n\n\n".join(found) or f"{listing()}\n\n{defaults.listing()}")
     return 0
 
 

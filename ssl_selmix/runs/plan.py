@@ -25,6 +25,7 @@ from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
 from ssl_selmix.runs import settings as files_of
 from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder, named
+from ssl_selmix.runs.load import begin_of
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.training import checkpoint, machine
 
@@ -37,7 +38,7 @@ PLACES = ("init.path", "data.manifest.path")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.download"),
+    *("precision", "data.root", "data.file", "data.download"),
 )
 NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
 
@@ -83,7 +84,8 @@ class Plan:
         if clash and not request.resume:
             raise ValueError(clash)
         self._check_code(asked)
-        self.algorithms = [load_algorithm(name) for name in request.algorithms]
+        names = enumerate(request.algorithms)
+        self.algorithms = [load_algorithm(name, first=not i) for i, name in names]
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
@@ -121,6 +123,13 @@ class Plan:
                     "restore it, or name others with --init"
                 )
         return found
+
+    @cached_property
+    def begun(self) -> dict[str, Tensor]:
+        """What the stage that made the weights of --init began with; {} if no stage asks for it."""
+        if not self.request.init or not self.algorithms[0][1].needs_origin:
+            return {}
+        return begin_of(self.request.init, self.init_sha256)
 
     def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         layers: list[config.Layer] = []
@@ -261,7 +270,8 @@ class Plan:
         parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
-        origin = (images, self.init_sha256, self._code(), self._processes())
+        origin = [images, self.init_sha256, self._code(), self._processes()]
+        origin += [checkpoint.digest(self.begun)] if self.begun else []
         return config.fingerprint(parts, self.stages[: stage + 1], *origin)
 
 

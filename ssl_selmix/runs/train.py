@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,15 +46,15 @@ def run(request: Request) -> dict[str, Any]:
         plan = Plan(request)
         # What is refused now leaves no folder behind; asking for its digest reads --init.
         check_first(plan)
-        _ = plan.init_sha256
+        _ = plan.init_sha256, plan.begun
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
             with _told_how_to_go_on(record):
                 training = Training(plan, world, record, stop)
                 training.check()
-                net = training.start()
+                nets = [training.begun(), training.start()]  # what stages began with, oldest first
                 for index in range(len(plan.stages)):
-                    net = training.train(index, net)
+                    nets = training.train(index, *nets)
                 return training.finish()
 
 
@@ -109,9 +110,29 @@ class Training:
         self.results.start = checked(Stage, measured)
         return net
 
-    def train(self, index: int, net: models.Classifier | None) -> models.Classifier:
-        """Train a stage, or read it if it is finished; what it hands on."""
+    def begun(self) -> models.Classifier | None:
+        """What the stage that made the weights of --init began with; None: no stage asks for it."""
+        if not self.plan.begun:
+            return None
+        net = _built(self.plan, self.inputs.data)
+        for note in load_into(net, self.plan.begun):
+            self.out.print(f"  what --init began with: {note}", highlight=False, markup=False)
+        return net.prepared(Execution(self.plan.run.precision), self.inputs.data.device)
+
+    def train(
+        self, index: int, origin: models.Classifier | None, net: models.Classifier | None
+    ) -> list[models.Classifier | None]:
+        """Train a stage, or read it if it is finished; what it began with, and what it hands on.
+
+        Args:
+            index: of the stage.
+            origin: what the stage before began with.
+            net: what it handed on; the stage changes it.
+        """
         plan, loaded = self.plan, self.inputs.data
+        began = None
+        if net is not None and any(kind.needs_origin for _, kind in plan.algorithms[index + 1 :]):
+            began = copy.deepcopy(net)
         algorithm = build(plan, index, loaded.task, loaded.image_shape[0], net)
         execution.placed(algorithm, plan.device)
         sha256 = plan.fingerprint(index, self.inputs.sha256)
@@ -126,13 +147,14 @@ class Training:
             diagnostics=self.inputs.diagnostics,
             measure_last=new,
             pauses=self.pauses,
+            origin=origin,
         )
         handed_on = fitted.algorithm.export().requires_grad_(True)
         if new:
             self._add(index, fitted, handed_on, sha256)
         else:
             self._check_handed_on(index, handed_on, sha256)
-        return handed_on
+        return [began, handed_on]
 
     def _check_handed_on(self, index: int, net: models.Classifier, sha256: str) -> None:
         """Let a finished stage hand on what results.json tells, whichever of its files is damaged.
@@ -231,6 +253,12 @@ def check_first(plan: Plan) -> None:
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"
+        )
+    second = [one for one, kind in plan.algorithms[1:2] if kind.needs_origin]
+    if second and not plan.request.init:
+        raise ValueError(
+            f"{second[0]} needs two networks, and {name} before it begins with random weights; "
+            f"put a stage between them, such as --algo {name} --then selmix --then {second[0]}"
         )
 
 
@@ -334,11 +362,15 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
     return found | ({"last": fitted.last} if fitted.last else {})
 
 
+def _built(plan: Plan, loaded: Data) -> models.Classifier:
+    """A network for weights that are given."""
+    torch.manual_seed(seed_of(plan.run.seed, "init"))
+    return models.build(plan.config["model"], loaded.task.num_classes, loaded.image_shape[0])
+
+
 def _start(plan: Plan, inputs: Inputs, out: Console) -> tuple[models.Classifier, dict[str, Any]]:
     """The network with the weights of --init, and their figures."""
-    task, channels = inputs.data.task, inputs.data.image_shape[0]
-    torch.manual_seed(seed_of(plan.run.seed, "init"))
-    net = models.build(plan.config["model"], task.num_classes, channels)
+    task, net = inputs.data.task, _built(plan, inputs.data)
     for note in load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
     # As the stages compute: in another number format or layout the same weights have other figures.

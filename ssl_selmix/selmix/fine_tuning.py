@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Task, keeps_rows
 from ssl_selmix.common.rules import at_least, one_of
@@ -80,6 +80,13 @@ class FineTuning(Algorithm):
         for module, momentum in zip(batch_norms(net), self._momenta, strict=True):
             module.momentum = momentum
         return net
+
+
+def new_classifier(net: Classifier) -> None:
+    """Random weights for the last layer, drawn as `models.build` draws them."""
+    net.classifier.reset_parameters()
+    if net.classifier.bias is not None:
+        nn.init.zeros_(net.classifier.bias)
 
 
 class FrozenBody(Algorithm):
