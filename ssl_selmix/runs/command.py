@@ -47,6 +47,8 @@ def _train_parser() -> Parser:
     add("--resume", action="store_true", help="continue the run in its directory, exactly")
     limit = "save and end after this time, such as 3h50m; exit code 75, --resume goes on"
     add("--for", metavar="TIME", type=duration, dest="time", help=limit)
+    dry = "print plan, images, steps, time and memory by a few steps; write nothing"
+    add("--dry-run", action="store_true", help=dry)
     add("--seed", metavar="S", type=int, help="of the split, the initial weights and the batches")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"ssl-selmix {__version__}")
@@ -75,9 +77,10 @@ def _train(args: argparse.Namespace) -> int:
     deadline = None if args.time is None else time.monotonic() + args.time  # imports count
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     with quick_imports():
-        from ssl_selmix.runs import plan, train
+        from ssl_selmix.runs import dry, plan, train
 
-    train.run(
+    work = dry.run if args.dry_run else train.run
+    work(
         plan.Request(
             algorithms=[*filter(None, [args.algo]), *args.then],
             dataset=args.dataset or "",
