@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
+from ssl_selmix.common.fields import completed
 from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
+from ssl_selmix.models.execution import in_mode
 from ssl_selmix.models.tuning import layer_scales, merged
 
 if TYPE_CHECKING:
@@ -42,19 +45,32 @@ NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece", "classwise_ec
 SCHEDULES = ("cosine_7_16", "cosine", "constant")
 
 
+def _cannot_evaluate(model: Algorithm) -> Evaluation:
+    raise RuntimeError("this context has no images; give it evaluate=")
+
+
 @dataclass(frozen=True)
 class Context:
-    """Where training stands: finished steps, all steps, the averaged model, the scheduled rate."""
+    """Where training stands: finished steps, all steps, the averaged model, the scheduled rate.
+
+    evaluate measures a model, as it is now, on the validation images. origin is the network that
+    the stage before this one began with, for a method that `needs_origin`; it is not to be changed.
+    """
 
     step: int
     total: int
     teacher: Algorithm
     lr: float = 0.0
+    evaluate: Callable[[Algorithm], Evaluation] = _cannot_evaluate
+    origin: Classifier | None = None
 
     @property
     def progress(self) -> float:
         """Share of the steps that are done, 0 to 1."""
         return self.step / self.total
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"ctx has no {name}; it has step, total, progress, lr and teacher")
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,11 @@ class Algorithm(nn.Module):
     # False: takes no step. All its work is in the one `on_validation`, and `Config` derives from
     # `Algorithm.FixedConfig`. It needs weights to start from.
     trains = True
+    # True: `ctx.origin` holds what the stage before began with, so that two stages must come first.
+    needs_origin = False
+    # The plug-in that takes this one's place after another stage, for a method of which a part
+    # applies to any trained network.
+    after: ClassVar[str] = ""
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
@@ -111,14 +132,15 @@ class Algorithm(nn.Module):
     class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = at_least(1, 10_000)
+        steps: int = at_least(1, 10_000)  # T, of the optimizer
         batch: int = at_least(1, 64)  # B, labeled images a step
-        lr: float = positive(0.03)
+        lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
         # adamw: torch's, with its own momenta (0.9, 0.999), decoupled weight decay
         optimizer: str = one_of("sgd", "adamw")
-        momentum: float = within("[0, 1)", 0.9)
-        nesterov: bool = True
-        weight_decay: float = at_least(0, 5e-4)
+        momentum: float = within("[0, 1)", 0.9)  # of SGD
+        nesterov: bool = True  # Nesterov's momentum instead of the plain one
+        weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
+        # how lr falls: cos(7 pi t / 16 T) as in FixMatch, half a cosine to 0, or not at all
         schedule: str = one_of(*SCHEDULES)
         ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
         # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.
@@ -184,6 +206,26 @@ class Algorithm(nn.Module):
         known = (*self.figures, *(n for n in NAMES if n not in NOT_SELECTABLE))
         if config.select not in known:
             raise ValueError(f"select: {unknown('figure', config.select, known)}")
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """A step, `forward(batch, ctx)`; or of normalised images alone, what it predicts.
+
+        `ctx.teacher(x)` are logits N×K, in evaluation mode and without gradient, so that nothing
+        of the teacher changes.
+
+        Raises:
+            TypeError: of one argument that is no tensor; says what to call.
+        """
+        if len(given) + len(named) != 1:
+            return super().__call__(*given, **named)
+        (x,) = (*given, *named.values())
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"call a method with images for its predictions, as in ctx.teacher(batch.x), or "
+                f"with (batch, ctx) for a step, not with {type(x).__name__} alone"
+            )
+        with torch.no_grad(), in_mode(self, training=False):
+            return self.predict(x)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: the weighted losses, whose sum is minimised, and detached scalars to log."""
@@ -290,8 +332,10 @@ def _mu(config: Algorithm.Config) -> int:
     return config.mu if isinstance(config, Algorithm.PoolConfig) else Algorithm.PoolConfig.mu
 
 
-def load(name: str) -> tuple[str, type[Algorithm]]:
+def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:
     """Short name and class of an algorithm: `fixmatch`, `./my.py`, `mylab.methods:MyAlgo`.
+
+    If it is not the first of a run it may be another class, see `Algorithm.after`.
 
     Raises:
         ValueError: nothing of that name, or not exactly one Algorithm in the file.
@@ -312,4 +356,6 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
-    return short_name(name), found[0]
+    found[0].Config = completed(found[0].Config)  # type: ignore[misc]
+    kind = found[0]
+    return short_name(name), kind if first or not kind.after else load(kind.after)[1]

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from ssl_selmix.common import fields, text
 from ssl_selmix.common.fields import shown
-from ssl_selmix.common.names import unknown
+from ssl_selmix.common.keys import unknown_key
 from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.common.text import Word
 
@@ -64,7 +64,7 @@ class Run(Checked):
     threads: int = at_least(0, 0)  # of the CPU; 0: chosen from the machine and the work of a step
     precision: str = one_of(*PRECISIONS)  # of the body; auto: bf16 where hardware has it
     compile: bool = False  # torch.compile for the network's body
-    pictures: bool = True  # draw confusion and gain matrices for TensorBoard at every validation
+    pictures: bool = True  # draw confusion and gain matrices for TensorBoard, at five validations
     # of training between checkpoints, beside those at validations; 0: those alone
     checkpoint_minutes: float = at_least(0, 30.0)
     sync_batch_norm: bool = False  # batch statistics over the images of all processes
@@ -230,9 +230,14 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     hints, given = fields.types_of(kind), {}
     for name, value in values.items():
         if value is dataclasses.MISSING:
-            raise ValueError(f"{name} has no default; set it")
-        nested = dataclasses.is_dataclass(hints[name])
-        given[name] = _build(hints[name], value) if nested else copy.copy(value)
+            raise ValueError(f"{name} has no default; set it, or give Config one")
+        if not dataclasses.is_dataclass(hints[name]):
+            given[name] = copy.copy(value)
+            continue
+        try:
+            given[name] = _build(hints[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
     return kind(**given)
 
 
@@ -248,7 +253,7 @@ def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
         section, _, name = key.rpartition(".")
         if name in REASONS and any(k.startswith(f"{section}.") for k in known):
             raise ValueError(f"unknown key {key!r}: {REASONS[name]}; leave it out ({origin})")
-        raise ValueError(f"{unknown('key', key, known)} ({origin})")
+        raise ValueError(f"{unknown_key(key, list(known))} ({origin})")
 
 
 def without_retired(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_selmix import decision
+from ssl_selmix.common.figures import limits, percent
 from ssl_selmix.decision import DecisionRule
 from ssl_selmix.decision.choose import FEW_IMAGES
 from ssl_selmix.decision.crossfit import change_interval
@@ -152,12 +153,12 @@ def _check_same(run: RunFolder, other: RunFolder) -> None:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return percent(value)
 
 
 def _change(value: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{100 * value:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    told = limits(*interval, between=" to ")
+    return f"{percent(value, signed=True)} points, 95 % interval {told}"
 
 
 def _ssl(case: _Case, place: Path, other: Scores) -> Finding:
@@ -218,7 +219,7 @@ def _offsets(case: _Case) -> Finding:
         "before": before,
         "cross_fitted": after,
         "interval": [low, high],
-        "offsets": rule.vector.tolist(),
+        "offsets": (rule.vector + 0.0).tolist(),
     }
     return Finding("offsets", verdict, text, figures)
 
@@ -230,7 +231,7 @@ def _classes(case: _Case) -> Finding:
     verdict = (
         "confused" if pair.bound < CONFUSED else "parted" if pair.bound >= PARTED else "between"
     )
-    low, high = pair.interval
+    told = limits(*pair.interval, between=" to ", signed=False)
     words = {
         "confused": "Offsets cannot part them: that takes other features, or more labels of both",
         "between": "Offsets part them in part",
@@ -238,8 +239,8 @@ def _classes(case: _Case) -> Finding:
     }[verdict]
     text = (
         f"{one} and {other} are the two classes that are hardest to part: their scores order "
-        f"{_points(pair.auc)} % of pairs of images rightly (AUC; 95 % interval {_points(low)} to "
-        f"{_points(high)}, {pair.images[0]} and {pair.images[1]} images), and whatever the offsets,"
+        f"{_points(pair.auc)} % of pairs of images rightly (AUC; 95 % interval {told}, "
+        f"{pair.images[0]} and {pair.images[1]} images), and whatever the offsets,"
         f" one of the two recalls is at most {_points(pair.bound)}. {words}."
     )
     return Finding("classes", verdict, text, {**asdict(pair), "names": [one, other]})

@@ -5,8 +5,9 @@ Shapes: N images, C×H×W pixels, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,44 @@ def compare(found: Mapping[str, Values]) -> None:
             raise ValueError(f"{told}; scale and normalise all of them alike")
         if ratio > FAR or (apart > FAR and spreads[1]):
             warn(f"{told}; were they normalised alike?")
+
+
+# Of two parts that should share no image, the one whose figures then are too good, or whose images
+# choose too well, comes first.
+APART = {
+    ("validation", "labeled"): "gains are estimated and weights chosen on images that are trained "
+    "on, where a model is right too often; hold other images out",
+    ("test", "labeled"): "figures on test look better than they are; hold other images out",
+    ("test", "validation"): "figures on test look better than they are; hold other images out",
+    ("validation", "unlabeled"): "they take part in training; leave them out of unlabeled",
+    ("test", "unlabeled"): "they take part in training; leave them out of unlabeled, unless the "
+    "images to be judged are known beforehand",
+}
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """Of the pixels of each of N images, N×C×H×W."""
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for rows in images.split(ROWS)
+        for image in rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    ]
+
+
+def tell_shared(one: str, other: str, seen: Mapping[str, Sequence[bytes]], *, same: bool) -> None:
+    """Say how many images of one part are in another that they should not be in.
+
+    Args:
+        one: the part whose images should be its own.
+        other: the other one.
+        seen: digests of the images of each part that were looked at.
+        same: whether both are one data set, whose images may come out otherwise each time.
+    """
+    taken = set(seen[other])
+    num = sum(digest in taken for digest in seen[one])
+    if same or num:
+        told = f"all {one} images" if same else f"{num} of {len(seen[one])} {one} images"
+        warn(f"{told} are in {other} as well: {APART[one, other]}")
 
 
 def _size(values: Values) -> str:

@@ -49,6 +49,7 @@ class Part:
     length: int
     name: str = "images"
     in_memory: bool = True
+    source: Any = None  # the data set, if it is one
 
     def __len__(self) -> int:
         return self.length
@@ -84,6 +85,7 @@ class Part:
             len(source),
             name,
             in_memory=False,
+            source=source,
         )
 
     @staticmethod
@@ -183,7 +185,7 @@ def look_at(parts: Mapping[str, Part]) -> None:
     Raises:
         ValueError: names the argument, and the image where there is one.
     """
-    found = {}
+    found, seen = {}, {}
     for name, part in parts.items():
         if not len(part):
             raise ValueError(f"{name} is empty; give at least one image")
@@ -191,7 +193,12 @@ def look_at(parts: Mapping[str, Part]) -> None:
         checks.check_numbers(images, name)
         checks.check_finite(images, name)
         found[name] = checks.Values.of(images)
+        seen[name] = checks.digests(images)
     checks.compare(found)
+    for one, other in checks.APART:
+        if one in parts and other in parts:
+            same = parts[one].source is not None and parts[one].source is parts[other].source
+            checks.tell_shared(one, other, seen, same=same)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common import config
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.data import Data
@@ -38,31 +37,22 @@ def measured(name: str, fitted: engine.Fitted, data: Data) -> dict[str, Any]:
 def write(
     folder: Path,
     data: Data,
-    settings: SelMix.Config,
     start: dict[str, Any],
-    stage: dict[str, Any],
-    *,
-    posthoc: bool | str,
-    tune: str = "full",
+    stages: Sequence[dict[str, Any]],
 ) -> None:
     """Write results.json, by which runs on the same labels and images can be compared.
 
     Args:
         folder: that of the caller.
         data: of the caller.
-        settings: of SelMix.
         start: the model as it was given, measured.
-        stage: the model that came out, measured.
-        posthoc: what the caller asked for.
-        tune: likewise.
+        stages: the model after each thing that was done to it, measured.
     """
     k = len(data.class_names)
     labels = {"labeled": data.labels, "validation": data.validation_labels}
     labels |= {"test": data.test_labels}
     counts = {part: torch.bincount(y, minlength=k).tolist() for part, y in labels.items()}
-    given = start["handed_on_sha256"]
-    told_settings = dataclasses.asdict(settings) | {"posthoc": posthoc}
-    told_settings |= {"tune": tune} if tune != "full" else {}
+    given = [one["handed_on_sha256"] for one in (start, *stages)]
     told = {part: y.tolist() for part, y in labels.items()}
     content = {
         "schema": SCHEMA,
@@ -76,15 +66,14 @@ def write(
         "tail": data.task.tail,
         "protocol": {
             "split": {},
-            "checkpoint_rule": {stage["algorithm"]: settings.keep},
-            "steps": [stage["steps"]],
+            "checkpoint_rule": {s["algorithm"]: s["settings"].get("keep", "last") for s in stages},
+            "steps": [stage["steps"] for stage in stages],
         },
         "start": start,
         "stages": [
-            stage
-            | {"settings": told_settings}
             # Of no run: the identity is that of the weights, lest one be guessed from figures.
-            | {"started_from": {"sha256": given, "run_id": given[:32]}}
+            stage | {"started_from": {"sha256": sha256, "run_id": given[0][:32]}}
+            for stage, sha256 in zip(stages, given, strict=False)
         ],
     }
     results = checked(Results, content).plain()

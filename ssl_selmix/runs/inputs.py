@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ssl_selmix import data, models
+from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
 from ssl_selmix.runs.folder import split_of
@@ -63,7 +64,8 @@ def load_data(plan: Plan) -> Inputs:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
     if not settings.validation:
         raise ValueError("every class needs validation images; set data.validation=20, say")
-    if settings.unlabeled.shape == "unknown" and source.extra_unlabeled is None:
+    needed = any(issubclass(kind.Config, Algorithm.PoolConfig) for _, kind in plan.algorithms)
+    if settings.unlabeled.shape == "unknown" and source.extra_unlabeled is None and needed:
         raise ValueError(
             "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "
             f"{plan.request.dataset} has none; draw them with another shape, such as long_tail"
@@ -84,6 +86,8 @@ def load_data(plan: Plan) -> Inputs:
         extra["extra_unlabeled"] = len(source.extra_unlabeled)
     if source.apart:
         extra["apart"] = source.apart
+    if source.groups is not None:
+        extra["groups"] = data.source.sha256_of_arrays(source.groups)
     return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing)
 
 
@@ -118,8 +122,14 @@ def _split(plan: Plan, source: data.Source, sha256: str) -> Split:
     """The split that `data.manifest` names, on these images, or else a new one."""
     settings, names = plan.config["data"], list(source.class_names)
     if not plan.manifest_sha256:
+        own = {} if source.groups is None else {"groups": source.groups}
         drawn: Split = settings.draw(
-            source.train_labels, len(names), plan.run.seed, class_names=names, apart=source.apart
+            source.train_labels,
+            len(names),
+            plan.run.seed,
+            class_names=names,
+            apart=source.apart,
+            **own,
         )
         return drawn
     split = manifest.load(settings.manifest, sha256)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ssl_selmix.common.config import ADDED
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import manifest
 from ssl_selmix.models.pretrained import RESOLVED
-from ssl_selmix.runs.folder import MANIFEST, RunFolder, open_run, run_around
+from ssl_selmix.runs.folder import CONFIG, MANIFEST, RunFolder, named, open_run, run_around
 from ssl_selmix.runs.results import StartedFrom
-from ssl_selmix.runs.weights import Predictor, of_file
+from ssl_selmix.runs.weights import HANDED_ON, Predictor, of_file
 from ssl_selmix.splits import Split
+from ssl_selmix.training import checkpoint
 
 LEARNED, JUDGED = ("labeled", "unlabeled", "validation"), ("validation", "test")
 
@@ -47,6 +50,54 @@ def origin_of(path: Path, sha256: str) -> StartedFrom:
         return StartedFrom(sha256=sha256)
     passed = [n for n, s in enumerate(run.stages, 1) if s.handed_on_sha256 == sha256]
     return StartedFrom(sha256=sha256, run_id=run.run_id, stages=passed[-1] if passed else None)
+
+
+def begin_of(path: Path, sha256: str) -> dict[str, Tensor]:
+    """What the stage that handed on these weights had begun with: the other end of its line.
+
+    Args:
+        path: a run's folder, or a file in one.
+        sha256: digest of the weights.
+
+    Raises:
+        ValueError: they are of no stage that began with weights, or those are gone.
+    """
+    run = run_around(path)
+    if run is None:
+        raise ValueError(
+            f"--init {path} is no run, and does not say what its weights began as; give the "
+            "folder of a run whose last stage started from another one"
+        )
+    made = [n for n, stage in enumerate(run.stages) if stage.handed_on_sha256 == sha256]
+    last = made[-1] if made else len(run.stages) - 1
+    if last > 0:
+        file, wanted = run.place(last - 1) / HANDED_ON, run.stages[last - 1].handed_on_sha256
+    elif init := run.config.get("init"):
+        with named(run.path / CONFIG):
+            file, wanted = expanded(str(init["path"])), str(init["sha256"])
+    else:
+        raise ValueError(
+            f"{run.path} has nothing between a start and an end: its first stage began with random "
+            "weights; give a run whose last stage started from another one"
+        )
+    with told_beside(f"{run.path} began with {file}, which is needed as well"):
+        found = read(file)
+        if wanted not in (None, checkpoint.digest(found)):
+            raise ValueError("it has other weights now; restore it")
+    return found
+
+
+@contextmanager
+def told_beside(words: str) -> Iterator[None]:
+    """Put words before those of a mistake.
+
+    Raises:
+        ValueError: in the place of another one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{words}: {error}") from error
 
 
 def check_origin(

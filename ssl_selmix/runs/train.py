@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,15 +46,15 @@ def run(request: Request) -> dict[str, Any]:
         plan = Plan(request)
         # What is refused now leaves no folder behind; asking for their digests reads the weights.
         _check_first(plan)
-        _ = plan.init_sha256, plan.pretrained and plan.pretrained.sha256
+        _ = plan.init_sha256, plan.begun, plan.pretrained and plan.pretrained.sha256
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
             with _told_how_to_go_on(record):
                 training = Training(plan, world, record, stop)
                 training.check()
-                net = training.start()
+                nets = [training.begun(), training.start()]  # what stages began with, oldest first
                 for index in range(len(plan.stages)):
-                    net = training.train(index, net)
+                    nets = training.train(index, *nets)
                 return training.finish()
 
 
@@ -75,6 +76,9 @@ class Training:
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
         _announce(plan, self.out)
+        if plan.request.resume and not record.resumes:
+            told = "  --resume: there is no run in this folder yet, a new one begins"
+            self.out.print(told, highlight=False, markup=False)
         if plan.pretrained is not None:
             line = summary.weights(plan.pretrained.plain())
             self.out.print(f"  {line}", highlight=False, markup=False)
@@ -114,9 +118,29 @@ class Training:
         self.results.start = checked(Stage, measured)
         return net
 
-    def train(self, index: int, net: models.Classifier | None) -> models.Classifier:
-        """Train a stage, or read it if it is finished; what it hands on."""
+    def begun(self) -> models.Classifier | None:
+        """What the stage that made the weights of --init began with; None: no stage asks for it."""
+        if not self.plan.begun:
+            return None
+        net = _built(self.plan, self.inputs.data)
+        for note in load_into(net, self.plan.begun):
+            self.out.print(f"  what --init began with: {note}", highlight=False, markup=False)
+        return net.prepared(Execution(self.plan.run.precision), self.inputs.data.device)
+
+    def train(
+        self, index: int, origin: models.Classifier | None, net: models.Classifier | None
+    ) -> list[models.Classifier | None]:
+        """Train a stage, or read it if it is finished; what it began with, and what it hands on.
+
+        Args:
+            index: of the stage.
+            origin: what the stage before began with.
+            net: what it handed on; the stage changes it.
+        """
         plan, loaded = self.plan, self.inputs.data
+        began = None
+        if net is not None and any(kind.needs_origin for _, kind in plan.algorithms[index + 1 :]):
+            began = copy.deepcopy(net)
         sha256 = plan.fingerprint(index, self.inputs.sha256)
         # What resumes has its weights, and may have lost the file that they began with.
         trained = net is None and not self._has_checkpoint(index, sha256)
@@ -134,13 +158,14 @@ class Training:
             diagnostics=self.inputs.diagnostics,
             measure_last=new,
             pauses=self.pauses,
+            origin=origin,
         )
         handed_on = fitted.algorithm.export().requires_grad_(True)
         if new:
             self._add(index, fitted, handed_on, sha256)
         else:
             self._check_handed_on(index, handed_on, sha256)
-        return handed_on
+        return [began, handed_on]
 
     def _has_checkpoint(self, index: int, sha256: str) -> bool:
         """Whether a stage on pre-trained weights can go on from what it saved."""
@@ -233,6 +258,12 @@ def _check_first(plan: Plan) -> None:
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"
         )
+    second = [one for one, kind in plan.algorithms[1:2] if kind.needs_origin]
+    if second and not plan.request.init:
+        raise ValueError(
+            f"{second[0]} needs two networks, and {name} before it begins with random weights; "
+            f"put a stage between them, such as --algo {name} --then selmix --then {second[0]}"
+        )
 
 
 def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
@@ -315,7 +346,7 @@ def build(
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
         net = _network(plan, task.num_classes, channels, trained)
-    else:
+    elif kind.trains:  # others look at the network as it was handed on
         models.tune(net, plan.config["model"])
     how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))
@@ -344,6 +375,8 @@ def _announce(plan: Plan, out: Console) -> None:
         if settings:
             text = " ".join(f"{key}={value}" for key, value in settings.items())
             out.print(f"  {source}: {text}", highlight=False, markup=False)
+    for note in plan.notes:
+        out.print(f"  {note}", highlight=False, markup=False)
 
 
 def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
@@ -359,11 +392,15 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
     return found | ({"last": fitted.last} if fitted.last else {})
 
 
+def _built(plan: Plan, loaded: Data) -> models.Classifier:
+    """A network for weights that are given."""
+    torch.manual_seed(seed_of(plan.run.seed, "init"))
+    return models.build(plan.config["model"], loaded.task.num_classes, loaded.image_shape[0])
+
+
 def _start(plan: Plan, inputs: Inputs, out: Console) -> tuple[models.Classifier, dict[str, Any]]:
     """The network with the weights of --init, and their figures."""
-    task, channels = inputs.data.task, inputs.data.image_shape[0]
-    torch.manual_seed(seed_of(plan.run.seed, "init"))
-    net = models.build(plan.config["model"], task.num_classes, channels)
+    task, net = inputs.data.task, _built(plan, inputs.data)
     for note in load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
     # As the stages compute: in another number format or layout the same weights have other figures.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Task, keeps_rows
 from ssl_selmix.common.rules import at_least, one_of
@@ -34,8 +34,8 @@ class FineTuning(Algorithm):
     class Config(Algorithm.Config):
         """Hyper-parameters."""
 
-        steps: int = 500  # 10,000 in the SelMix paper
-        lr: float = 3e-4  # of the classifier
+        steps: int = 500  # T; 10,000 in the SelMix paper
+        lr: float = 3e-4  # eta, learning rate of the classifier
         body_lr: float = at_least(0, 0.1)  # rate of the features, as a share of lr
         momentum: float = 0.0
         nesterov: bool = False
@@ -83,6 +83,13 @@ class FineTuning(Algorithm):
         return net
 
 
+def new_classifier(net: Classifier) -> None:
+    """Random weights for the last layer, drawn as `models.build` draws them."""
+    net.classifier.reset_parameters()
+    if net.classifier.bias is not None:
+        nn.init.zeros_(net.classifier.bias)
+
+
 class FrozenBody(Algorithm):
     """Only what follows the features learns, on batches that have every class equally often.
 
@@ -96,7 +103,7 @@ class FrozenBody(Algorithm):
     class Config(Algorithm.Config):
         """Hyper-parameters."""
 
-        steps: int = 500  # as many as the other second stages
+        steps: int = 500  # T; as many as the other second stages
         lr: float = 0.025
         nesterov: bool = False
         schedule: str = "cosine"

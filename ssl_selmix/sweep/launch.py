@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ssl_selmix.common.alike import sentence, unlike
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console
 from ssl_selmix.common.locks import locked
@@ -66,6 +68,8 @@ def sweep(
     todo = [run for job in left.values() for run in job.runs]
     total = sum(len(chains[index]) for index in indices)
     _say(out, f"{spec.out}: {len(todo)} of {total} runs are left")
+    if todo:
+        _note_unlike(planned, out)
     if only is not None:  # the tasks of a job array share the folder
         return _run(planned, list(left.values()), todo, jobs, engine, out)
     with locked(spec.out / ".lock", f"sweeps {spec.out}"):
@@ -92,6 +96,7 @@ def _job(planned: Sweep, index: int) -> Job:
 
 def _list(planned: Sweep, indices: Sequence[int], out: Console) -> None:
     counts: Counter[str] = Counter()
+    _note_unlike(planned, out)
     for index in indices:
         for run in planned.chains[index]:
             state, detail = planned.standings[run.folder]
@@ -121,6 +126,19 @@ def _note_strangers(planned: Sweep, out: Console) -> None:
     if strangers := [str(folder) for folder in found if folder not in ours]:
         more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
         _say(out, f"note: not of this sweep: {', '.join(strangers[:3])}{more}")
+
+
+def _note_unlike(planned: Sweep, out: Console) -> None:
+    """Name settings that the algorithms have under one name with other values, before any trains.
+
+    Arms of one algorithm differ as the file asks for.
+    """
+    parts: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"first": [], "second": []}
+    for run in planned.runs:
+        parts["second" if run.base else "first"].append(planned.told(run))
+    for which, told in parts.items():
+        if found := unlike(told):
+            _say(out, f"note: settings of {which} stages that are not the same: {sentence(found)}")
 
 
 def _write_script(

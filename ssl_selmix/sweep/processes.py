@@ -20,6 +20,7 @@ from typing import IO
 
 import torch
 
+from ssl_selmix.common.figures import percent
 from ssl_selmix.common.locks import Busy, locked
 from ssl_selmix.runs.folder import RunFolder
 from ssl_selmix.sweep.runs import FINISHED, Run, is_finished
@@ -163,8 +164,8 @@ def _train(
 def _figures(folder: Path) -> str:
     """On validation: a look at a running sweep must not choose by test images."""
     found = RunFolder(folder).stages[-1].validation
-    mean, worst = 100 * found.mean_recall, 100 * found.min_recall
-    return f"validation: mean recall {mean:.1f}, worst class {worst:.1f}"
+    mean, worst = percent(found.mean_recall), percent(found.min_recall)
+    return f"validation: mean recall {mean}, worst class {worst}"
 
 
 def _last_words(log: Path, code: int) -> str:

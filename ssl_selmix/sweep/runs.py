@@ -112,12 +112,22 @@ class Sweep:
                     )
 
     def _check_starts(self) -> None:
-        """A stage that takes no step cannot begin a chain."""
+        """A stage that takes no step cannot begin a chain, nor one of two networks follow one."""
         for name in self.spec.algorithms:
             if not algorithm.load(self.spec.arms[name].algo)[1].trains:
                 raise ValueError(
                     f"{self.spec.origin}: {name} trains nothing and cannot come first; put it "
                     "under then"
+                )
+        for name, arm in self.spec.then.items():
+            first = [
+                one for one in arm.after or self.spec.algorithms if one in self.spec.algorithms
+            ]
+            if first and algorithm.load(arm.algo)[1].needs_origin:
+                raise ValueError(
+                    f"{self.spec.origin}: {name} needs two networks, and {first[0]} before it "
+                    f"begins with random weights; name a second stage, as in {name}: "
+                    "{after: selmix}"
                 )
 
     def _chain(self, seed: int, split: str, first: str) -> list[Run]:
@@ -153,7 +163,7 @@ class Sweep:
         others = {FIRST, SECOND, *self._short.values()}
         mine = {own, FIRST if len(arms) == 1 else SECOND}
         # What all second stages are told about steps is not meant for one that takes none.
-        trains = algorithm.load(arms[-1].algo)[1].trains
+        trains = algorithm.load(arms[-1].algo, first=len(arms) == 1)[1].trains
         about_steps = set() if trains else {f.name for f in fields_of(algorithm.Algorithm.Config)}
         found: dict[str, Any] = {}
 
@@ -184,6 +194,11 @@ class Sweep:
                 said = str(error).removesuffix(" (command line)")
                 raise ValueError(f"{self._where(run)}: {said}") from error
         return self._plans[key]
+
+    def told(self, run: Run) -> tuple[str, dict[str, Any]]:
+        """The name of the run's algorithm, and its settings by dotted key."""
+        name = self._short[run.algo]
+        return name, config.flatten(self.plan(run).plain[name])
 
     def _where(self, run: Run) -> str:
         return f"{self.spec.origin}, {run.split}, {' + '.join(run.arms)}"

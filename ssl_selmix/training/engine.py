@@ -277,8 +277,10 @@ class Trainer:
         log: StageLog,
         fingerprint: str,
         pauses: Pauses | None = None,
+        origin: Classifier | None = None,
     ) -> None:
         cfg = algorithm.config
+        self._origin = origin
         self._pauses, self._saved = pauses or Pauses(), time.monotonic()
         self.algorithm, self.data, self.folder, self.log = algorithm, data, folder, log
         self.fingerprint = fingerprint
@@ -341,7 +343,8 @@ class Trainer:
 
     def context(self) -> Context:
         """What algorithms are told about the state of training."""
-        return Context(self.step, self.algorithm.config.steps, self.teacher, self._lr)
+        where = (self.step, self.algorithm.config.steps, self.teacher, self._lr)
+        return Context(*where, lambda model: evaluate(model, self.data), self._origin)
 
     @property
     def ended(self) -> bool:
@@ -525,10 +528,12 @@ def fit(
     diagnostics: Diagnostics | None = None,
     measure_last: bool = False,
     pauses: Pauses | None = None,
+    origin: Classifier | None = None,
 ) -> Fitted:
     """Train one stage to its end and return it with the weights that its rule keeps.
 
-    How, and with how many processes, is what the network's `execution` says.
+    How, and with how many processes, is what the network's `execution` says. `origin` is what the
+    stage before began with, for a method that `needs_origin`.
 
     Raises:
         NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
@@ -539,7 +544,7 @@ def fit(
     if reads_shares(algorithm):
         data = data.shared(world)
     pauses = pauses or Pauses()
-    trainer = Trainer(algorithm, data, folder, log, fingerprint, pauses)
+    trainer = Trainer(algorithm, data, folder, log, fingerprint, pauses, origin)
     if trainer.writes:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.tidy(folder)

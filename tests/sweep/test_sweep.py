@@ -73,7 +73,17 @@ def tiny(*words: str, out: str | None = None) -> Sweep:
 @pytest.mark.slow
 def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     sweep = Sweep(read("digits"))
-    second = {"selmix", "posthoc", "crt", "lws", "mixup", "cutmix"}
+    everywhere = {"selmix", "posthoc"}
+    second = {
+        *everywhere,
+        "debias",
+        "balanced_subsampling",
+        "crt",
+        "lws",
+        "mixup",
+        "cutmix",
+        "wise_ft",
+    }
     rows = {(run.split, run.seed, run.arms): run for run in sweep.runs}
     assert {run.algo for run in sweep.runs} == set(plugins.available("algorithm"))
     firsts = {arms[0] for _, _, arms in rows}
@@ -81,18 +91,23 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
         *("fixmatch plain", "supervised plain")
     }
     assert {arms for _, _, arms in rows if len(arms) == 2} == {
-        *((first, "selmix") for first in firsts),
-        *(("fixmatch", then) for then in second),
+        *((first, then) for first in firsts for then in everywhere),
+        *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix", "debias")),
+        *(("fixmatch", then) for then in ("thresholds by priors", "balanced sub-sampling")),
+    }
+    thirds = {("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")}
+    assert {arms for _, _, arms in rows if len(arms) == 3} == {
+        (first, *then) for first in firsts for then in (*thirds, ("selmix", "wise_ft"))
     }
     assert {(split, seed) for split, seed, _ in rows} == {
         (split, seed) for split in ("same", "inverted") for seed in (0, 1, 2)
     }
-    assert len(rows) == 2 * 3 * (2 * len(firsts) + 5)
+    assert len(rows) == 2 * 3 * (6 * len(firsts) + 7)
     for run in sweep.runs:
         plan = sweep.plan(run)
         name = plan.algorithms[0][0]
         assert plan.config[name].steps == (
-            2000 if run.base is None else 0 if name == "posthoc" else 400
+            2000 if run.base is None else 0 if name in ("posthoc", "wise_ft", "debias") else 400
         )
         assert plan.config["model"].name == "cnn-16" and plan.run.threads == 1
         pool = {"same": "long_tail", "inverted": "inverted"}[run.split]
@@ -115,11 +130,12 @@ def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
         for run in sweep.runs:
             plan = sweep.plan(run)
             found = plan.config[plan.algorithms[0][0]]
-            assert found.steps == (1300 if run.base is None else steps)
+            trains = run.algo not in ("posthoc", "wise_ft")
+            assert found.steps == (1300 if run.base is None else steps * trains)
             assert plan.config["model"].name == "wrn-10-4-s2" and plan.run.precision == "bf16"
             if run.base is not None and run.algo == "selmix":
                 assert (found.mix == "none") == ("without mixing" in run.arms[1]) or sweep is study
-                assert (found.step == "fixed") == run.arms[1].startswith("fixed")
+                assert (found.step == "fixed") == run.arms[-1].startswith("fixed")
                 assert found.spread == (1 if run.arms[1] == "default spread" else 4)
 
 
@@ -133,9 +149,11 @@ def test_the_objectives_are_all_there_and_start_alike() -> None:
 
 def test_the_controls_differ_from_selmix_in_how_they_pair_and_mix() -> None:
     sweep = Sweep(read("controls"))
-    assert len(sweep.chains) == 2 * 5
-    found = [(run, sweep.plan(run).config) for run in sweep.chains[0]]
-    arms = {run.arms[1]: c["selmix"] for run, c in found if run.arms[1:]}
+    assert len(sweep.chains) == 2 * 15
+    found = [(run, sweep.plan(run).config) for run in sweep.chains[0] if run.arms[1:]]
+    arms = {
+        run.arms[1]: c["selmix"] for run, c in found if run.algo == "selmix" and not run.arms[2:]
+    }
     assert {name: (c.policy, c.mix) for name, c in arms.items()} == {
         "selmix": ("selective", "feature"),
         "plain fine-tuning": ("natural", "none"),
@@ -145,6 +163,22 @@ def test_the_controls_differ_from_selmix_in_how_they_pair_and_mix() -> None:
     }
     same = [replace(c, policy="selective", mix="feature") for c in arms.values()]
     assert all(config == arms["selmix"] for config in same)
+
+
+@pytest.mark.parametrize("name", ["controls", "digits"])
+def test_what_trains_nothing_aims_at_what_selmix_aims_at(name: str) -> None:
+    sweep = Sweep(read(name))
+    first = "fixmatch"
+    (chain,) = [c for c in sweep.chains if c[0].arms == (first,) and c[0].split == "same"][:1]
+    found = {run.arms[1:]: (run.algo, sweep.plan(run).config[run.algo]) for run in chain}
+    aimed = {arms for arms, (_, c) in found.items() if getattr(c, "objective", "") == "min_recall"}
+    assert aimed >= {
+        *(("selmix",), ("posthoc",), ("thresholds by priors",), ("selmix", "wise_ft")),
+        *(("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")),
+    }
+    assert found["thresholds by priors",][1].rule == "labeled_prior"
+    kept = found["balanced sub-sampling",][1]
+    assert kept.select == "min_recall" and not kept.body_lr and kept.steps == 400
 
 
 def test_the_help_lists_the_shipped_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +243,16 @@ def test_a_stage_without_steps_begins_no_chain() -> None:
         Sweep(parse("algorithms: {posthoc: }", "x.yaml"))
 
 
+def test_a_stage_between_two_networks_follows_a_second_stage() -> None:
+    text = "algorithms: [fixmatch]\nthen: {selmix: , wise_ft: {after: selmix}}"
+    found = Sweep(parse(text, "x.yaml")).runs[-1]
+    assert found.arms == ("fixmatch", "selmix", "wise_ft") and found.base is not None
+    for after in ("", "after: [selmix, fixmatch]"):
+        words = text.replace("after: selmix", after)
+        with pytest.raises(ValueError, match="wise_ft needs two networks, and fixmatch before"):
+            Sweep(parse(words, "x.yaml"))
+
+
 def test_second_stages_may_follow_each_other() -> None:
     text = (
         "algorithms: [fixmatch, abc]\nthen: {crt: {after: abc}, selmix: {after: [crt, fixmatch]}}"
@@ -221,6 +265,18 @@ def test_second_stages_may_follow_each_other() -> None:
     last = sweep.chains[1][2]
     assert last.base == Path("runs/x/digits/abc+crt/seed-0")
     assert last.folder == Path("runs/x/digits/abc+crt+selmix/seed-0")
+
+
+def test_settings_that_confound_the_table_are_named_at_the_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["sweep", "digits", "--dry-run"]) == 0
+    (first, second) = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("note: settings of first stages that are not the same: confidence ")
+    assert "; mu 2 (the others), 1 (remixmatch, " in first
+    assert second.startswith("note: settings of second stages") and "lr 0.0003 (selmix" in second
+    assert cli.main(["sweep", "trust", "--dry-run"]) == 0  # arms of one algorithm differ on purpose
+    assert "not the same" not in capsys.readouterr().out
 
 
 def test_presets_of_arms_come_before_that_of_all() -> None:
