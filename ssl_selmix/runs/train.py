@@ -101,9 +101,9 @@ class Training:
 
     def _check_origin(self) -> None:
         plan, inputs = self.plan, self.inputs
-        network, precision = plan.config["model"].name, plan.run.precision
+        model, precision = plan.plain["model"], plan.run.precision
         images = inputs.images_sha256
-        for note in load.check_origin(plan.request.init, network, precision, inputs.split, images):
+        for note in load.check_origin(plan.request.init, model, precision, inputs.split, images):
             self.out.print(f"  --init: {note}", highlight=False, markup=False)
 
     def start(self) -> models.Classifier | None:
@@ -402,7 +402,7 @@ def build(
         else:
             net = _network(plan, task.num_classes, channels, trained)
         heads.begin(net, plan.config["model"].head)
-    else:
+    elif kind.trains:  # others look at the network as it was handed on
         models.tune(net, plan.config["model"])
     how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))
