@@ -23,6 +23,7 @@ from ssl_selmix.common.stopping import Stopped
 ROOMS = {
     "train": "runs",
     "list": "runs",
+    "features": "runs",
     "estimate": "deploy",
     "posthoc": "deploy",
     "advise": "deploy",
