@@ -129,7 +129,7 @@ class Subject:
         algorithm = self.make(data, **options).train()
         teacher = self.make(data, **options).requires_grad_(False)
         ctx = Context(0, TINY["steps"], teacher)
-        evaluation = engine.evaluate(teacher, data, pool=algorithm.needs_pool(0))
+        evaluation = engine.evaluate_for(algorithm, teacher, data, 0)
         algorithm.on_validation(evaluation, ctx)
         return algorithm, ctx
 
