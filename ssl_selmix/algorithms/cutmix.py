@@ -14,6 +14,8 @@ from ssl_selmix.common.rules import within
 class CutMix(Mixup):
     """Yun et al., ICCV 2019, as a second stage."""
 
+    needs_pixels = "it cuts rectangles out of images"
+
     @dataclass
     class Config(Mixup.Config):
         """Hyper-parameters."""

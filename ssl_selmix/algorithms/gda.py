@@ -16,7 +16,7 @@ from ssl_selmix.data.batch import Task
 from ssl_selmix.methods import discriminant
 from ssl_selmix.methods.discriminant import Linear, Shape, Sums
 from ssl_selmix.methods.pool_prior import PoolPrior
-from ssl_selmix.models import Classifier
+from ssl_selmix.models import Classifier, heads
 
 # Shrinkages and weights of the pool to choose from, if none is told.
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -55,7 +55,7 @@ class GDA(Algorithm):
     config: Config
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
-        super().__init__(net, task, config)
+        super().__init__(heads.ended(net), task, config)
         if net.classifier.bias is None:
             net.classifier.bias = nn.Parameter(torch.zeros_like(net.classifier.weight[:, 0]))
         net.requires_grad_(False)

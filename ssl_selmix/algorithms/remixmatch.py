@@ -35,6 +35,7 @@ class ReMixMatch(FollowsPool):
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         self.views = ("weak", *["strong"] * config.strong_views)
+        self.needs_pixels = "it turns images, unless lambda_r=0" if config.lambda_r else ""
         self.remix = remixmatch.ReMix(net, config)
         self.pool_prior = PoolPrior(task, config)
         self.alignment = DistributionAlignment(self.pool_prior.q, config.window)

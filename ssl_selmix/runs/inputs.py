@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from ssl_selmix import data
+from ssl_selmix import data, models
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
 from ssl_selmix.runs.folder import split_of
@@ -69,7 +70,9 @@ def load_data(plan: Plan) -> Inputs:
         )
     sha256 = source.sha256()
     split = _split(plan, source, sha256)
-    loaded, diagnostics = data.assemble(source, split, seed, plan.device)
+    preprocessing = _preprocessing(plan.config["model"], source)
+    shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+    loaded, diagnostics = data.assemble(replace(source, **shown), split, seed, plan.device)
     extra: dict[str, Any] = {
         "dataset": plan.request.dataset,
         "class_names": names,
@@ -81,8 +84,34 @@ def load_data(plan: Plan) -> Inputs:
         extra["extra_unlabeled"] = len(source.extra_unlabeled)
     if source.apart:
         extra["apart"] = source.apart
-    scale = {"mean": extra["mean"], "std": extra["std"]}
-    return Inputs(loaded, diagnostics, split, sha256, extra, source.preprocessing() | scale)
+    return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing)
+
+
+def _preprocessing(model: models.Config, source: data.Source) -> dict[str, Any]:
+    """How images become what the network takes: by its own normalisation, or by theirs.
+
+    Raises:
+        ValueError: they are larger than the network takes them.
+    """
+    shape = source.image_shape
+    found = source.preprocessing() | {"mean": list(source.mean), "std": list(source.std)}
+    if model.size:
+        if max(shape[1:]) > model.size:
+            raise ValueError(
+                f"the images have {shape[2]}×{shape[1]} pixels and {model.name} takes "
+                f"{model.size}; set data.size={model.size} where the data set has it, or "
+                f"model.size={max(shape[1:])} if the network can be of that size"
+            )
+        found["enlarged"] = {"size": [model.size] * 2, "interpolation": model.mode}
+    if model.starts_trained:
+        found |= {key: _of_channels(getattr(model, key), shape[0]) for key in ("mean", "std")}
+    return found
+
+
+def _of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A network's normalisation in units of 0..255; of grey images the mean over its channels."""
+    scaled = [255 * value for value in values]
+    return scaled if channels == len(scaled) else [sum(scaled) / len(scaled)] * channels
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:

@@ -22,23 +22,29 @@ from ssl_selmix.common.console import tell
 from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import manifest
-from ssl_selmix.models import execution
+from ssl_selmix.models import execution, pretrained
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
+from ssl_selmix.runs.pretrained import Pretrained
 from ssl_selmix.training import checkpoint, machine
 
 NO_PRESET = "none"
 # Sections by the name that version 0.1 gave them. Settings may use it, and what a run records (its
 # config.yaml, and the fingerprints in its checkpoints) does, so that older runs can be resumed.
 RECORDED = {"views": "step"}
-PLACES = ("init.path", "data.manifest.path")
+PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 # What another machine may have otherwise than that of the run.
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
     *("precision", "data.root", "data.download"),
 )
-NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
+NOT_SETTINGS = (
+    "init",
+    "code",
+    "processes",
+    "pretrained",
+)  # what config.yaml records beside settings
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Plan:
         # What `auto` chose decides the results, so that it is what the run records.
         self.run.precision = execution.precision_of(self.run.precision, self.device)
         self.plain["precision"] = self.run.precision
+        self._take_input()
 
     @cached_property
     def init(self) -> dict[str, Tensor]:
@@ -99,6 +106,23 @@ class Plan:
     def init_sha256(self) -> str:
         """Their digest; "" without --init."""
         return checkpoint.digest(self.init) if self.request.init else ""
+
+    def _take_input(self) -> None:
+        """Let a pre-trained network say what its images are, unless the run has recorded it."""
+        if self.config["model"].starts_trained and not self.request.recorded:
+            self.config["model"] = model = pretrained.resolved(self.config["model"])
+            self.plain["model"] |= {name: getattr(model, name) for name in pretrained.RESOLVED}
+
+    @cached_property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that the body starts from; None: random ones, or those of --init."""
+        model = self.config["model"]
+        if not model.starts_trained or self.request.init:
+            return None
+        run, recorded = RunFolder(self.out), ""
+        if (self.request.resume or self.request.recorded) and run.has(CONFIG):
+            recorded = str((run.config.get("pretrained") or {}).get("sha256", ""))
+        return Pretrained(model, recorded)
 
     def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         name = self.request.preset
@@ -158,6 +182,8 @@ class Plan:
         plain = self._recorded()
         if self.init_sha256:
             plain["init"] = {"path": str(self.request.init), "sha256": self.init_sha256}
+        if self.pretrained is not None:
+            plain["pretrained"] = {"sha256": self.pretrained.sha256}
         if self.manifest_sha256:
             used = {"path": plain["data"]["manifest"], "indices_sha256": self.manifest_sha256}
             plain["data"] = {**plain["data"], "manifest": used}
@@ -198,6 +224,8 @@ class Plan:
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in common}
         parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
+        if self.pretrained is not None:  # wherever they come from
+            parts["model"] = {**parts["model"], "pretrained": self.pretrained.sha256}
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = (images, self.init_sha256, self._code(), self._processes())
@@ -284,7 +312,7 @@ def _same_place(one: str, other: str) -> bool:
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
     """Each name is a section of the configuration and may mean one thing only."""
     taken: dict[str, Any] = dict.fromkeys(
-        ("data", "model", *RECORDED, *RECORDED.values(), "dataset", "algorithms")
+        ("data", "model", "pretrained", *RECORDED, *RECORDED.values(), "dataset", "algorithms")
     )
     taken |= dict.fromkeys(config.Run.__annotations__)
     for name, kind in algorithms:

@@ -19,7 +19,8 @@ from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.common.stopping import Stop
 from ssl_selmix.data import Data
 from ssl_selmix.data.workers import WorkerDied
-from ssl_selmix.models import batch_norm, classifier, execution
+from ssl_selmix.models import batch_norm, classifier, execution, heads
+from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
@@ -28,7 +29,7 @@ from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.runs.record import Record
 from ssl_selmix.runs.results import Protocol, Stage, StartedFrom, checked
-from ssl_selmix.training import engine, machine
+from ssl_selmix.training import checkpoint, engine, machine
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -43,9 +44,9 @@ def run(request: Request) -> dict[str, Any]:
     stop = Stop(request.deadline)
     with stop.listening():
         plan = Plan(request)
-        # What is refused now leaves no folder behind; asking for its digest reads --init.
+        # What is refused now leaves no folder behind; asking for their digests reads the weights.
         _check_first(plan)
-        _ = plan.init_sha256
+        _ = plan.init_sha256, plan.pretrained and plan.pretrained.sha256
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
             with _told_how_to_go_on(record):
@@ -75,6 +76,9 @@ class Training:
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
         _announce(plan, self.out)
+        if plan.pretrained is not None:
+            line = summary.weights(plan.pretrained.plain())
+            self.out.print(f"  {line}", highlight=False, markup=False)
         self.inputs = load_data(plan)
 
     def check(self) -> None:
@@ -89,8 +93,10 @@ class Training:
         self._check_origin()
         channels = loaded.image_shape[0]
         _check_sizes(plan, loaded)
+        _check_kind(plan, loaded)
         planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
         _check_batches(planned)
+        _check_pixels(plan, planned, loaded)
         _check_heads(plan, planned)
         _set_threads(plan, planned, loaded, self.out)
         summary.tell_small_classes(inputs.counts["validation"], loaded.class_names, self.out)
@@ -114,9 +120,12 @@ class Training:
     def train(self, index: int, net: models.Classifier | None) -> models.Classifier:
         """Train a stage, or read it if it is finished; what it hands on."""
         plan, loaded = self.plan, self.inputs.data
-        algorithm = build(plan, index, loaded.task, loaded.image_shape[0], net)
-        execution.placed(algorithm, plan.device)
         sha256 = plan.fingerprint(index, self.inputs.sha256)
+        # What resumes has its weights, and may have lost the file that they began with.
+        trained = net is None and not self._has_checkpoint(index, sha256)
+        channels = loaded.image_shape[0]
+        algorithm = build(plan, index, loaded.task, channels, net, trained=trained)
+        execution.placed(algorithm, plan.device)
         new = index >= len(self.results.stages)
         fitted = engine.fit(
             algorithm,
@@ -129,12 +138,20 @@ class Training:
             measure_last=new,
             pauses=self.pauses,
         )
-        handed_on = fitted.algorithm.export().requires_grad_(True)
+        handed_on = heads.ended(fitted.algorithm.export()).requires_grad_(True)
         if new:
             self._add(index, fitted, handed_on, sha256)
         else:
             self._check_handed_on(index, handed_on, sha256)
         return handed_on
+
+    def _has_checkpoint(self, index: int, sha256: str) -> bool:
+        """Whether a stage on pre-trained weights can go on from what it saved."""
+        if self.plan.pretrained is None or not self.plan.request.resume:
+            return False
+        place = self.plan.out / self.plan.stages[index]
+        found = processes.from_first(lambda: checkpoint.newest(place, sha256), self.world)
+        return found.state is not None
 
     def _check_handed_on(self, index: int, net: models.Classifier, sha256: str) -> None:
         """Let a finished stage hand on what results.json tells, whichever of its files is damaged.
@@ -167,7 +184,7 @@ class Training:
         name = plan.algorithms[index][0]
         stage = _measure(name, fitted, inputs.data.at_stage(plan.stages[index]))
         # Repeat the stage's settings, so that results.json can be read without config.yaml.
-        stage |= {"settings": plan.plain[name]}
+        stage |= {"settings": config.deciding(plan.plain[name], f"{name}.")}
         stage |= {"handed_on_sha256": weights.sha256_of(handed_on)}
         if (origin := self._origin(index)) is not None:
             stage |= {"started_from": origin.plain()}
@@ -211,11 +228,27 @@ def _check_sizes(plan: Plan, loaded: Data) -> None:
             )
 
 
+def _check_kind(plan: Plan, loaded: Data) -> None:
+    """Refuse a network of images for features, and one without a body for images."""
+    name, shape = plan.config["model"].name, loaded.image_shape
+    if (len(shape) == 1) == (name == FEATURES):
+        return
+    if name == FEATURES:
+        raise ValueError(
+            f"model.name={FEATURES} is for --dataset features, and {plan.request.dataset} has "
+            "images; choose another network"
+        )
+    raise ValueError(
+        f"{plan.request.dataset} gives {shape[0]} features an image, of which {name} makes "
+        f"nothing; set model.name={FEATURES}"
+    )
+
+
 def _check_first(plan: Plan) -> None:
     """Refuse a first stage that only changes weights, without weights to change."""
     name, kind = plan.algorithms[0]
     model = plan.config["model"]
-    body = model.name == "features" or getattr(model, "pretrained", False)
+    body = model.name == FEATURES or model.starts_trained
     if not kind.trains and not plan.request.init and (kind.needs_classifier or not body):
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
@@ -236,6 +269,16 @@ def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
             f"--init {plan.request.init} ends in a gain matrix, which no stage can start from; "
             "give the model.pt of the stage before it"
         )
+
+
+def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> None:
+    """Refuse methods that do something to images where there are features in their place."""
+    for (name, _), algorithm in zip(plan.algorithms, planned, strict=True):
+        if len(loaded.image_shape) == 1 and algorithm.needs_pixels:
+            raise ValueError(
+                f"{name} cannot work on features: {algorithm.needs_pixels}; choose another method, "
+                "or train on images"
+            )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
@@ -260,10 +303,15 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)
     except Exception as error:  # whatever the network says of images that it was not made for
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        side = plan.config["model"].size
+        size, setting = (
+            (f"{side}×{side} pixels", "model.size")
+            if side
+            else ("×".join(map(str, shape)), "data.size where the data set has it")
+        )
         raise ValueError(
-            f"model.name={plan.config['model'].name} cannot take images of "
-            f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
-            "the data set has it"
+            f"model.name={plan.config['model'].name} cannot take images of {size} ({reason}); "
+            f"choose another network, or {setting}"
         ) from error
     threads = machine.use_threads(plan.run.threads or machine.threads_for(flops))
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
@@ -285,18 +333,40 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
 
 
 def build(
-    plan: Plan, stage: int, task: Task, channels: int, net: models.Classifier | None
+    plan: Plan,
+    stage: int,
+    task: Task,
+    channels: int,
+    net: models.Classifier | None,
+    *,
+    trained: bool = False,
 ) -> Algorithm:
-    """The algorithm of a stage, on the given network or on a new one."""
+    """The algorithm of a stage, on the given network or on a new one, perhaps a pre-trained one."""
     name, kind = plan.algorithms[stage]
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
-        net = models.build(plan.config["model"], task.num_classes, channels)
+        net = _network(plan, task.num_classes, channels, trained)
+        heads.begin(net, plan.config["model"].head)
+    else:
+        models.tune(net, plan.config["model"])
     how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))
     if plan.run.sync_batch_norm and processes.world():
         batch_norm.share_batch_norms(net, plan.device)
     return kind(net, task, plan.config[name])
+
+
+def _network(plan: Plan, num_classes: int, channels: int, trained: bool) -> models.Classifier:
+    """A new network, of which is trained what the configuration says."""
+    model, weights_of_body = plan.config["model"], plan.pretrained
+    net = models.build(model, num_classes, channels)
+    if trained and weights_of_body is not None:
+        weights_of_body.into(net)
+    models.tune(net, model)
+    if weights_of_body is not None or model.tune != "full":
+        # A function is not copied with the network, as the weights that it holds would be.
+        net.rebuild = lambda: _network(plan, num_classes, channels, True)
+    return net
 
 
 def _announce(plan: Plan, out: Console) -> None:
