@@ -108,8 +108,6 @@ class Algorithm(nn.Module):
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
-    # Why a method needs images, and cannot work on features in their place; "" for all others.
-    needs_pixels: str = ""
     # Settings that the contract is checked with, for a method of which little happens by default
     # within a few steps: those of the first mapping in all checks, of each in that of `forwards`.
     contract_cases: Sequence[Mapping[str, Any]] = ({},)
@@ -177,6 +175,11 @@ class Algorithm(nn.Module):
             text = "mixes_images = False is @keeps_rows on forward now (ssl_selmix.algorithm)"
             warn(text, DeprecationWarning, stacklevel=2)
             keeps_rows(own["forward"])
+
+    @classmethod
+    def needs_pixels(cls, config: Config) -> str:
+        """Why a method needs images, and cannot work on features in their place; "": it can."""
+        return ""
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         """Add to the network what the method needs.

@@ -53,6 +53,7 @@ MACHINE_KEYS = (
         "data.workers",
         "data.cache",
         "data.strict",
+        "features.dir",
     ),
 )
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import say
 from ssl_selmix.common.locks import in_turn
+from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data.batch import Draw, Pool, SeededDraw, SeededView
 from ssl_selmix.data.features import VIEWS, FeatureSet, Rows
@@ -44,10 +45,30 @@ except ImportError:  # Windows
 FORMAT = "ssl_selmix features 1"
 ABOUT, TABLE = "about.json", "chunks.table"
 CHUNK = 256  # images that are marked together
-AT_ONCE = {"cpu": 64, "cuda": 256}  # images that pass the body together
+AT_ONCE = (64, 256)  # images that pass the body together, on a CPU and on a GPU
 EVERY = 20.0  # seconds between lines about the progress
 MARK = np.dtype([("done", "<u4"), ("crc32", "<u4")])
 PLAIN = SeededView("plain", 0)
+
+
+@dataclass
+class Config(Checked):
+    """Whether the body passes every image once, before training, and what of it is kept."""
+
+    # cached: features are computed once; none: images pass the body at every step; auto: cached
+    # for a pre-trained body that stays as it is (model.tune=head). Also written features=cached
+    mode: str = one_of("auto", "cached", "none")
+    weak: int = at_least(0, 2)  # weak views of each image; 0: plain ones in their place
+    strong: int = at_least(0, 4)  # strong views
+    dtype: str = one_of("float16", "float32")  # on the disk
+    dir: str = "auto"  # folder of folders of features, or one of them; auto: that of the cache
+
+    def __post_init__(self) -> None:
+        """Refuse an empty folder."""
+        super().__post_init__()
+        if not self.dir or self.dir == "none":
+            raise ValueError("dir must be a folder or auto; write features=none for no features")
+
 
 Embed = Callable[[Tensor], Tensor]
 

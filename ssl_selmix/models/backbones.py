@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -158,9 +159,29 @@ def _initialised(backbone: nn.Sequential) -> nn.Sequential:
 
 def build(config: Config, num_classes: int, channels: int) -> Classifier:
     """The network named in the configuration, randomly initialised from the global generator."""
+    with _apart(config):
+        backbone, num_features = _body(config, channels)
+    net = on_top_of(backbone, num_features, config, num_classes)
+    net.rebuild = partial(build, config, num_classes, channels)
+    if config.size:
+        net.to_size = ToSize(config.size, config.mode, RGB if config.starts_trained else channels)
+    return net
+
+
+def _apart(config: Config) -> AbstractContextManager[None]:
+    """A body that stays as it is draws nothing from the generator: its head begins alike without.
+
+    So a run on features that were computed once begins with the head of a run on images.
+    """
+    found: AbstractContextManager[None] = torch.random.fork_rng([])
+    return found if config.tune == "head" else nullcontext()
+
+
+def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
+    """The body, randomly initialised, and its number of features."""
     kind, _, rest = config.name.partition(":")
     # Pre-trained networks have seen colours, and are shown grey images as such.
-    given, channels = channels, RGB if config.starts_trained else channels
+    channels = RGB if config.starts_trained else channels
     if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?", config.name):
         stride = 2 if wrn[3] else 1
         backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels, stride)
@@ -181,11 +202,7 @@ def build(config: Config, num_classes: int, channels: int) -> Classifier:
         module.momentum = config.bn_momentum
     if config.tune == "adapter":
         add_adapters(backbone, config.name, config.rank, config.scale, config.dropout)
-    net = on_top_of(backbone, num_features, config, num_classes)
-    net.rebuild = partial(build, config, num_classes, given)
-    if config.size:
-        net.to_size = ToSize(config.size, config.mode, channels)
-    return net
+    return backbone, num_features
 
 
 def on_top_of(body: nn.Module, num_features: int, config: Config, num_classes: int) -> Classifier:
@@ -195,3 +212,10 @@ def on_top_of(body: nn.Module, num_features: int, config: Config, num_classes: i
     classifier = nn.Linear(heads.hidden(config.head) or num_features, num_classes)
     nn.init.zeros_(classifier.bias)
     return Classifier(body, classifier, neck=neck)
+
+
+def without_body(config: Config, num_features: int, num_classes: int) -> Classifier:
+    """The network of the configuration for features that its body has made already."""
+    net = on_top_of(nn.Identity(), num_features, config, num_classes)
+    net.rebuild = partial(without_body, config, num_features, num_classes)
+    return net

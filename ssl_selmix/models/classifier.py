@@ -112,7 +112,7 @@ class Classifier(nn.Module):
         return self.classifier(self.features(x))  # type: ignore[no-any-return]
 
     def begin_anew(self) -> None:
-        """Random weights from the global generator, as the network was built.
+        """Random weights from the global generator, as the network was built; what is frozen stays.
 
         Raises:
             ValueError: the network was put together without `rebuild`.
@@ -122,7 +122,11 @@ class Classifier(nn.Module):
                 "this network cannot be made anew; build it with models.build, or give "
                 "Classifier(..., rebuild=) a function that returns an untrained one"
             )
-        self.load_state_dict(self.rebuild().state_dict())
+        fresh = self.rebuild().state_dict()
+        if self.frozen:
+            kept = {name for name, p in self.named_parameters() if p.requires_grad}
+            fresh = {k: fresh[k] if k in kept else v for k, v in self.state_dict().items()}
+        self.load_state_dict(fresh)
 
 
 class Decided(nn.Linear):

@@ -95,6 +95,16 @@ class Cosine(nn.Linear):
         return F.linear(features, F.normalize(self.weight), self.bias)
 
 
+def parted(net: Classifier) -> Classifier:
+    """The network without its body, for features that this has made; shares its layers."""
+    return Classifier(nn.Identity(), net.classifier, neck=net.neck)
+
+
+def joined(body: Classifier, top: Classifier) -> Classifier:
+    """The body of one network under neck and classifier of another; shares their layers."""
+    return Classifier(body.backbone, top.classifier, neck=top.neck, to_size=body.to_size)
+
+
 def begin(net: Classifier, head: str) -> Classifier:
     """The network itself, untrained, with the layer that learns what this head is."""
     if head == "cosine":

@@ -115,10 +115,23 @@ def timm_sized(name: str, size: int) -> dict[str, Any]:
     return {"img_size": size} if size and config and config.fixed_input_size else {}
 
 
-def _timm(name: str, channels: int, size: int) -> Built:
+def _timm_with(name: str) -> Any:
+    """The library, which has a network of that name and, if it ends in a tag, such weights.
+
+    Raises:
+        ValueError: the library is missing, or has none.
+    """
     timm = _timm_module()
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}; timm.list_models() has the names")
+    arch, _, tag = name.partition(".")
+    if tag and name not in (tags := timm.list_pretrained(f"{arch}.*")):
+        raise ValueError(unknown("weights of timm", name, tags))
+    return timm
+
+
+def _timm(name: str, channels: int, size: int) -> Built:
+    timm = _timm_with(name)
     body = timm.create_model(name, num_classes=0, in_chans=channels, **timm_sized(name, size))
     # Some timm models widen their features just before the head.
     width = getattr(body, "head_hidden_size", None) or body.num_features
@@ -126,14 +139,9 @@ def _timm(name: str, channels: int, size: int) -> Built:
 
 
 def _timm_weights(name: str) -> Weights:
-    timm = _timm_module()
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; timm.list_models() has the names")
-    arch, _, tag = name.partition(".")
-    known = timm.list_pretrained(f"{arch}*")
-    config = timm.models.get_pretrained_cfg(name)
-    if config is None or (tag and name not in known):
-        raise ValueError(unknown("weights of timm", name, known))
+    config = _timm_with(name).models.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        raise ValueError(f"timm has no weights of {name}; choose another network")
     spec = InputSpec(
         config.input_size[-1], config.mean, config.std, _mode(config.interpolation or "bicubic")
     )

@@ -62,13 +62,19 @@ def _is_tuned(key: str, body: nn.Module, config: Config) -> bool:
 def _add_low_rank(net: Classifier, config: Config) -> None:
     """Low-rank updates beside the matrices of the body (Hu et al., ICLR 2022), by peft.
 
-    Convolutions in groups and torch's own attention, whose matrices are no layers, are left out.
+    Convolutions in groups are left out, and attention that takes its layers' matrices without
+    calling the layers: torch's, and that of torchvision's Swin transformers.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ValueError("model.tune=lora needs peft; pip install 'ssl_selmix[peft]'") from error
-    inside = [n for n, m in net.backbone.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    inside = [
+        name
+        for name, module in net.backbone.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        or type(module).__name__.startswith("ShiftedWindowAttention")
+    ]
     names = [
         name
         for name, module in net.backbone.named_modules()
@@ -98,6 +104,8 @@ def merged(net: Classifier) -> Classifier:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(found.backbone.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(found.backbone, "peft_config"):  # peft's note on what it added
+        del found.backbone.peft_config
     found.adapted = False
     return found
 

@@ -21,8 +21,9 @@ from ssl_selmix.common import config, plugins, processes
 from ssl_selmix.common.console import tell
 from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.data import manifest
+from ssl_selmix.data import extraction, manifest
 from ssl_selmix.models import execution, pretrained
+from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.runs.folder import CONFIG, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.runs.pretrained import Pretrained
@@ -85,7 +86,7 @@ class Plan:
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
-        sections |= {"views": execution.ViewsConfig}
+        sections |= {"views": execution.ViewsConfig, "features": extraction.Config}
         sections |= {name: kind.Config for name, kind in self.algorithms}
         self.layers = config.read(sections, self._layers(sections))
         self.manifest_sha256 = self._take_manifest()
@@ -96,6 +97,7 @@ class Plan:
         self.run.precision = execution.precision_of(self.run.precision, self.device)
         self.plain["precision"] = self.run.precision
         self._take_input()
+        self.cached = self._takes_features()
 
     @cached_property
     def init(self) -> dict[str, Tensor]:
@@ -112,6 +114,45 @@ class Plan:
         if self.config["model"].starts_trained and not self.request.recorded:
             self.config["model"] = model = pretrained.resolved(self.config["model"])
             self.plain["model"] |= {name: getattr(model, name) for name in pretrained.RESOLVED}
+
+    def _takes_features(self) -> bool:
+        """Whether the run trains on features that its body makes once; records which it is.
+
+        Raises:
+            ValueError: it is to, and the body changes, or is no body.
+        """
+        model, features = self.config["model"], self.config["features"]
+        pixels = {n: why for n, kind in self.algorithms if (why := self._needs_pixels(n, kind))}
+        starts = model.starts_trained or self.request.init is not None
+        if features.mode == "cached":
+            self._check_cached(pixels, starts)
+        elif features.mode == "auto":
+            ready = model.tune == "head" and starts and not pixels
+            features.mode = "cached" if ready else "none"
+        self.plain["features"]["mode"] = features.mode
+        return bool(features.mode == "cached")
+
+    def _needs_pixels(self, name: str, kind: type[Algorithm]) -> str:
+        return kind.needs_pixels(self.config[name])
+
+    def _check_cached(self, pixels: Mapping[str, str], starts: bool) -> None:
+        model = self.config["model"]
+        if model.name == FEATURES:
+            raise ValueError("features=cached is for images, and these are features; leave it out")
+        if model.tune != "head":
+            raise ValueError(
+                f"features=cached needs a body that stays as it is, and model.tune={model.tune} "
+                "changes it; set model.tune=head"
+            )
+        if not starts and not self.request.recorded:
+            raise ValueError(
+                "features=cached needs a body that was trained before; set model.pretrained, or "
+                "start from a run with --init"
+            )
+        for name, why in pixels.items():
+            raise ValueError(
+                f"{name} cannot work on features: {why}; choose another method, or features=none"
+            )
 
     @cached_property
     def pretrained(self) -> Pretrained | None:
@@ -197,7 +238,12 @@ class Plan:
 
     def _recorded(self) -> dict[str, Any]:
         """All settings that decide the results, in the sections that runs record."""
-        return {RECORDED.get(key, key): v for key, v in config.deciding(self.plain).items()}
+        plain = config.deciding(self.plain)
+        # Before there were features, no run had a body that stays as it is.
+        if not self.cached:
+            features = {"features": {"mode": "none"}} if self.config["model"].tune == "head" else {}
+            plain = {key: value for key, value in plain.items() if key != "features"} | features
+        return {RECORDED.get(key, key): value for key, value in plain.items()}
 
     def _processes(self) -> dict[str, int]:
         """How many, if several: sums over them are rounded in another order."""
@@ -223,6 +269,7 @@ class Plan:
         plain = self._recorded()
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in common}
+        parts |= {"features": plain["features"]} if "features" in plain else {}
         parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
         if self.pretrained is not None:  # wherever they come from
             parts["model"] = {**parts["model"], "pretrained": self.pretrained.sha256}
@@ -235,8 +282,14 @@ class Plan:
 def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the sections' names of today."""
     names = {old: new for new, old in RECORDED.items()}
+    settings = {"features.mode" if _is_mode(k, v) else k: v for k, v in settings.items()}
     parted = ((*key.partition("."), value) for key, value in settings.items())
     return {f"{names.get(section, section)}{dot}{rest}": v for section, dot, rest, v in parted}
+
+
+def _is_mode(key: str, value: Any) -> bool:
+    """Whether a setting is `features=cached`, and no group of settings in braces."""
+    return key == "features" and not str(value).strip().startswith("{")
 
 
 def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()) -> Plan:
@@ -267,7 +320,13 @@ def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()
         names, dataset = list(map(str, written.pop("algorithms"))), str(written.pop("dataset"))
         shipped = plugins.available("algorithm")
         others = {short_name(name) for name in names if name not in shipped}
-        left_out = {*NOT_SETTINGS, *others} - {"data", "model", *RECORDED.values(), *shipped}
+        left_out = {*NOT_SETTINGS, *others} - {
+            "data",
+            "model",
+            "features",
+            *RECORDED.values(),
+            *shipped,
+        }
         tree = {key: value for key, value in written.items() if key not in left_out}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
@@ -312,7 +371,16 @@ def _same_place(one: str, other: str) -> bool:
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
     """Each name is a section of the configuration and may mean one thing only."""
     taken: dict[str, Any] = dict.fromkeys(
-        ("data", "model", "pretrained", *RECORDED, *RECORDED.values(), "dataset", "algorithms")
+        (
+            "data",
+            "model",
+            "pretrained",
+            "features",
+            *RECORDED,
+            *RECORDED.values(),
+            "dataset",
+            "algorithms",
+        )
     )
     taken |= dict.fromkeys(config.Run.__annotations__)
     for name, kind in algorithms:

@@ -20,7 +20,7 @@ from ssl_selmix.common.stopping import Stop
 from ssl_selmix.data import Data
 from ssl_selmix.data.workers import WorkerDied
 from ssl_selmix.models import batch_norm, classifier, execution, heads
-from ssl_selmix.models.backbones import FEATURES
+from ssl_selmix.models.backbones import FEATURES, without_body
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
@@ -94,7 +94,11 @@ class Training:
         channels = loaded.image_shape[0]
         _check_sizes(plan, loaded)
         _check_kind(plan, loaded)
-        planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
+        of_features = inputs.body is not None
+        planned = [
+            build(plan, i, loaded.task, channels, None, of_features=of_features)
+            for i in range(len(plan.stages))
+        ]
         _check_batches(planned)
         _check_pixels(plan, planned, loaded)
         _check_heads(plan, planned)
@@ -124,7 +128,10 @@ class Training:
         # What resumes has its weights, and may have lost the file that they began with.
         trained = net is None and not self._has_checkpoint(index, sha256)
         channels = loaded.image_shape[0]
-        algorithm = build(plan, index, loaded.task, channels, net, trained=trained)
+        of_features = self.inputs.body is not None
+        algorithm = build(
+            *(plan, index, loaded.task, channels, net), trained=trained, of_features=of_features
+        )
         execution.placed(algorithm, plan.device)
         new = index >= len(self.results.stages)
         fitted = engine.fit(
@@ -162,7 +169,7 @@ class Training:
         recorded = self.results.stages[index].handed_on_sha256
         if recorded is None:  # version 0.1
             return
-        kept = self.record.handed_on(index, recorded, sha256)
+        kept, net = self.record.handed_on(index, recorded, sha256), self.inputs.whole(net)
         same, place = weights.sha256_of(net) == recorded, self.plan.out / self.plan.stages[index]
         if same and kept is None:
             self.record.repair(index, net, sha256)
@@ -185,12 +192,13 @@ class Training:
         stage = _measure(name, fitted, inputs.data.at_stage(plan.stages[index]))
         # Repeat the stage's settings, so that results.json can be read without config.yaml.
         stage |= {"settings": config.deciding(plan.plain[name], f"{name}.")}
-        stage |= {"handed_on_sha256": weights.sha256_of(handed_on)}
+        whole = inputs.whole(handed_on)
+        stage |= {"handed_on_sha256": weights.sha256_of(whole)}
         if (origin := self._origin(index)) is not None:
             stage |= {"started_from": origin.plain()}
-        told = _protocol(plan, inputs, fitted.algorithm.net)
+        told = _protocol(plan, inputs, inputs.whole(fitted.algorithm.net))
         self.results.protocol = checked(Protocol, told)
-        self.record.add(self.results, stage, handed_on, sha256)
+        self.record.add(self.results, stage, whole, sha256)
 
     def _origin(self, index: int) -> StartedFrom | None:
         """What a stage began with: weights of another run, or what the stage before handed on."""
@@ -231,7 +239,7 @@ def _check_sizes(plan: Plan, loaded: Data) -> None:
 def _check_kind(plan: Plan, loaded: Data) -> None:
     """Refuse a network of images for features, and one without a body for images."""
     name, shape = plan.config["model"].name, loaded.image_shape
-    if (len(shape) == 1) == (name == FEATURES):
+    if (len(shape) == 1) == (name == FEATURES or plan.cached):
         return
     if name == FEATURES:
         raise ValueError(
@@ -274,10 +282,10 @@ def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
 def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> None:
     """Refuse methods that do something to images where there are features in their place."""
     for (name, _), algorithm in zip(plan.algorithms, planned, strict=True):
-        if len(loaded.image_shape) == 1 and algorithm.needs_pixels:
+        why = algorithm.needs_pixels(algorithm.config)
+        if len(loaded.image_shape) == 1 and why:
             raise ValueError(
-                f"{name} cannot work on features: {algorithm.needs_pixels}; choose another method, "
-                "or train on images"
+                f"{name} cannot work on features: {why}; choose another method, or train on images"
             )
 
 
@@ -340,12 +348,19 @@ def build(
     net: models.Classifier | None,
     *,
     trained: bool = False,
+    of_features: bool = False,
 ) -> Algorithm:
-    """The algorithm of a stage, on the given network or on a new one, perhaps a pre-trained one."""
+    """The algorithm of a stage, on the given network or on a new one, perhaps a pre-trained one.
+
+    With `of_features` a new network has no body, and `channels` is the number of features.
+    """
     name, kind = plan.algorithms[stage]
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
-        net = _network(plan, task.num_classes, channels, trained)
+        if of_features:
+            net = without_body(plan.config["model"], channels, task.num_classes)
+        else:
+            net = _network(plan, task.num_classes, channels, trained)
         heads.begin(net, plan.config["model"].head)
     else:
         models.tune(net, plan.config["model"])
@@ -365,7 +380,8 @@ def _network(plan: Plan, num_classes: int, channels: int, trained: bool) -> mode
     models.tune(net, model)
     if weights_of_body is not None or model.tune != "full":
         # A function is not copied with the network, as the weights that it holds would be.
-        net.rebuild = lambda: _network(plan, num_classes, channels, True)
+        whole = model.tune == "full"  # else its body stays as it is when it begins anew
+        net.rebuild = lambda: _network(plan, num_classes, channels, whole)
     return net
 
 
@@ -392,11 +408,12 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
 
 def _start(plan: Plan, inputs: Inputs, out: Console) -> tuple[models.Classifier, dict[str, Any]]:
     """The network with the weights of --init, and their figures."""
-    task, channels = inputs.data.task, inputs.data.image_shape[0]
+    task, channels = inputs.data.task, inputs.extra["image_shape"][0]
     torch.manual_seed(seed_of(plan.run.seed, "init"))
     net = models.build(plan.config["model"], task.num_classes, channels)
     for note in load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
+    net = inputs.of_inputs(net)
     # As the stages compute: in another number format or layout the same weights have other figures.
     net.prepared(Execution(plan.run.precision), inputs.data.device)
     given = Algorithm(net, task, Algorithm.Config())

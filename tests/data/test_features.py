@@ -220,9 +220,9 @@ def test_every_algorithm_trains_on_features_or_says_why_not(name: str, tmp_path:
     data, _ = assemble(source, drawn, seed=0, device=torch.device("cpu"))
     net = models.build(models.Config("features"), K, D)
     algorithm = subjects.subject(name).make(data.at_stage("1-test"), net)
-    if algorithm.needs_pixels and name.startswith("remixmatch"):
+    if algorithm.needs_pixels(algorithm.config) and name.startswith("remixmatch"):
         algorithm = subjects.subject(name).make(data.at_stage("1-test"), net, lambda_r=0.0)
-    if algorithm.needs_pixels:
+    if algorithm.needs_pixels(algorithm.config):
         return
     fitted = subjects.fit(algorithm, data.at_stage("1-test"), tmp_path / "out").algorithm
     subjects.demand_finite(fitted, "after a few steps on features")
