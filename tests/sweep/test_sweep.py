@@ -73,7 +73,7 @@ def tiny(*words: str, out: str | None = None) -> Sweep:
 @pytest.mark.slow
 def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     sweep = Sweep(read("digits"))
-    second = {"selmix", "posthoc", "crt", "lws", "mixup", "cutmix"}
+    second = {"selmix", "posthoc", "gda", "crt", "lws", "mixup", "cutmix"}
     rows = {(run.split, run.seed, run.arms): run for run in sweep.runs}
     assert {run.algo for run in sweep.runs} == set(plugins.available("algorithm"))
     firsts = {arms[0] for _, _, arms in rows}
@@ -87,12 +87,12 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     assert {(split, seed) for split, seed, _ in rows} == {
         (split, seed) for split in ("same", "inverted") for seed in (0, 1, 2)
     }
-    assert len(rows) == 2 * 3 * (2 * len(firsts) + 5)
+    assert len(rows) == 2 * 3 * (2 * len(firsts) + 6)
     for run in sweep.runs:
         plan = sweep.plan(run)
         name = plan.algorithms[0][0]
         assert plan.config[name].steps == (
-            2000 if run.base is None else 0 if name == "posthoc" else 400
+            2000 if run.base is None else 0 if name in ("posthoc", "gda") else 400
         )
         assert plan.config["model"].name == "cnn-16" and plan.run.threads == 1
         pool = {"same": "long_tail", "inverted": "inverted"}[run.split]
