@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Algorithm, Context, Evaluation
@@ -100,7 +99,7 @@ class _Found:
     shrinkage: float
     em_weight: float
     score: float
-    temperature: float
+    temperature: float = 1.0
 
 
 class _Fit:
@@ -112,9 +111,8 @@ class _Fit:
         self.config, self.task, self.evaluation = config, task, evaluation
         features, labels = evaluation.labeled_features, evaluation.labeled_classes
         self.num, self.num_features = features.shape
-        self.centre = features.double().mean(0)
-        shares = F.one_hot(labels, task.num_classes).double()
-        self.labeled = discriminant.sums(features, shares, self.centre)
+        self.centre = features.mean(0, dtype=torch.float64)
+        self.labeled = discriminant.sums(features, labels, task.num_classes, self.centre)
         self.shape = Shape(self.labeled.covariance(), self.centre)
         present = (self.labeled.counts > 0).double()
         self.uniform = present / present.sum()  # no class without labeled images can be found
@@ -130,6 +128,7 @@ class _Fit:
         elif cfg.shrinkage_by == "formula":
             shrinkages = [discriminant.formula_shrinkage(self.num, self.num_features)]
         found = max((self._made(self.labeled, a) for a in shrinkages), key=lambda f: f.score)
+        found = self._calibrated(found)
         if not cfg.em:
             return found
         q = self.pool_prior(found)
@@ -143,14 +142,17 @@ class _Fit:
             shape = Shape(of.covariance(), self.centre)
         how = {"corrected": self.config.corrected}
         linear = shape.classifier(of.means(), of.counts, shrinkage, **how)
-        logits = linear(seen.features)
-        t = 1.0
-        if self.config.calibrate == "temperature":
-            t = discriminant.temperature(logits, seen.labels)
-        decided = logits.masked_fill(self.uniform == 0, -math.inf).argmax(1)
+        decided = linear(seen.features).masked_fill(self.uniform == 0, -math.inf).argmax(1)
         weights = discriminant.class_weights(seen.labels, self.task.num_classes)
         recall = float((weights * (decided == seen.labels)).sum())
-        return _Found(linear, shrinkage, em_weight, recall, t)
+        return _Found(linear, shrinkage, em_weight, recall)
+
+    def _calibrated(self, found: _Found) -> _Found:
+        """With its temperature, which decides about no class and takes longer than the rest."""
+        if self.config.calibrate == "none":
+            return found
+        logits = found.linear(self.evaluation.features)
+        return replace(found, temperature=discriminant.temperature(logits, self.evaluation.labels))
 
     def _em(self, start: _Found, q: Tensor, weight: float) -> _Found:
         """Rounds of E steps, shares of the pool's images, and M steps, means and covariance."""
@@ -158,9 +160,15 @@ class _Fit:
         assert pool is not None
         both = self.config.em_covariance == "both"
         for _ in range(self.config.em):
-            shares = found.linear.calibrated(found.temperature, q)(pool).softmax(1)
-            unlabeled = discriminant.sums(pool, weight * shares, self.centre, shape=both)
+            posterior = found.linear.calibrated(found.temperature, q)
+
+            def shares(rows: Tensor, posterior: Linear = posterior) -> Tensor:
+                return weight * posterior(rows).softmax(1)
+
+            k = self.task.num_classes
+            unlabeled = discriminant.sums(pool, shares, k, self.centre, shape=both)
             found = self._made(self.labeled + unlabeled, start.shrinkage, weight)
+            found = self._calibrated(found)
         return found
 
     def prior(self, found: _Found) -> Tensor:

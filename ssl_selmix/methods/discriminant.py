@@ -6,9 +6,11 @@ All of it in float64. Shapes: N images, K classes, D features.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
@@ -53,17 +55,40 @@ class Sums:
         return scatter / (self.shape_counts.sum() - lost).clamp_min(1)
 
 
-def sums(features: Tensor, shares: Tensor, centre: Tensor, *, shape: bool = True) -> Sums:
+Share = Callable[[Tensor], Tensor]  # features n×D -> how much they belong to each class, n×K
+
+
+def sums(
+    features: Tensor,
+    shares: Tensor | Share,
+    num_classes: int,
+    centre: Tensor,
+    *,
+    shape: bool = True,
+) -> Sums:
     """Sums of images that belong to the classes with these shares.
 
-    Shape: features N×D, shares N×K >= 0, centre (D,); shape: whether they count in the covariance.
+    A few thousand images at a time, so that neither their shares nor float64 features need exist
+    of all.
+
+    Args:
+        features: N×D.
+        shares: labels (N,), or a function that gives the shares of some images from features.
+        num_classes: K.
+        centre: (D,).
+        shape: whether these images count in the covariance.
     """
-    k, d = shares.shape[1], features.shape[1]
-    new = shares.new_zeros
-    counts, totals = new(k, dtype=torch.float64), new(k, d, dtype=torch.float64)
-    squares = new(d, d, dtype=torch.float64)
-    for rows, part in zip(features.split(ROWS), shares.split(ROWS), strict=True):
-        x, r = rows.double() - centre, part.double()
+    k, d = num_classes, features.shape[1]
+    counts, totals = centre.new_zeros(k), centre.new_zeros(k, d)
+    squares = centre.new_zeros(d, d)
+    for start in range(0, len(features), ROWS):
+        rows = features[start : start + ROWS]
+        r = (
+            F.one_hot(shares[start : start + ROWS], k).double()
+            if isinstance(shares, Tensor)
+            else shares(rows)
+        )
+        x = rows.double() - centre
         counts += r.sum(0)
         totals += r.T @ x
         if shape:

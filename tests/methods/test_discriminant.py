@@ -31,7 +31,7 @@ def shares_of(labels: Tensor) -> Tensor:
 
 def fitted(x: Tensor, labels: Tensor, shrinkage: float, corrected: bool) -> tuple[Tensor, Tensor]:
     centre = x.mean(0)
-    found = discriminant.sums(x, shares_of(labels), centre)
+    found = discriminant.sums(x, labels, K, centre)
     shape = Shape(found.covariance(), centre)
     linear = shape.classifier(found.means(), found.counts, shrinkage, corrected=corrected)
     return linear.weight, linear.bias
@@ -79,10 +79,10 @@ def test_few_images_no_longer_cost_a_class_its_predictions() -> None:
 
 def test_the_sums_of_parts_are_those_of_the_whole() -> None:
     x, labels = images(50, 6)
-    shares, centre = shares_of(labels), torch.full((6,), 90.0, dtype=torch.float64)
-    whole = discriminant.sums(x, shares, centre)
-    parts = discriminant.sums(x[:20], shares[:20], centre)
-    parts = parts + discriminant.sums(x[20:], shares[20:], centre)
+    centre = torch.full((6,), 90.0, dtype=torch.float64)
+    whole = discriminant.sums(x, labels, K, centre)
+    parts = discriminant.sums(x[:20], labels[:20], K, centre)
+    parts = parts + discriminant.sums(x[20:], labels[20:], K, centre)
     for a, b in zip(vars(whole).values(), vars(parts).values(), strict=True):
         assert torch.allclose(a, b)
     means = torch.stack([x[labels == k].mean(0) for k in range(K)])
@@ -90,8 +90,8 @@ def test_the_sums_of_parts_are_those_of_the_whole() -> None:
     within = x - means[labels]
     assert torch.allclose(whole.covariance(), within.T @ within / (50 - K))
     # Images that do not shape the covariance move the means that it is taken around.
-    only = discriminant.sums(x[:20], shares[:20], centre)
-    both = only + discriminant.sums(x[20:], shares[20:], centre, shape=False)
+    only = discriminant.sums(x[:20], labels[:20], K, centre)
+    both = only + discriminant.sums(x[20:], labels[20:], K, centre, shape=False)
     off = x[:20] - means[labels[:20]]
     assert torch.allclose(both.covariance(), off.T @ off / (20 - K))
 
@@ -99,7 +99,7 @@ def test_the_sums_of_parts_are_those_of_the_whole() -> None:
 def test_a_class_without_images_has_the_mean_of_the_others() -> None:
     x, labels = images(30, 5)
     kept = labels != 2
-    found = discriminant.sums(x[kept], shares_of(labels[kept]), x.mean(0))
+    found = discriminant.sums(x[kept], labels[kept], K, x.mean(0))
     assert torch.allclose(found.means()[2], found.means()[:2].mean(0))
     weight, bias = fitted(x[kept], labels[kept], 0.3, corrected=True)
     assert bool(weight.isfinite().all()) and bool(bias.isfinite().all())
