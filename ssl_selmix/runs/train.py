@@ -291,7 +291,9 @@ def _check_kind(plan: Plan, loaded: Data) -> None:
 def check_first(plan: Plan) -> None:
     """Refuse a first stage that only changes weights, without weights to change."""
     name, kind = plan.algorithms[0]
-    if not kind.trains and not plan.request.init:
+    model = plan.config["model"]
+    body = model.name == FEATURES or model.starts_trained
+    if not kind.trains and not plan.request.init and (kind.needs_classifier or not body):
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"

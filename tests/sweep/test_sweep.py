@@ -77,6 +77,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     second = {
         *everywhere,
         "debias",
+        "gda",
         "balanced_subsampling",
         "crt",
         "lws",
@@ -92,7 +93,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     }
     assert {arms for _, _, arms in rows if len(arms) == 2} == {
         *((first, then) for first in firsts for then in everywhere),
-        *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix", "debias")),
+        *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix", "debias", "gda")),
         *(("fixmatch", then) for then in ("thresholds by priors", "balanced sub-sampling")),
     }
     thirds = {("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")}
@@ -102,12 +103,16 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     assert {(split, seed) for split, seed, _ in rows} == {
         (split, seed) for split in ("same", "inverted") for seed in (0, 1, 2)
     }
-    assert len(rows) == 2 * 3 * (6 * len(firsts) + 7)
+    assert len(rows) == 2 * 3 * (6 * len(firsts) + 8)
     for run in sweep.runs:
         plan = sweep.plan(run)
         name = plan.algorithms[0][0]
         assert plan.config[name].steps == (
-            2000 if run.base is None else 0 if name in ("posthoc", "wise_ft", "debias") else 400
+            2000
+            if run.base is None
+            else 0
+            if name in ("posthoc", "wise_ft", "debias", "gda")
+            else 400
         )
         assert plan.config["model"].name == "cnn-16" and plan.run.threads == 1
         pool = {"same": "long_tail", "inverted": "inverted"}[run.split]
