@@ -23,7 +23,7 @@ from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import manifest
 from ssl_selmix.models import execution
-from ssl_selmix.runs.folder import CONFIG, RunFolder, named
+from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder, named
 from ssl_selmix.runs.load import read as read_weights
 from ssl_selmix.training import checkpoint, machine
 
@@ -86,6 +86,9 @@ class Plan:
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
+        if request.resume and (begun := config.as_began(self._written(), sections)):
+            self.layers[:0] = config.read(sections, [("the run", begun)])
+            self.config, self.plain = config.compose(sections, self.layers)
         self.device = machine.find_device(self.run.device)
         # What `auto` chose decides the results, so that it is what the run records.
         self.run.precision = execution.precision_of(self.run.precision, self.device)
@@ -118,6 +121,13 @@ class Plan:
             layers.append((origin, kept))
         layers.append(("command line", config.parse_overrides(self.request.settings)))
         return [(origin, _by_own_names(settings)) for origin, settings in layers]
+
+    def _written(self) -> dict[str, Any]:
+        """The flat settings in the folder to resume; none if they cannot be read, as is told."""
+        try:
+            return config.flatten(RunFolder(self.out).config)
+        except (RunError, OSError):
+            return {}
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
@@ -198,7 +208,7 @@ class Plan:
         plain = self._recorded()
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in common}
-        parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
+        parts |= {k: config.as_released(plain[k]) for k in used}
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = (images, self.init_sha256, self._code(), self._processes())
