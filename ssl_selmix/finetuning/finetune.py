@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,16 +30,21 @@ from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
-from ssl_selmix.finetuning import given, record
+from ssl_selmix.finetuning import checks, given, record
 from ssl_selmix.finetuning.given import Images, LabeledImages
+from ssl_selmix.finetuning.known import name_of
 from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
+from ssl_selmix.models import Classifier
 from ssl_selmix.objectives import Function, Objective, get
+from ssl_selmix.runs.folder import RESULTS
+from ssl_selmix.runs.formats import BATCHES, PLAIN, Named, write_checked
 from ssl_selmix.runs.summary import tell_small_classes
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
 
 BOOTSTRAPS = 1000
 OF_OBJECTIVES = ("step_size", "beta", "alpha", "tau", "lambda_max")
+EXAMPLES = 8  # images by which a network is recognised
 CHANCE = 1.2  # times the recall of guessing: up to there a model is said to guess
 
 
@@ -64,6 +70,33 @@ class Result:
     measured_on: str
     rule: DecisionRule | None = None
     fine_tuned: dict[str, Any] | None = None
+    examples: Tensor | None = field(default=None, repr=False)  # by which `export` checks a file
+
+    def export(self, path: str | Path, *, tolerance: float = 1e-5) -> Path:
+        """Write the model as ONNX (a name in .onnx) or torch.export (in .pt2), loaded and checked.
+
+        The file takes what the model takes, in batches of any size, and is written only if it gives
+        the same logits.
+
+        Args:
+            path: of the file.
+            tolerance: largest deviation of a logit, relative to the largest logit.
+
+        Raises:
+            ValueError: the file exists, has another suffix, or would give other logits.
+        """
+        file = expanded(path)
+        kind = file.suffix.removeprefix(".")
+        if kind not in PLAIN:
+            raise ValueError(f"{file} must end in .onnx or .pt2, by which its format is chosen")
+        if file.exists():
+            raise ValueError(f"{file} exists and is not overwritten; choose another name")
+        if not (math.isfinite(tolerance) and tolerance > 0):
+            raise ValueError(f"tolerance must be > 0, not {tolerance}; 1e-5 is the default")
+        assert self.examples is not None
+        model = Named(copy.deepcopy(self.model).float().cpu(), "the model")
+        write_checked(kind, file, model, self.examples.split(BATCHES[0] + 1), tolerance)
+        return file
 
     def save(self, path: str | Path) -> Path:
         """Write the model's tensors by name, for `model.load_state_dict` and `--init`.
@@ -106,6 +139,7 @@ def finetune(
     classifier: str | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
     class_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -133,10 +167,15 @@ def finetune(
         classifier: name of the linear layer, such as "fc"; None takes the last one.
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
+        preprocessing: how image files become what the model takes, recorded in `out` for `predict`
+            and `export`: {"mean": ..., "std": ...} per channel, of pixels in 0..1 as torchvision's
+            Normalize takes them, and "crop": True for the central square (Resize(256),
+            CenterCrop(224) and the like) in the place of the whole image.
         seed: of pairs and mixing weights.
         out: folder for the model's tensors (model.pt, which --init takes), results.json (which
-            `compare` reads), checkpoints, metrics.jsonl, TensorBoard, and rule.npz with posthoc;
-            None keeps none.
+            `compare` reads), validation.npz (which `posthoc` and `advise` read), checkpoints,
+            metrics.jsonl, TensorBoard, and rule.npz with posthoc; None keeps none. If the network
+            is one of ours, torchvision's or timm's, `load`, `predict` and `export` open it too.
         progress: show a progress bar.
         settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
             batch, policy; without ema and constraints.
@@ -153,8 +192,9 @@ def finetune(
     data = given.assemble(
         model, net, labeled, validation, unlabeled, test, augment, class_names, seed
     )
+    how = checks.preprocessing_of(preprocessing, tuple(data.image_shape))
     place = expanded(out) if out is not None else None
-    for name in ("metrics.jsonl", "rule.npz") if place is not None else ():
+    for name in ("metrics.jsonl", "rule.npz", RESULTS) if place is not None else ():
         if (Path(place or "") / name).exists():
             raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")
     # The engine seeds the global generators at every step; the caller's stay as they were.
@@ -165,7 +205,8 @@ def finetune(
         _warn_of_chance(before, data)
         _warn_of_few(data)
         start = engine.Fitted(selmix, 0, 0, 0.0)
-        started = record.measured("start", start, data) if place is not None else None
+        network = _network(model, net, data, how, known=place is not None)
+        started = record.measured("start", start, data, network) if place is not None else None
         fitted, history = (
             (start, []) if posthoc == "only" else _train(selmix, data, place, progress)
         )
@@ -184,9 +225,11 @@ def finetune(
     tuned = merged(model, kept.export(), classifier, keep_bias=rule is not None)
     if place is not None and started is not None:
         name = "posthoc" if posthoc == "only" else "selmix"
-        stage = record.measured(name, fitted, data)
-        record.write(place, data, config, started, stage, posthoc=posthoc)
+        stage = record.measured(name, fitted, data, network)
+        record.save_handed_on(place, name, kept.export(), network)
+        record.save_scores(place, engine.evaluate(kept, data), data.class_names)
         record.save_model(place, tuned)
+        record.write(place, data, config, started, stage, network, posthoc=posthoc)
     return Result(
         model=tuned,
         history=[row for row in history if row["kind"] == "validation"],
@@ -197,6 +240,18 @@ def finetune(
         measured_on="validation" if test is None else "test",
         rule=rule,
         fine_tuned=fine_tuned,
+        examples=data.take(data.validation[: sum(BATCHES)]).float().cpu(),
+    )
+
+
+def _network(
+    model: nn.Module, net: Classifier, data: Data, how: dict[str, Any] | None, *, known: bool
+) -> record.Network:
+    """How the network is built again; its name is looked for if the folder is `known`."""
+    shape = tuple(data.image_shape)
+    images = data.take(data.validation[:EXAMPLES])
+    return record.Network(
+        name_of(model, net, images) if known and len(shape) == 3 else None, shape, how
     )
 
 
