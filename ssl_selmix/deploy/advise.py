@@ -127,10 +127,10 @@ def of_run(
     Raises:
         ValueError: no finished run, other images, or runs that do not compare.
     """
-    opened = open_run(run)
+    opened = _opened(run)
     name = objective or str((opened.stages[-1].settings or {}).get("objective") or "h_mean")
     if against is not None:
-        _check_same(opened, open_run(against))
+        _check_same(opened, _opened(against))
     seen = scores.of_run(run, settings)
     asked = objective_of(name, seen)
     rule = decision.posthoc(seen.scores, seen.labels, objective=asked)
@@ -142,6 +142,12 @@ def of_run(
     found = [] if against is None else [_ssl(case, against, scores.of_run(against, settings))]
     found += [_offsets(case), _classes(case), _images(case), *_signs(case)]
     return Advice(str(run), name, (*found, *_next(case)))
+
+
+def _opened(run: Path) -> RunFolder:
+    """A run, or a folder of `finetune`, whose network need not be known."""
+    found = RunFolder(run)
+    return found if found.of_finetune else open_run(run)
 
 
 def _check_same(run: RunFolder, other: RunFolder) -> None:
@@ -321,7 +327,8 @@ def _signs(case: _Case) -> Iterator[Finding]:
         place = case.run.place(index).name
         # For the worst class alone P has to be on one class.
         worst = str((stage.settings or {}).get("objective")).startswith("min_")
-        yield from _of_log(place, _rows(case.run, f"{place}/metrics.jsonl"), spread=not worst)
+        log = "metrics.jsonl" if case.run.of_finetune else f"{place}/metrics.jsonl"
+        yield from _of_log(place, _rows(case.run, log), spread=not worst)
         if stage.steps and stage.kept_step == 0:
             text = (
                 f"{place} kept the weights that it began with: none of its {stage.steps} steps was "
@@ -416,6 +423,9 @@ def _next(case: _Case) -> Iterator[Finding]:
 
 def _command(case: _Case, algorithm: str) -> str:
     """How a stage is started from the run: as the run was asked for, without its algorithms."""
+    if case.run.of_finetune:
+        how = "posthoc=True" if algorithm == "posthoc" else f"objective={case.name!r}"
+        return f"finetune(..., {how})"
     words = shlex.split(str(case.run.manifest.get("command", "")))[2:]
     own = {stage.algorithm for stage in case.run.stages}
     kept: list[str] = []

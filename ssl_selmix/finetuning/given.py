@@ -48,7 +48,7 @@ class Part:
     labels: Tensor
     length: int
     name: str = "images"
-    in_memory: bool = True
+    whole: Tensor | None = None  # the images, if they are in memory
     source: Any = None  # the data set, if it is one
 
     def __len__(self) -> int:
@@ -84,7 +84,6 @@ class Part:
             _labels(source, name) if labeled else torch.empty(0).long(),
             len(source),
             name,
-            in_memory=False,
             source=source,
         )
 
@@ -95,7 +94,7 @@ class Part:
             raise ValueError(
                 f"{name} has images of shape {tuple(images.shape)}; give N×C×H×W, N images"
             )
-        return Part(lambda index: _rows(images, index), labels, len(images), name)
+        return Part(lambda index: _rows(images, index), labels, len(images), name, images)
 
     @staticmethod
     def _of_pair(source: Sequence[Any], name: str, labeled: bool) -> Part:
@@ -113,7 +112,9 @@ class Part:
 
     def sample(self) -> Tensor:
         """The images that are looked at before training: all, or some of a dataset's."""
-        num = len(self) if self.in_memory else min(len(self), checks.SAMPLE)
+        if self.whole is not None:  # not copied: it may be most of the memory
+            return self.whole
+        num = min(len(self), checks.SAMPLE)
         return self.take(torch.linspace(0, len(self) - 1, num).long())
 
 

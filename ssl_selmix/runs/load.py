@@ -120,14 +120,16 @@ def check_origin(
     if run is None:
         return []
     network = str(model["name"])
+    of_caller = run.of_finetune  # whose images have no names, so that nothing is known of them
     if run.network != network:
         raise ValueError(
             f"--init {run.path} has the weights of {run.network}, and this run builds {network}; "
             f"set model.name={run.network}"
         )
-    _check_input(run, model)
-    written = manifest.read(run.path / MANIFEST)
-    for part in JUDGED if written["images_sha256"] == images_sha256 else ():
+    if not of_caller:
+        _check_input(run, model)
+    written = {} if of_caller else manifest.read(run.path / MANIFEST)
+    for part in JUDGED if written.get("images_sha256") == images_sha256 else ():
         seen = {i for p in LEARNED if p != part for i in written["indices"][p]}
         if both := seen & set(getattr(split, part).tolist()):
             raise ValueError(

@@ -440,6 +440,10 @@ def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()
                 f"another on this machine: {', '.join(MAY_CHANGE)}"
             )
     run = RunFolder(folder)
+    if run.of_finetune:
+        raise ValueError(
+            f"{folder} was written by finetune, whose images were given in Python and are not known"
+        )
     run.check()
     written = dict(run.config)
     with named(folder / CONFIG):
