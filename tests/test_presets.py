@@ -54,7 +54,8 @@ def test_a_preset_builds_its_run_without_data(preset: str) -> None:
     written = dict(plan.layers)[f"preset {preset}"]
     text = config.parse_yaml(plugins.preset_text(preset), preset)
     assert written.keys() == text.keys() - {"dataset"}
-    assert str(text["dataset"]) == dataset_of(preset) == plugins.preset_dataset(preset)
+    if not preset.startswith("pretrained-"):  # which are about networks
+        assert str(text["dataset"]) == dataset_of(preset) == plugins.preset_dataset(preset)
     composed = config.flatten(plan.plain)
     assert {key: composed[key] for key in written} == written
 
