@@ -5,7 +5,6 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -21,6 +20,7 @@ from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, 
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
 from ssl_selmix.models.execution import in_mode
+from ssl_selmix.models.tuning import layer_scales, merged
 
 if TYPE_CHECKING:
     from ssl_selmix.data import Data
@@ -135,6 +135,8 @@ class Algorithm(nn.Module):
         steps: int = at_least(1, 10_000)  # T, of the optimizer
         batch: int = at_least(1, 64)  # B, labeled images a step
         lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
+        # adamw: torch's, with its own momenta (0.9, 0.999), decoupled weight decay
+        optimizer: str = one_of("sgd", "adamw")
         momentum: float = within("[0, 1)", 0.9)  # of SGD
         nesterov: bool = True  # Nesterov's momentum instead of the plain one
         weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
@@ -147,6 +149,15 @@ class Algorithm(nn.Module):
         evaluate_every: int = at_least(1, 500)  # steps between validations, and checkpoints
         keep: str = one_of("best", "last")  # weights handed on: best on validation, by `select`
         select: str = "mean_recall"  # validation metric that defines best
+
+        def __post_init__(self) -> None:
+            """Refuse a momentum that the optimizer has none of."""
+            super().__post_init__()
+            if self.optimizer == "adamw" and self.momentum != type(self).momentum:
+                raise ValueError(
+                    f"momentum={self.momentum} is that of optimizer=sgd, and adamw has momenta of "
+                    "its own; leave it out"
+                )
 
     @dataclass
     class PoolConfig(Config):
@@ -161,6 +172,7 @@ class Algorithm(nn.Module):
         steps: ClassVar[int] = 0  # type: ignore[misc]
         batch: ClassVar[int] = 0  # type: ignore[misc]
         lr: ClassVar[float] = 0.0  # type: ignore[misc]
+        optimizer: ClassVar[str] = "sgd"  # type: ignore[misc]
         momentum: ClassVar[float] = 0.0  # type: ignore[misc]
         nesterov: ClassVar[bool] = False  # type: ignore[misc]
         weight_decay: ClassVar[float] = 0.0  # type: ignore[misc]
@@ -180,6 +192,11 @@ class Algorithm(nn.Module):
             text = "mixes_images = False is @keeps_rows on forward now (ssl_selmix.algorithm)"
             warn(text, DeprecationWarning, stacklevel=2)
             keeps_rows(own["forward"])
+
+    @classmethod
+    def needs_pixels(cls, config: Config) -> str:
+        """Why a method needs images, and cannot work on features in their place; "": it can."""
+        return ""
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         """Add to the network what the method needs.
@@ -239,10 +256,11 @@ class Algorithm(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` multiplies the scheduled rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim > 1], "lr_scale": 1.0},
             {"params": [p for p in trained if p.ndim <= 1], "lr_scale": 1.0, "weight_decay": 0.0},
         ]
+        return groups if self.net.layer_decay == 1 else _by_layer(groups, layer_scales(self.net))
 
     def lr_factor(self) -> float:
         """Multiplies the scheduled rate at every step: for a method that finds its own."""
@@ -297,7 +315,21 @@ class Algorithm(nn.Module):
 
     def export(self) -> Classifier:
         """A network of its own that predicts what `predict` predicts."""
-        return copy.deepcopy(self.net)
+        return merged(self.net)
+
+
+def _by_layer(
+    groups: Sequence[dict[str, Any]], scales: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """The groups, each parted into those of the layers, which learn at rates of their own."""
+    found = []
+    for group in groups:
+        of_layers: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            of_layers.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+        for scale, params in of_layers.items():
+            found.append({**group, "params": params, "lr_scale": group["lr_scale"] * scale})
+    return found
 
 
 def _mu(config: Algorithm.Config) -> int:

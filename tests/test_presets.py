@@ -1,6 +1,7 @@
 """Every preset builds its run without an image, and says what the paper's settings are."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ def algorithms_of(preset: str) -> list[str]:
 
 
 def dataset_of(preset: str) -> str:
-    """The data set that a preset is named after."""
-    return preset.partition("-")[0]
+    """The data set that a preset is named after; any, of those about networks."""
+    name = preset.partition("-")[0]
+    return "digits" if name == "pretrained" else name
 
 
 def plan_of(preset: str, *settings: str) -> Plan:
@@ -52,7 +54,8 @@ def test_a_preset_builds_its_run_without_data(preset: str) -> None:
     written = dict(plan.layers)[f"preset {preset}"]
     text = config.parse_yaml(plugins.preset_text(preset), preset)
     assert written.keys() == text.keys() - {"dataset"}
-    assert str(text["dataset"]) == dataset_of(preset) == plugins.preset_dataset(preset)
+    if not preset.startswith("pretrained-"):
+        assert str(text["dataset"]) == dataset_of(preset) == plugins.preset_dataset(preset)
     composed = config.flatten(plan.plain)
     assert {key: composed[key] for key in written} == written
 
@@ -130,3 +133,21 @@ def test_a_preset_is_not_taken_unasked_for_a_data_set_of_another_name() -> None:
     assert not PAPER.keys() & plugins.available("dataset").keys()
     plan = Plan(Request(["fixmatch"], dataset="cifar10"))
     assert [origin for origin, _ in plan.layers] == ["command line"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "tune", "optimizer", "decay"),
+    [("pretrained-vit", "adapter", "sgd", 1.0), ("pretrained-convnext", "full", "adamw", 0.8)],
+)
+def test_recipes_of_pre_trained_networks(
+    preset: str, tune: str, optimizer: str, decay: float
+) -> None:
+    plan = plan_of(preset)
+    model, supervised = plan.config["model"], plan.config["supervised"]
+    assert (model.tune, model.layer_decay, supervised.optimizer) == (tune, decay, optimizer)
+    assert model.pretrained == "true" and (model.size, model.interpolation) == (224, "bicubic")
+    assert not [key for key in dict(plan.layers)[f"preset {preset}"] if key.startswith("data.")]
+    cited = [
+        line for line in plugins.preset_text(preset).splitlines() if re.search(r"# .*\[", line)
+    ]
+    assert len(cited) >= 9

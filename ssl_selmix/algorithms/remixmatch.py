@@ -39,6 +39,12 @@ class ReMixMatch(FollowsPool):
         self.pool_prior = PoolPrior(task, config)
         self.alignment = DistributionAlignment(self.pool_prior.q, config.window)
 
+    @classmethod
+    def needs_pixels(cls, config: Algorithm.Config) -> str:
+        """To turn, unless the rotation loss is off."""
+        turns = isinstance(config, remixmatch.Config) and config.lambda_r
+        return "it turns images, unless lambda_r=0" if turns else ""
+
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Guesses from the weak views; cross-entropies of mixed, strong and rotated images."""
         seen = self.remix.look(self.net, batch)

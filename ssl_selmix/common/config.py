@@ -25,6 +25,24 @@ RETIRED: Mapping[str, Any] = {"mu": 2}
 REASONS = {
     "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig"
 }
+# Keys that came after version 0.1, with the value that means what was before them: a run with that
+# value records what older runs recorded, so that either can be resumed and compared. Those of a
+# stage stand without its name.
+ADDED: Mapping[str, Any] = {
+    "model.pretrained": "",
+    "model.size": 0,
+    "model.mean": [],
+    "model.std": [],
+    "model.interpolation": "auto",
+    "model.tune": "full",
+    "model.rank": 8,
+    "model.scale": None,
+    "model.dropout": 0.0,
+    "model.layer_decay": 1.0,
+    "model.head": "linear",
+    "model.length": None,
+    "optimizer": "sgd",
+}
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
     *(
@@ -35,6 +53,7 @@ MACHINE_KEYS = (
         "data.workers",
         "data.cache",
         "data.strict",
+        "features.dir",
     ),
 )
 
@@ -254,12 +273,18 @@ def without_retired(
 
 
 def deciding(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings without those of the machine, which decide no result."""
+    """The settings without those of the machine and those of `ADDED`, which decide no result."""
     return {
         key: deciding(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in tree.items()
-        if f"{prefix}{key}" not in MACHINE_KEYS
+        if f"{prefix}{key}" not in MACHINE_KEYS and not _as_before(f"{prefix}{key}", value)
     }
+
+
+def _as_before(key: str, value: Any) -> bool:
+    """Whether an added setting has the value that means what was before it."""
+    name = key if key in ADDED else key.rpartition(".")[2]
+    return name in ADDED and bool(value == ADDED[name])
 
 
 def fingerprint(*parts: Any) -> str:

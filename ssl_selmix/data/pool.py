@@ -105,6 +105,9 @@ class LazyViews:
 
     def _make(self, view: int, rows: Tensor | None = None) -> Tensor:
         name, seed = self._views[view]
+        if name == "plain":
+            index = self._index if rows is None else self._index[rows]
+            return self._pool.normalise(self._pool.take(index))
         augmentation = self._pool.augmentation(name)
         # Drawn for all images, so that an image looks the same alone as in the whole batch.
         params = augmentation.draw(len(self._index), torch.Generator().manual_seed(seed))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.augment.tensor import Strong, Weak
+from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.pool import Data, MemoryPool, Normalisation, Pools
 from ssl_selmix.splits import Split
@@ -119,7 +120,7 @@ class Diagnostics:
         }
 
 
-Source = ImageSet | FileSet
+Source = ImageSet | FileSet | FeatureSet
 
 
 def assemble(

@@ -31,7 +31,13 @@ from ssl_selmix.decision import DecisionRule
 from ssl_selmix.finetuning import controls, given, record
 from ssl_selmix.finetuning.controls import logits_of
 from ssl_selmix.finetuning.given import Images, LabeledImages
-from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
+from ssl_selmix.finetuning.surgery import (
+    check_training,
+    head_of,
+    merged,
+    split_classifier,
+    tune_body,
+)
 from ssl_selmix.methods.weight_line import weights_of
 from ssl_selmix.objectives import Function, Objective, get
 from ssl_selmix.runs.summary import tell_small_classes
@@ -116,6 +122,8 @@ def finetune(
     wise_ft: bool = False,
     steps: int = 500,
     classifier: str | None = None,
+    tune: str = "full",
+    rank: int = 8,
     augment: Callable[[Tensor], Tensor] | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
@@ -145,6 +153,10 @@ def finetune(
             as they were and as training left them (Wortsman et al., CVPR 2022), before any offsets.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
+        tune: what learns beside the classifier, as `model.tune`: "full", all that is not frozen;
+            "head", nothing; "bias"; "norm"; "lora", low-rank updates by peft, which the returned
+            model has in its matrices. What is frozen keeps its batch statistics.
+        rank: of lora's updates.
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
         seed: of pairs and mixing weights.
@@ -160,7 +172,7 @@ def finetune(
             unknown settings; the message says what to do.
     """
     _check_arguments(seed, augment)
-    net = split_classifier(model, classifier)
+    net = tune_body(split_classifier(model, classifier), tune, rank, type(model).__name__)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
     config = _config(settings, steps, objective, posthoc)
@@ -191,7 +203,8 @@ def finetune(
                 compared.beside(selmix, _asked(objective, selmix.objective), seed)
             begun = weights_of(net) if wise_ft else {}
             fitted, history = _train(selmix, data, place, progress)
-            compared.add(controls.TRAINED, fitted, "selmix", asdict(config) | {"posthoc": False})
+            told = asdict(config) | {"posthoc": False} | ({"tune": tune} if tune != "full" else {})
+            compared.add(controls.TRAINED, fitted, "selmix", told)
             if wise_ft:
                 alpha = compared.between(fitted.algorithm, begun, selmix.objective)
     measured = copy.deepcopy(selmix.objective).cpu()

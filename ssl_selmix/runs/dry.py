@@ -36,7 +36,7 @@ def run(request: Request) -> None:
     machine.use_repeatable_kernels()
     train.announce(plan, out)
     inputs = load_data(plan)
-    planned = train.planned(plan, inputs.data, out)
+    planned = train.planned(plan, inputs, out)
     _show_images(inputs, out)
     whole = 0.0
     for index, algorithm in enumerate(planned):

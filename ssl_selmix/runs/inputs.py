@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ssl_selmix import data
+from ssl_selmix import data, models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
-from ssl_selmix.runs.folder import split_of
+from ssl_selmix.models import heads
+from ssl_selmix.runs import cached
+from ssl_selmix.runs.folder import RunFolder, split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
 from ssl_selmix.training import machine
@@ -25,7 +29,7 @@ def reload(plan: Plan) -> Inputs:
     """
     machine.use_threads(plan.run.threads)
     machine.use_repeatable_kernels()
-    inputs = load_data(plan)
+    inputs = load_data(plan, trained=RunFolder(plan.out).weights() if plan.cached else None)
     check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
 
@@ -40,6 +44,16 @@ class Inputs:
     images_sha256: str
     extra: dict[str, Any]
     preprocessing: dict[str, Any]  # how image files become what the network takes
+    # The network whose body made the features, if these are in the place of the images.
+    body: models.Classifier | None = None
+
+    def whole(self, net: models.Classifier) -> models.Classifier:
+        """A network for images of one that was trained on these inputs: itself, or on its body."""
+        return net if self.body is None else heads.joined(self.body, net)
+
+    def of_inputs(self, net: models.Classifier) -> models.Classifier:
+        """The other way: of a network for images, what takes these inputs."""
+        return net if self.body is None else heads.parted(net)
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -54,8 +68,16 @@ class Inputs:
         return config.fingerprint(manifest.content(self.split, self.images_sha256, **self.extra))
 
 
-def load_data(plan: Plan) -> Inputs:
-    """Decode the images, draw the split, put the pool on the device."""
+def load_data(
+    plan: Plan, *, extract: bool = True, trained: Mapping[str, Tensor] | None = None
+) -> Inputs:
+    """Decode the images, draw the split, put the pool on the device.
+
+    Args:
+        plan: of the run.
+        extract: of a run on features, let the body make them; False: look at the images alone.
+        trained: of a run that exists, the weights that it ended with.
+    """
     settings, seed = plan.config["data"], plan.run.seed
     source: data.Source = plan.dataset.load(settings)
     names = list(source.class_names)
@@ -71,7 +93,14 @@ def load_data(plan: Plan) -> Inputs:
         )
     sha256 = source.sha256()
     split = _split(plan, source, sha256)
-    loaded, diagnostics = data.assemble(source, split, seed, plan.device)
+    preprocessing = _preprocessing(plan.config["model"], source)
+    shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+    shown_source, body = replace(source, **shown), None
+    if plan.cached and extract:
+        seen, body = cached.features_of(plan, shown_source, sha256, preprocessing, trained)
+        loaded, diagnostics = data.assemble(seen, split, seed, plan.device)
+    else:
+        loaded, diagnostics = data.assemble(shown_source, split, seed, plan.device)
     extra: dict[str, Any] = {
         "dataset": plan.request.dataset,
         "class_names": names,
@@ -85,8 +114,34 @@ def load_data(plan: Plan) -> Inputs:
         extra["apart"] = source.apart
     if source.groups is not None:
         extra["groups"] = data.source.sha256_of_arrays(source.groups)
-    scale = {"mean": extra["mean"], "std": extra["std"]}
-    return Inputs(loaded, diagnostics, split, sha256, extra, source.preprocessing() | scale)
+    return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing, body)
+
+
+def _preprocessing(model: models.Config, source: data.Source) -> dict[str, Any]:
+    """How images become what the network takes: by its own normalisation, or by theirs.
+
+    Raises:
+        ValueError: they are larger than the network takes them.
+    """
+    shape = source.image_shape
+    found = source.preprocessing() | {"mean": list(source.mean), "std": list(source.std)}
+    if model.size:
+        if max(shape[1:]) > model.size:
+            raise ValueError(
+                f"the images have {shape[2]}×{shape[1]} pixels and {model.name} takes "
+                f"{model.size}; set data.size={model.size} where the data set has it, or "
+                f"model.size={max(shape[1:])} if the network can be of that size"
+            )
+        found["enlarged"] = {"size": [model.size] * 2, "interpolation": model.mode}
+    if model.starts_trained:
+        found |= {key: _of_channels(getattr(model, key), shape[0]) for key in ("mean", "std")}
+    return found
+
+
+def _of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A network's normalisation in units of 0..255; of grey images the mean over its channels."""
+    scaled = [255 * value for value in values]
+    return scaled if channels == len(scaled) else [sum(scaled) / len(scaled)] * channels
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:

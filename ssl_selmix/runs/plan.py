@@ -21,26 +21,33 @@ from ssl_selmix.common import config, fields, plugins, processes
 from ssl_selmix.common.console import tell
 from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.data import manifest
-from ssl_selmix.models import execution
+from ssl_selmix.data import extraction, manifest
+from ssl_selmix.models import execution, pretrained
+from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.runs import settings as files_of
 from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder, named
 from ssl_selmix.runs.load import begin_of
 from ssl_selmix.runs.load import read as read_weights
+from ssl_selmix.runs.pretrained import Pretrained
 from ssl_selmix.training import checkpoint, machine
 
 NO_PRESET = "none"
 # Sections by the name that version 0.1 gave them. Settings may use it, and what a run records (its
 # config.yaml, and the fingerprints in its checkpoints) does, so that older runs can be resumed.
 RECORDED = {"views": "step"}
-PLACES = ("init.path", "data.manifest.path")
+PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 # What another machine may have otherwise than that of the run.
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
     *("precision", "data.root", "data.file", "data.download"),
 )
-NOT_SETTINGS = ("init", "code", "processes")  # what config.yaml records beside settings
+NOT_SETTINGS = (
+    "init",
+    "code",
+    "processes",
+    "pretrained",
+)  # what config.yaml records beside settings
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Plan:
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
-        sections |= {"views": execution.ViewsConfig}
+        sections |= {"views": execution.ViewsConfig, "features": extraction.Config}
         sections |= {name: kind.Config for name, kind in self.algorithms}
         self.layers = config.read(sections, self._layers(sections))
         self.manifest_sha256 = self._take_manifest()
@@ -101,6 +108,8 @@ class Plan:
         self.plain["precision"] = self.run.precision
         if clash and self._recorded_dataset() != request.dataset:
             raise ValueError(clash)
+        self._take_input()
+        self.cached = self._takes_features()
 
     @cached_property
     def init(self) -> dict[str, Tensor]:
@@ -131,14 +140,78 @@ class Plan:
             return {}
         return begin_of(self.request.init, self.init_sha256)
 
+    def _take_input(self) -> None:
+        """Let a pre-trained network say what its images are, unless the run has recorded it."""
+        if self.config["model"].starts_trained and not self.request.recorded:
+            self.config["model"] = model = pretrained.resolved(self.config["model"])
+            self.plain["model"] |= {name: getattr(model, name) for name in pretrained.RESOLVED}
+
+    def _takes_features(self) -> bool:
+        """Whether the run trains on features that its body makes once; records which it is.
+
+        Raises:
+            ValueError: it is to, and the body changes, or is no body.
+        """
+        model, features = self.config["model"], self.config["features"]
+        pixels = {n: why for n, kind in self.algorithms if (why := self._needs_pixels(n, kind))}
+        starts = model.starts_trained or self.request.init is not None
+        if features.mode == "cached":
+            self._check_cached(pixels, starts)
+        elif features.mode == "auto":
+            ready = model.tune == "head" and starts and not pixels
+            features.mode = "cached" if ready else "none"
+        self.plain["features"]["mode"] = features.mode
+        return bool(features.mode == "cached")
+
+    def _needs_pixels(self, name: str, kind: type[Algorithm]) -> str:
+        return kind.needs_pixels(self.config[name])
+
+    def _check_cached(self, pixels: Mapping[str, str], starts: bool) -> None:
+        model = self.config["model"]
+        if model.name == FEATURES:
+            raise ValueError("features=cached is for images, and these are features; leave it out")
+        if model.tune != "head":
+            raise ValueError(
+                f"features=cached needs a body that stays as it is, and model.tune={model.tune} "
+                "changes it; set model.tune=head"
+            )
+        if not starts and not self.request.recorded:
+            raise ValueError(
+                "features=cached needs a body that was trained before; set model.pretrained, or "
+                "start from a run with --init"
+            )
+        for name, why in pixels.items():
+            raise ValueError(
+                f"{name} cannot work on features: {why}; choose another method, or features=none"
+            )
+
+    @cached_property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that the body starts from; None: random ones, or those of --init."""
+        model = self.config["model"]
+        if not model.starts_trained or self.request.init:
+            return None
+        run, recorded = RunFolder(self.out), ""
+        if (self.request.resume or self.request.recorded) and run.has(CONFIG):
+            recorded = str((run.config.get("pretrained") or {}).get("sha256", ""))
+        return Pretrained(model, recorded)
+
     def _layers(self, sections: Mapping[str, type[Any]]) -> list[config.Layer]:
         layers: list[config.Layer] = []
         if self.request.recorded:
             layers.append(("the run", config.without_retired(self.request.recorded, sections)))
         # A preset serves many algorithms; its lines about others do not concern this run.
-        layers += [(file.origin, file.of(sections)) for file in self.files]
+        layers += [(file.origin, self._meant(file.of(sections), file)) for file in self.files]
         layers.append(("command line", config.parse_overrides(self.request.settings)))
         return [(origin, _by_own_names(found)) for origin, found in layers]
+
+    def _meant(self, found: dict[str, Any], file: files_of.SettingsFile) -> dict[str, Any]:
+        """Without what a preset says of a method of which the run has `Algorithm.after`."""
+        if file.algorithms:
+            return found
+        words = zip(self.request.algorithms, self.algorithms, strict=True)
+        others = {name for word, (name, kind) in words if load_algorithm(word)[1] is not kind}
+        return {key: v for key, v in found.items() if key.partition(".")[0] not in others}
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
@@ -228,6 +301,8 @@ class Plan:
         plain = self._recorded()
         if self.init_sha256:
             plain["init"] = {"path": str(self.request.init), "sha256": self.init_sha256}
+        if self.pretrained is not None:
+            plain["pretrained"] = {"sha256": self.pretrained.sha256}
         if self.manifest_sha256:
             used = {"path": plain["data"]["manifest"], "indices_sha256": self.manifest_sha256}
             plain["data"] = {**plain["data"], "manifest": used}
@@ -241,7 +316,12 @@ class Plan:
 
     def _recorded(self) -> dict[str, Any]:
         """All settings that decide the results, in the sections that runs record."""
-        return {RECORDED.get(key, key): v for key, v in config.deciding(self.plain).items()}
+        plain = config.deciding(self.plain)
+        # Before there were features, no run had a body that stays as it is.
+        if not self.cached:
+            features = {"features": {"mode": "none"}} if self.config["model"].tune == "head" else {}
+            plain = {key: value for key, value in plain.items() if key != "features"} | features
+        return {RECORDED.get(key, key): value for key, value in plain.items()}
 
     def _processes(self) -> dict[str, int]:
         """How many, if several: sums over them are rounded in another order."""
@@ -267,7 +347,10 @@ class Plan:
         plain = self._recorded()
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in common}
+        parts |= {"features": plain["features"]} if "features" in plain else {}
         parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
+        if self.pretrained is not None:  # wherever they come from
+            parts["model"] = {**parts["model"], "pretrained": self.pretrained.sha256}
         if self.manifest_sha256:
             parts["data"] = {**parts["data"], "manifest": self.manifest_sha256}
         origin = [images, self.init_sha256, self._code(), self._processes()]
@@ -313,8 +396,14 @@ def _clash(asked: Request, files: Sequence[files_of.SettingsFile]) -> str:
 def _by_own_names(found: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the sections' names of today."""
     names = {old: new for new, old in RECORDED.items()}
+    found = {"features.mode" if _is_mode(k, v) else k: v for k, v in found.items()}
     parted = ((*key.partition("."), value) for key, value in found.items())
     return {f"{names.get(section, section)}{dot}{rest}": v for section, dot, rest, v in parted}
+
+
+def _is_mode(key: str, value: Any) -> bool:
+    """Whether a setting is `features=cached`, and no group of settings in braces."""
+    return key == "features" and not str(value).strip().startswith("{")
 
 
 def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()) -> Plan:
@@ -345,7 +434,13 @@ def reopen(folder: Path, settings: Sequence[str] = (), trust: Sequence[str] = ()
         names, dataset = list(map(str, written.pop("algorithms"))), str(written.pop("dataset"))
         shipped = plugins.available("algorithm")
         others = {short_name(name) for name in names if name not in shipped}
-        left_out = {*NOT_SETTINGS, *others} - {"data", "model", *RECORDED.values(), *shipped}
+        left_out = {*NOT_SETTINGS, *others} - {
+            "data",
+            "model",
+            "features",
+            *RECORDED.values(),
+            *shipped,
+        }
         tree = {key: value for key, value in written.items() if key not in left_out}
         if tree["data"].get("manifest"):  # the run's own one holds the same split
             tree["data"]["manifest"] = str(folder / "manifest.json")
@@ -389,7 +484,16 @@ def _same_place(one: str, other: str) -> bool:
 def _check_names(algorithms: Sequence[tuple[str, type[Algorithm]]]) -> None:
     """Each name is a section of the configuration and may mean one thing only."""
     taken: dict[str, Any] = dict.fromkeys(
-        ("data", "model", *RECORDED, *RECORDED.values(), "dataset", "algorithms")
+        (
+            "data",
+            "model",
+            "pretrained",
+            "features",
+            *RECORDED,
+            *RECORDED.values(),
+            "dataset",
+            "algorithms",
+        )
     )
     taken |= dict.fromkeys(config.Run.__annotations__)
     for name, kind in algorithms:

@@ -156,7 +156,8 @@ class Record:
             "counts": inputs.counts,
             "class_names": list(inputs.data.class_names),
             "tail": inputs.data.task.tail,
-            "model": config.deciding(plan.plain["model"]),
+            "model": config.deciding(plan.plain["model"], "model."),
+            **({"pretrained": plan.pretrained.plain()} if plan.pretrained else {}),
             "protocol": {"split": {}, "checkpoint_rule": {}, "steps": []},
             "stages": [],
         }

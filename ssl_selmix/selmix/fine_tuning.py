@@ -58,15 +58,16 @@ class FineTuning(Algorithm):
         super().train(mode)
         for module in batch_norms(self.net):
             module.momentum = 0.0
-            module.train(mode and self.config.batch_norm == "batch")
+            # A frozen body has statistics of its own, by which its features were made.
+            module.train(mode and self.config.batch_norm == "batch" and not self.net.frozen)
         return self
 
     def param_groups(self) -> list[dict[str, Any]]:
         """A slow body, a fast classifier; vectors are not decayed."""
         groups = super().param_groups()
-        body = {id(p) for p in self.net.backbone.parameters()}
+        body = {id(p) for p in self.net.body.parameters()}
         return [
-            {**group, "params": params, "lr_scale": scale}
+            {**group, "params": params, "lr_scale": group["lr_scale"] * scale}
             for group in groups
             for scale, params in (
                 (self.config.body_lr, [p for p in group["params"] if id(p) in body]),
@@ -113,12 +114,12 @@ class FrozenBody(Algorithm):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        net.backbone.requires_grad_(False)
+        net.body.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrozenBody:
         """Train mode in which the body stays in evaluation mode, with the stored statistics."""
         super().train(mode)
-        self.net.backbone.eval()
+        self.net.body.eval()
         return self
 
     @keeps_rows

@@ -217,7 +217,7 @@ class Sweep:
             inputs: Inputs | None = None
             for run, plan in kind.values():
                 try:
-                    inputs = inputs or load_data(plan)
+                    inputs = inputs or load_data(plan, extract=False)
                     train.build(plan, 0, inputs.data.task, inputs.data.image_shape[0], None)
                 except ValueError as error:
                     raise ValueError(f"{self._where(run)}: {error}") from error

@@ -251,6 +251,21 @@ def fuses(device: torch.device, half: bool) -> bool:
     return device.type == "cuda" and not half
 
 
+def optimizer_of(algorithm: Algorithm, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names, on the algorithm's groups of parameters."""
+    cfg, groups = algorithm.config, algorithm.param_groups()
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        groups,
+        lr=cfg.lr,
+        momentum=cfg.momentum,
+        nesterov=cfg.nesterov and cfg.momentum > 0,
+        weight_decay=cfg.weight_decay,
+        fused=fused,
+    )
+
+
 class Trainer:
     """One stage: the algorithm, its teacher, its optimizer, and where it stands."""
 
@@ -274,14 +289,7 @@ class Trainer:
         # Half precision has a short range: losses are scaled so that small gradients stay in it.
         half = algorithm.net.execution.dtype is torch.float16
         self._fused = fuses(device, half)
-        self.optimizer = torch.optim.SGD(
-            algorithm.param_groups(),
-            lr=cfg.lr,
-            momentum=cfg.momentum,
-            nesterov=cfg.nesterov and cfg.momentum > 0,
-            weight_decay=cfg.weight_decay,
-            fused=self._fused,
-        )
+        self.optimizer = optimizer_of(algorithm, fused=self._fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step = 0
         self._validated = False  # at this step, and saved
@@ -585,8 +593,8 @@ def reads_shares(algorithm: Algorithm) -> bool:
 
 def runner_of(net: Classifier, warn: Callable[[str], None]) -> Callable[[Tensor], Tensor] | None:
     """What trains in the place of the network's body: compiled, shared, or None for the body."""
-    body = net.backbone
+    body = net.body
     shared = body if net.execution.world is None else processes.wrapped(body)
-    if net.execution.compiled:
+    if net.execution.compiled and any(True for _ in body.parameters()):
         return execution.Compiled(shared, body, warn)
     return None if shared is body else shared.__call__

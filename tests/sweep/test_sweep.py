@@ -74,7 +74,16 @@ def tiny(*words: str, out: str | None = None) -> Sweep:
 def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     sweep = Sweep(read("digits"))
     everywhere = {"selmix", "posthoc"}
-    second = {*everywhere, "balanced_subsampling", "crt", "lws", "mixup", "cutmix", "wise_ft"}
+    second = {
+        *everywhere,
+        "debias",
+        "balanced_subsampling",
+        "crt",
+        "lws",
+        "mixup",
+        "cutmix",
+        "wise_ft",
+    }
     rows = {(run.split, run.seed, run.arms): run for run in sweep.runs}
     assert {run.algo for run in sweep.runs} == set(plugins.available("algorithm"))
     firsts = {arms[0] for _, _, arms in rows}
@@ -83,7 +92,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     }
     assert {arms for _, _, arms in rows if len(arms) == 2} == {
         *((first, then) for first in firsts for then in everywhere),
-        *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix")),
+        *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix", "debias")),
         *(("fixmatch", then) for then in ("thresholds by priors", "balanced sub-sampling")),
     }
     thirds = {("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")}
@@ -93,12 +102,12 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     assert {(split, seed) for split, seed, _ in rows} == {
         (split, seed) for split in ("same", "inverted") for seed in (0, 1, 2)
     }
-    assert len(rows) == 2 * 3 * (6 * len(firsts) + 6)
+    assert len(rows) == 2 * 3 * (6 * len(firsts) + 7)
     for run in sweep.runs:
         plan = sweep.plan(run)
         name = plan.algorithms[0][0]
         assert plan.config[name].steps == (
-            2000 if run.base is None else 0 if name in ("posthoc", "wise_ft") else 400
+            2000 if run.base is None else 0 if name in ("posthoc", "wise_ft", "debias") else 400
         )
         assert plan.config["model"].name == "cnn-16" and plan.run.threads == 1
         pool = {"same": "long_tail", "inverted": "inverted"}[run.split]
