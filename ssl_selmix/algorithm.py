@@ -5,7 +5,7 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
@@ -78,13 +78,17 @@ class Evaluation:
     """The averaged model on un-augmented held-out images.
 
     Shape: features N×D, logits N×K, labels (N,); pool_logits M×K over the unlabeled pool, only
-    if `Algorithm.needs_pool` asked for them.
+    if `Algorithm.needs_pool` asked for them; only what `Algorithm.needs_features` named of
+    pool_features M×D and of labeled_features n×D with labeled_classes (n,).
     """
 
     features: Tensor
     logits: Tensor
     labels: Tensor
     pool_logits: Tensor | None = None
+    pool_features: Tensor | None = None
+    labeled_features: Tensor | None = None
+    labeled_classes: Tensor | None = None
 
     @property
     def confusion(self) -> Tensor:
@@ -115,6 +119,7 @@ class Algorithm(nn.Module):
     # False: takes no step. All its work is in the one `on_validation`, and `Config` derives from
     # `Algorithm.FixedConfig`. It needs weights to start from.
     trains = True
+    needs_classifier = True  # False: it makes a classifier of its own, and needs a body only
     # True: `ctx.origin` holds what the stage before began with, so that two stages must come first.
     needs_origin = False
     # The plug-in that takes this one's place after another stage, for a method of which a part
@@ -273,6 +278,13 @@ class Algorithm(nn.Module):
     def needs_pool(self, step: int) -> bool:
         """Whether the validation before this step looks at the unlabeled pool too."""
         return False
+
+    def needs_features(self, step: int) -> Collection[str]:
+        """Of which un-augmented images the validation before this step keeps features as well.
+
+        "labeled", "pool": they are in the evaluation's fields of these names then.
+        """
+        return ()
 
     def clock(self, step: int) -> tuple[int, int]:
         """Step and length by which the schedule and the teacher's warm-up count.

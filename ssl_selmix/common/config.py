@@ -43,6 +43,10 @@ ADDED: Mapping[str, Any] = {
     "model.length": None,
     "optimizer": "sgd",
 }
+# Keys that stages did not have in released versions, with what their absence means, and defaults
+# that were others then: a run without the keys goes on as it began.
+YOUNGER: Mapping[str, Any] = {"rate": "absolute"}
+CHANGED: Mapping[str, Any] = {"stop": "none"}
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
     *(
@@ -272,6 +276,29 @@ def without_retired(
     return {key: value for key, value in recorded.items() if key not in gone}
 
 
+def as_began(recorded: Mapping[str, Any], sections: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """What the sections' defaults were when a run began that records none of the keys `YOUNGER`.
+
+    Args:
+        recorded: its flat settings.
+        sections: dataclass of each section of today.
+    """
+    found: dict[str, Any] = {}
+    for section, kind in sections.items():
+        names = {field.name for field in dataclasses.fields(kind)}
+        begun = any(key.startswith(f"{section}.") for key in recorded)
+        if begun and any(n in names and f"{section}.{n}" not in recorded for n in YOUNGER):
+            old = {n: v for n, v in {**YOUNGER, **CHANGED}.items() if n in names}
+            found |= {f"{section}.{name}": value for name, value in old.items()}
+    return found
+
+
+def as_released(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings as checkpoints of older versions count them in."""
+    kept = {k: v for k, v in section.items() if k not in YOUNGER or v != YOUNGER[k]}
+    return dict(RETIRED) | kept
+
+
 def deciding(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings without those of the machine and those of `ADDED`, which decide no result."""
     return {
@@ -299,6 +326,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for key in before.keys() - after.keys():
         if (name := key.rpartition(".")[2]) in RETIRED:
             after[key] = RETIRED[name]
+    for key in after.keys() - before.keys():
+        if (name := key.rpartition(".")[2]) in ADDED:
+            before[key] = ADDED[name]
     keys = [k for k in sorted(before.keys() | after.keys()) if k not in MACHINE_KEYS]
     return [
         f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)

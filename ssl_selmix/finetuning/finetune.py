@@ -176,6 +176,11 @@ def finetune(
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
     config = _config(settings, steps, objective, posthoc)
+    if wise_ft and tune == "lora":
+        raise ValueError(
+            "wise_ft takes networks on a line between weights, on which low-rank updates do not "
+            "lie; leave it out, or tune something else"
+        )
     if wise_ft not in (True, False) or (wise_ft and posthoc == "only"):
         raise ValueError(
             f"wise_ft must be True or False, and False if posthoc='only' trains nothing, not "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_selmix import data, models
+from ssl_selmix.common.atomic import replaced
 from ssl_selmix.common.config import fingerprint
 from ssl_selmix.common.console import say
 from ssl_selmix.common.paths import expanded
@@ -90,6 +93,48 @@ def _described(
     return extraction.parts_of(source, plan.device, views), how
 
 
+def to_folder(plan: Plan, out: Path) -> None:
+    """Make the features of a data set, for `--dataset features data.root=OUT` and `features.dir`.
+
+    Raises:
+        ValueError: the folder has other features, or something else.
+        OSError: the disk is full.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not _is_ours(out)):
+        raise ValueError(f"{out} is there and has no features; name another --out")
+    source = plan.dataset.load(plan.config["data"])
+    preprocessing = preprocessing_of(plan.config["model"], source)
+    shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+    source = replace(source, **shown)
+    body = _Body(plan, source, None)
+    parts, how = _described(plan, source, source.sha256(), preprocessing, body)
+    features = Features(out, parts, how)
+    found = features.opened()
+    if found is None:
+        found = _made(features, body, plan)
+    body.kept_in(out)
+    for name, labels in _labels_of(source).items():
+        with replaced(out / f"{name}.npy") as file:
+            np.save(file, labels, allow_pickle=False)
+    say(f"{out}: {features.num_images} images, {found['train'].shape[1]} features, {how['dtype']}")
+    say(f"  train on them with --dataset features data.root={out}")
+
+
+def _is_ours(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (ABOUT, extraction.TABLE))
+
+
+def _labels_of(source: data.Source) -> dict[str, Any]:
+    """What a folder of features has beside them, by the names that `data.arrays` reads."""
+    num = len(source.train) - source.apart
+    found: dict[str, Any] = {"train_labels": source.train_labels[:num]}
+    if source.apart:
+        found["validation_labels"] = source.train_labels[num:]
+    if source.test_labels is not None:
+        found["test_labels"] = source.test_labels
+    return found | {"class_names": np.array(source.class_names, dtype=str)}
+
+
 class _Body:
     """The network whose body makes the features, on the device, in evaluation mode."""
 
@@ -164,6 +209,33 @@ def _finished(plan: Plan) -> Mapping[str, Tensor] | None:
         return RunFolder(plan.out).weights()
     except ValueError:  # damaged: told, and perhaps repaired, where the stage is looked at
         return None
+
+
+def preprocessing_of(model: models.Config, source: data.Source) -> dict[str, Any]:
+    """How images become what the network takes: by its own normalisation, or by theirs.
+
+    Raises:
+        ValueError: they are larger than the network takes them.
+    """
+    shape = source.image_shape
+    found = source.preprocessing() | {"mean": list(source.mean), "std": list(source.std)}
+    if model.size:
+        if max(shape[1:]) > model.size:
+            raise ValueError(
+                f"the images have {shape[2]}×{shape[1]} pixels and {model.name} takes "
+                f"{model.size}; set data.size={model.size} where the data set has it, or "
+                f"model.size={max(shape[1:])} if the network can be of that size"
+            )
+        found["enlarged"] = {"size": [model.size] * 2, "interpolation": model.mode}
+    if model.starts_trained:
+        found |= {key: _of_channels(getattr(model, key), shape[0]) for key in ("mean", "std")}
+    return found
+
+
+def _of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A network's normalisation in units of 0..255; of grey images the mean over its channels."""
+    scaled = [255 * value for value in values]
+    return scaled if channels == len(scaled) else [sum(scaled) / len(scaled)] * channels
 
 
 def _augmentations(source: data.Source) -> str:

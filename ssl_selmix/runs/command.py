@@ -18,6 +18,7 @@ from ssl_selmix.common.arguments import (
     path,
     section,
 )
+from ssl_selmix.common.imports import quick_imports
 from ssl_selmix.common.names import near
 from ssl_selmix.runs import defaults
 
@@ -75,7 +76,8 @@ def _train(args: argparse.Namespace) -> int:
     _check_words(args.settings)
     deadline = None if args.time is None else time.monotonic() + args.time  # imports count
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix.runs import dry, plan, train
+    with quick_imports():
+        from ssl_selmix.runs import dry, plan, train
 
     work = dry.run if args.dry_run else train.run
     work(
@@ -109,6 +111,41 @@ def _check_words(words: Sequence[str]) -> None:
         found += ["--preset"] if word in plugins.presets() else []
         said = "".join(f", or {option} {word}" for option in found) or ", such as seed=1"
         raise ValueError(f"{word!r} is no setting; write key=value{said}")
+
+
+def _features_parser() -> Parser:
+    parser = Parser(
+        prog="ssl-selmix features",
+        description="Let a pre-trained network make features of all images of a data set, once.",
+        epilog="Interrupted, the same command goes on; several at once share the work. Train on "
+        "the folder with --dataset features data.root=FOLDER, or on the images with "
+        "model.tune=head features.dir=FOLDER.",
+    )
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="a name of ssl-selmix list, or ./file.py")
+    add("--model", metavar="NAME", help="such as timm:vit_small_patch14_dinov2.lvd142m")
+    add("--init", metavar="PATH", type=path, help="take the body of a run, or of a state dict")
+    add("--out", metavar="FOLDER", type=path, required=True, help="is made, or gone on with")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    settings = "such as data.root=PATH model.pretrained=FILE features.weak=2 features.strong=4"
+    add("settings", metavar="key=value", nargs="*", help=f"{settings} features.dtype=float16")
+    return parser
+
+
+def _features(args: argparse.Namespace) -> int:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from ssl_selmix.runs import cached, plan
+    from ssl_selmix.training import machine
+
+    settings = [f"model.name={args.model}"] if args.model else []
+    if not args.init:  # weights of somebody else, those of the library unless a file is named
+        settings.append("model.pretrained=true")
+    settings += [*args.settings, "model.tune=head", "features=cached"]
+    request = plan.Request(["supervised"], args.dataset, init=args.init, settings=settings)
+    asked = plan.Plan(request)
+    machine.use_threads(asked.run.threads)
+    cached.to_folder(asked, args.out)
+    return 0
 
 
 def _list_parser() -> Parser:
@@ -157,6 +194,9 @@ def _explain(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "train": Command(_train_parser, _train),
+    "features": Command(
+        _features_parser, _features, goes_on="; repeat the command to go on with the folder"
+    ),
     "list": Command(_list_parser, _list),
     "explain": Command(_explain_parser, _explain),
 }

@@ -32,6 +32,11 @@ def run(request: Request) -> None:
         ValueError: a mistake in the request or its data.
     """
     plan, out = Plan(request), console()
+    if plan.cached:
+        raise ValueError(
+            "--dry-run writes nothing, and features=cached would write features first; add "
+            "features=none to look at the run on images"
+        )
     train.check_first(plan)
     machine.use_repeatable_kernels()
     train.announce(plan, out)

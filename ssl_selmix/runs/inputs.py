@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
 from ssl_selmix.models import heads
-from ssl_selmix.runs import cached
+from ssl_selmix.runs import cached, kept
 from ssl_selmix.runs.folder import RunFolder, split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
@@ -79,7 +79,7 @@ def load_data(
         trained: of a run that exists, the weights that it ended with.
     """
     settings, seed = plan.config["data"], plan.run.seed
-    source: data.Source = plan.dataset.load(settings)
+    source, sha256 = kept.load(plan)
     names = list(source.class_names)
     if source.test is None and not settings.test:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
@@ -91,9 +91,8 @@ def load_data(
             "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "
             f"{plan.request.dataset} has none; draw them with another shape, such as long_tail"
         )
-    sha256 = source.sha256()
     split = _split(plan, source, sha256)
-    preprocessing = _preprocessing(plan.config["model"], source)
+    preprocessing = cached.preprocessing_of(plan.config["model"], source)
     shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
     shown_source, body = replace(source, **shown), None
     if plan.cached and extract:
@@ -115,33 +114,6 @@ def load_data(
     if source.groups is not None:
         extra["groups"] = data.source.sha256_of_arrays(source.groups)
     return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing, body)
-
-
-def _preprocessing(model: models.Config, source: data.Source) -> dict[str, Any]:
-    """How images become what the network takes: by its own normalisation, or by theirs.
-
-    Raises:
-        ValueError: they are larger than the network takes them.
-    """
-    shape = source.image_shape
-    found = source.preprocessing() | {"mean": list(source.mean), "std": list(source.std)}
-    if model.size:
-        if max(shape[1:]) > model.size:
-            raise ValueError(
-                f"the images have {shape[2]}×{shape[1]} pixels and {model.name} takes "
-                f"{model.size}; set data.size={model.size} where the data set has it, or "
-                f"model.size={max(shape[1:])} if the network can be of that size"
-            )
-        found["enlarged"] = {"size": [model.size] * 2, "interpolation": model.mode}
-    if model.starts_trained:
-        found |= {key: _of_channels(getattr(model, key), shape[0]) for key in ("mean", "std")}
-    return found
-
-
-def _of_channels(values: Sequence[float], channels: int) -> list[float]:
-    """A network's normalisation in units of 0..255; of grey images the mean over its channels."""
-    scaled = [255 * value for value in values]
-    return scaled if channels == len(scaled) else [sum(scaled) / len(scaled)] * channels
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:

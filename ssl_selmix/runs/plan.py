@@ -102,6 +102,9 @@ class Plan:
         self.manifest_sha256 = self._take_manifest()
         self.config, self.plain = config.compose(sections, self.layers)
         self.run: config.Run = self.config[""]
+        if request.resume and (begun := config.as_began(self._written(), sections)):
+            self.layers[:0] = config.read(sections, [("the run", begun)])
+            self.config, self.plain = config.compose(sections, self.layers)
         self.device = machine.find_device(self.run.device)
         # What `auto` chose decides the results, so that it is what the run records.
         self.run.precision = execution.precision_of(self.run.precision, self.device)
@@ -212,6 +215,13 @@ class Plan:
         words = zip(self.request.algorithms, self.algorithms, strict=True)
         others = {name for word, (name, kind) in words if load_algorithm(word)[1] is not kind}
         return {key: v for key, v in found.items() if key.partition(".")[0] not in others}
+
+    def _written(self) -> dict[str, Any]:
+        """The flat settings in the folder to resume; none if they cannot be read, as is told."""
+        try:
+            return config.flatten(RunFolder(self.out).config)
+        except (RunError, OSError):
+            return {}
 
     def _take_manifest(self) -> str:
         """Let `data.manifest` say what the split is; returns the SHA-256 of its indices."""
@@ -348,7 +358,9 @@ class Plan:
         common = ("seed", "precision", "compile", "sync_batch_norm", "step", "data", "model")
         parts = {k: plain[k] for k in common}
         parts |= {"features": plain["features"]} if "features" in plain else {}
-        parts |= {k: config.RETIRED | plain[k] for k in used}  # as in checkpoints of older versions
+        parts |= {
+            k: config.as_released(plain[k]) for k in used
+        }  # as in checkpoints of older versions
         if self.pretrained is not None:  # wherever they come from
             parts["model"] = {**parts["model"], "pretrained": self.pretrained.sha256}
         if self.manifest_sha256:

@@ -13,7 +13,7 @@ from ssl_selmix.common.paths import expanded
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RunFolder
 
 # What a configuration has beside settings: stages, what a run recorded of its weights and code.
-BESIDE = ("algorithms", "init", "code", "processes")
+BESIDE = ("algorithms", "init", "code", "processes", "pretrained")
 CODE_KEYS = ("objective", "constraints")  # settings that may name functions in files
 
 

@@ -101,9 +101,9 @@ class Training:
 
     def _check_origin(self) -> None:
         plan, inputs = self.plan, self.inputs
-        network, precision = plan.config["model"].name, plan.run.precision
+        model, precision = plan.plain["model"], plan.run.precision
         images = inputs.images_sha256
-        for note in load.check_origin(plan.request.init, network, precision, inputs.split, images):
+        for note in load.check_origin(plan.request.init, model, precision, inputs.split, images):
             self.out.print(f"  --init: {note}", highlight=False, markup=False)
 
     def start(self) -> models.Classifier | None:
@@ -291,7 +291,9 @@ def _check_kind(plan: Plan, loaded: Data) -> None:
 def check_first(plan: Plan) -> None:
     """Refuse a first stage that only changes weights, without weights to change."""
     name, kind = plan.algorithms[0]
-    if not kind.trains and not plan.request.init:
+    model = plan.config["model"]
+    body = model.name == FEATURES or model.starts_trained
+    if not kind.trains and not plan.request.init and (kind.needs_classifier or not body):
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"
@@ -402,7 +404,7 @@ def build(
         else:
             net = _network(plan, task.num_classes, channels, trained)
         heads.begin(net, plan.config["model"].head)
-    else:
+    elif kind.trains:  # others look at the network as it was handed on
         models.tune(net, plan.config["model"])
     how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))

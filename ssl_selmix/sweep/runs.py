@@ -112,9 +112,13 @@ class Sweep:
                     )
 
     def _check_starts(self) -> None:
-        """A stage that takes no step cannot begin a chain, nor one of two networks follow one."""
+        """A stage that takes no step cannot begin a chain, unless it makes a classifier.
+
+        Nor can one of two networks follow one.
+        """
         for name in self.spec.algorithms:
-            if not algorithm.load(self.spec.arms[name].algo)[1].trains:
+            kind = algorithm.load(self.spec.arms[name].algo)[1]
+            if not kind.trains and kind.needs_classifier:
                 raise ValueError(
                     f"{self.spec.origin}: {name} trains nothing and cannot come first; put it "
                     "under then"

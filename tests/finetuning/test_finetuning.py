@@ -499,6 +499,7 @@ def test_low_rank_updates_come_back_in_the_matrices() -> None:
         ({"tune": "adapter"}, "adds layers, which the returned model would lack"),
         ({"tune": "heads"}, "tune must be one of full, head"),
         ({"rank": 3}, "rank=3 needs tune=lora"),
+        ({"tune": "lora", "wise_ft": True}, "on which low-rank updates do not lie"),
     ],
 )
 def test_tuning_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
