@@ -162,7 +162,7 @@ def test_a_mistake_that_a_method_of_ones_own_tells_names_its_line(
         (["finetune"], ["finetune is no command", "ssl_selmix.finetune"]),
         (["list", "fixmach"], ["unknown name 'fixmach'; did you mean fixmatch"]),
         (["list", "Digits"], ["unknown name 'Digits'; did you mean digits?"]),
-        (["list", "data"], ["the settings of data", "digits, image_folder"]),
+        (["list", "data"], ["the settings of data", "cifar100, digits"]),
         (["help", "fixmach"], ["did you mean fixmatch"]),
         (["explain", "fixmatch.lrr"], ["unknown key 'fixmatch.lrr'; did you mean fixmatch.lr?"]),
         (["explain", "qqqqq"], ["unknown key 'qqqqq'; ssl-selmix list shows names"]),
@@ -198,11 +198,15 @@ def options() -> list[tuple[str, str]]:
     return found
 
 
+REQUIRED = {"features": ["--out"]}
+
+
 @pytest.mark.parametrize("given", ["", "  "])
 def test_no_option_takes_an_empty_word(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(options()) > 50
     for command, option in options():
-        words = [command, *([option] if option else []), given]
+        needed = [word for name in REQUIRED.get(command, ()) for word in (name, "x")]
+        words = [command, *([option] if option else []), given, *needed]
         told = mistake(words, capsys)
         named = any(
             word in told

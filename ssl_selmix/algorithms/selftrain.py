@@ -36,7 +36,7 @@ class SelfTraining(Algorithm):
     class Config(Algorithm.PoolConfig, PoolPrior.Config):
         """Hyper-parameters."""
 
-        heads: int = at_least(1, 5)  # H
+        heads: int = at_least(1, 5)  # H, classifiers whose votes make the pseudo-labels
         share: float = within("(0, 1]", 0.5)  # of the features, that a head sees
         warmup: float = within("[0, 1)", 0.25)  # share of the steps on labeled images alone
         rounds: int = at_least(1, 2)  # how often pseudo-labels are made, evenly after that

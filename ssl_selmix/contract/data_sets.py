@@ -20,8 +20,8 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config, plugins
 from ssl_selmix.contract.subjects import Broken, Skipped, demand, fit, subject
 from ssl_selmix.data import Data, ImageSet
-from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.source import Source
+from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import NO_PRESET, Plan, Request
 from ssl_selmix.splits import PARTS, LongTailSplit
@@ -64,10 +64,8 @@ class DataSubject:
     @cached_property
     def _source(self) -> Source:
         found: Source = self.module.load(self.config)
-        kinds = "an ssl_selmix.data.ImageSet or FileSet"
-        demand(
-            isinstance(found, ImageSet | FileSet), f"load must return {kinds}, not {type(found)}"
-        )
+        kinds = "an ssl_selmix.data.ImageSet, or a FileSet or FeatureSet"
+        demand(isinstance(found, Source), f"load must return {kinds}, not {type(found)}")
         return found
 
     def inputs(self, seed: int = 0) -> Inputs:
@@ -128,7 +126,7 @@ def check_images(subject: DataSubject, folder: Path) -> None:
     )
     if source.test is not None:
         _demand_labels("test", source.test_labels, len(source.test), len(names))
-    channels = source.image_shape[0]
+    channels = source.image_shape[0] if len(source.image_shape) == 3 else 1
     for name, values in (("mean", source.mean), ("std", source.std)):
         sensible = len(values) == channels and all(0 <= float(v) <= 255 for v in values)
         demand(
@@ -218,7 +216,8 @@ def check_training(subject_: DataSubject, folder: Path) -> None:
     """FixMatch, then SelMix, train on it for a few steps."""
     data = subject_.data
     torch.manual_seed(1)
-    net = models.build(models.Config("cnn-4"), len(data.class_names), data.image_shape[0])
+    network = models.Config("cnn-4" if len(data.image_shape) == 3 else FEATURES)
+    net = models.build(network, len(data.class_names), data.image_shape[0])
     for name in ("fixmatch", "selmix"):
         algorithm: Algorithm = fit(
             subject(name).make(data, net), data.at_stage(name), folder / name

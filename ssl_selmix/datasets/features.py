@@ -22,7 +22,7 @@ from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
 class Config(LongTailSplit):
     """Where the features are and how they are split; the counts are the SelMix paper's CIFAR-10."""
 
-    root: str = ""
+    root: str = ""  # the file of features, or the folder that has it
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500

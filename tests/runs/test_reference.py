@@ -44,7 +44,9 @@ def test_paper_symbols_defaults_and_rules_are_told() -> None:
 def test_a_data_set_is_listed_with_its_presets(name: str) -> None:
     shown = reference.of_name(name)
     assert "labeled.rho=" in shown and "validation=" in shown
-    assert "presets for it:" in shown
+    for preset in plugins.presets():
+        named = plugins.preset_dataset(preset) == name
+        assert (f"\n  {preset} " in shown) == named
 
 
 @dataclass
@@ -75,8 +77,8 @@ def test_explain_tells_defaults_and_presets_of_a_key_and_of_a_word() -> None:
     told = reference.explain("fixmatch.steps=3")
     assert told.startswith("fixmatch.steps\n  T, of the optimizer\n  may be: whole number >= 1\n")
     assert "default: 10000" in told and "fixmatch.steps=1000 (digits)" in told
-    told = reference.explain("body_lr")
-    assert told.startswith("cutmix.body_lr, mixup.body_lr, selmix.body_lr\n")
+    told = reference.explain("beta_min")
+    assert told.startswith("selmix.beta_min\n  mixing weight beta ~ U[beta_min, 1]\n")
     assert reference.explain("rho").startswith("data.labeled.rho of cifar10 and ")
     assert "default: 15.0 (data.labeled.rho of digits, " in reference.explain("rho")
 

@@ -48,7 +48,12 @@ def model(run: Path, stage: str) -> str:
 
 @pytest.mark.parametrize("preset", plugins.presets())
 def test_a_preset_alone_means_its_data_set_and_refuses_another(preset: str) -> None:
-    dataset = preset.partition("-")[0]
+    dataset = plugins.preset_dataset(preset)
+    if not dataset:  # it is about a network
+        assert preset.startswith("pretrained-")
+        assert Plan(Request(["supervised"], "stl10", preset)).request.dataset == "stl10"
+        return
+    assert dataset == preset.partition("-")[0]
     assert Plan(Request(["supervised"], preset=preset)).request.dataset == dataset
     assert Plan(Request(["supervised"], dataset, preset)).request.dataset == dataset
     other = "stl10" if dataset == "digits" else "digits"
