@@ -17,7 +17,7 @@ from io import TextIOWrapper
 
 from ssl_selmix.common import advice, plugins
 from ssl_selmix.common.arguments import Command, listing, section
-from ssl_selmix.common.names import printable, unknown
+from ssl_selmix.common.names import near, printable, unknown
 from ssl_selmix.common.stopping import Stopped
 
 # The room of each command; its module `command` has the parser and the work.
@@ -82,6 +82,8 @@ def _answer(words: list[str]) -> int:
         if not words or words[0] in HELP:
             print(overview())
             return 0
+        if words[0] not in ROOMS and near(words[0], ROOMS, cutoff=0.8):
+            return _fail(_no_command(words[0]), 2)
         key = "." in words[0] and not words[0].endswith(".py")
         words = (
             [words[0], "--help"] if words[0] in ROOMS else ["explain" if key else "list", *words]
