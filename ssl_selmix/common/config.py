@@ -27,7 +27,7 @@ REASONS = {
 }
 # Keys that stages did not have in released versions, with what their absence means, and defaults
 # that were others then: a run without the keys goes on as it began.
-ADDED: Mapping[str, Any] = {"rate": "absolute"}
+ADDED: Mapping[str, Any] = {"rate": "absolute", "offsets": "none"}
 CHANGED: Mapping[str, Any] = {"stop": "none"}
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
