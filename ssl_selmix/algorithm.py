@@ -5,18 +5,21 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
+from ssl_selmix.common.fields import completed
 from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
+from ssl_selmix.models.execution import in_mode
 from ssl_selmix.models.tuning import layer_scales, merged
 
 if TYPE_CHECKING:
@@ -66,19 +69,26 @@ class Context:
         """Share of the steps that are done, 0 to 1."""
         return self.step / self.total
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"ctx has no {name}; it has step, total, progress, lr and teacher")
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """The averaged model on un-augmented held-out images.
 
     Shape: features N×D, logits N×K, labels (N,); pool_logits M×K over the unlabeled pool, only
-    if `Algorithm.needs_pool` asked for them.
+    if `Algorithm.needs_pool` asked for them; only what `Algorithm.needs_features` named of
+    pool_features M×D and of labeled_features n×D with labeled_classes (n,).
     """
 
     features: Tensor
     logits: Tensor
     labels: Tensor
     pool_logits: Tensor | None = None
+    pool_features: Tensor | None = None
+    labeled_features: Tensor | None = None
+    labeled_classes: Tensor | None = None
 
     @property
     def confusion(self) -> Tensor:
@@ -109,6 +119,7 @@ class Algorithm(nn.Module):
     # False: takes no step. All its work is in the one `on_validation`, and `Config` derives from
     # `Algorithm.FixedConfig`. It needs weights to start from.
     trains = True
+    needs_classifier = True  # False: it makes a classifier of its own, and needs a body only
     # True: `ctx.origin` holds what the stage before began with, so that two stages must come first.
     needs_origin = False
     # The plug-in that takes this one's place after another stage, for a method of which a part
@@ -126,14 +137,15 @@ class Algorithm(nn.Module):
     class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = at_least(1, 10_000)
+        steps: int = at_least(1, 10_000)  # T, of the optimizer
         batch: int = at_least(1, 64)  # B, labeled images a step
-        lr: float = positive(0.03)
+        lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
         # adamw: torch's, with its own momenta (0.9, 0.999), decoupled weight decay
         optimizer: str = one_of("sgd", "adamw")
-        momentum: float = within("[0, 1)", 0.9)
-        nesterov: bool = True
-        weight_decay: float = at_least(0, 5e-4)
+        momentum: float = within("[0, 1)", 0.9)  # of SGD
+        nesterov: bool = True  # Nesterov's momentum instead of the plain one
+        weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
+        # how lr falls: cos(7 pi t / 16 T) as in FixMatch, half a cosine to 0, or not at all
         schedule: str = one_of(*SCHEDULES)
         ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
         # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.
@@ -205,6 +217,26 @@ class Algorithm(nn.Module):
         if config.select not in known:
             raise ValueError(f"select: {unknown('figure', config.select, known)}")
 
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """A step, `forward(batch, ctx)`; or of normalised images alone, what it predicts.
+
+        `ctx.teacher(x)` are logits N×K, in evaluation mode and without gradient, so that nothing
+        of the teacher changes.
+
+        Raises:
+            TypeError: of one argument that is no tensor; says what to call.
+        """
+        if len(given) + len(named) != 1:
+            return super().__call__(*given, **named)
+        (x,) = (*given, *named.values())
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"call a method with images for its predictions, as in ctx.teacher(batch.x), or "
+                f"with (batch, ctx) for a step, not with {type(x).__name__} alone"
+            )
+        with torch.no_grad(), in_mode(self, training=False):
+            return self.predict(x)
+
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: the weighted losses, whose sum is minimised, and detached scalars to log."""
         raise NotImplementedError
@@ -246,6 +278,13 @@ class Algorithm(nn.Module):
     def needs_pool(self, step: int) -> bool:
         """Whether the validation before this step looks at the unlabeled pool too."""
         return False
+
+    def needs_features(self, step: int) -> Collection[str]:
+        """Of which un-augmented images the validation before this step keeps features as well.
+
+        "labeled", "pool": they are in the evaluation's fields of these names then.
+        """
+        return ()
 
     def clock(self, step: int) -> tuple[int, int]:
         """Step and length by which the schedule and the teacher's warm-up count.
@@ -334,5 +373,6 @@ def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
+    found[0].Config = completed(found[0].Config)  # type: ignore[misc]
     kind = found[0]
     return short_name(name), kind if first or not kind.after else load(kind.after)[1]

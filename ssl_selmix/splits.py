@@ -175,8 +175,8 @@ HELD_OUT = re.compile(r"([0-9]+|0?\.[0-9]+)((?:,(?:min|max)=[0-9]+){0,2})")
 class LongTailSplit(Checked):
     """The rule of a split: labeled and unlabeled tails, balanced validation and test parts."""
 
-    labeled: Counts
-    unlabeled: Counts
+    labeled: Counts  # how many labeled images each class has
+    unlabeled: Counts  # how many images of each class the pool without labels has
     # Held out of the training images: images per class, 0.2 of each class, or `20,min=4`
     validation: int | float | str
     # The same, for a data set that has no test part of its own

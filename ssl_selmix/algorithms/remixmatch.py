@@ -26,7 +26,7 @@ class ReMixMatch(FollowsPool):
     class Config(Algorithm.PoolConfig, remixmatch.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        mu: int = 1  # as in the code of DASO, ABC, DARP and USB
+        mu: int = 1  # mu, unlabeled images per labeled image; 1 in DASO, ABC, USB
         prior: str = "labeled"  # target of the alignment, as in the paper; none: no alignment
         window: int = at_least(1, 128)  # batches whose mean prediction is aligned with the target
 

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from ssl_selmix.common import fields, text
 from ssl_selmix.common.fields import shown
-from ssl_selmix.common.names import unknown
+from ssl_selmix.common.keys import unknown_key
 from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.common.text import Word
 
@@ -43,6 +43,10 @@ ADDED: Mapping[str, Any] = {
     "model.length": None,
     "optimizer": "sgd",
 }
+# Keys that stages did not have in released versions, with what their absence means, and defaults
+# that were others then: a run without the keys goes on as it began.
+YOUNGER: Mapping[str, Any] = {"rate": "absolute"}
+CHANGED: Mapping[str, Any] = {"stop": "none"}
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
     *(
@@ -67,7 +71,7 @@ class Run(Checked):
     threads: int = at_least(0, 0)  # of the CPU; 0: chosen from the machine and the work of a step
     precision: str = one_of(*PRECISIONS)  # of the body; auto: bf16 where hardware has it
     compile: bool = False  # torch.compile for the network's body
-    pictures: bool = True  # draw confusion and gain matrices for TensorBoard at every validation
+    pictures: bool = True  # draw confusion and gain matrices for TensorBoard, at five validations
     # of training between checkpoints, beside those at validations; 0: those alone
     checkpoint_minutes: float = at_least(0, 30.0)
     sync_batch_norm: bool = False  # batch statistics over the images of all processes
@@ -233,9 +237,14 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     hints, given = fields.types_of(kind), {}
     for name, value in values.items():
         if value is dataclasses.MISSING:
-            raise ValueError(f"{name} has no default; set it")
-        nested = dataclasses.is_dataclass(hints[name])
-        given[name] = _build(hints[name], value) if nested else copy.copy(value)
+            raise ValueError(f"{name} has no default; set it, or give Config one")
+        if not dataclasses.is_dataclass(hints[name]):
+            given[name] = copy.copy(value)
+            continue
+        try:
+            given[name] = _build(hints[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
     return kind(**given)
 
 
@@ -251,7 +260,7 @@ def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
         section, _, name = key.rpartition(".")
         if name in REASONS and any(k.startswith(f"{section}.") for k in known):
             raise ValueError(f"unknown key {key!r}: {REASONS[name]}; leave it out ({origin})")
-        raise ValueError(f"{unknown('key', key, known)} ({origin})")
+        raise ValueError(f"{unknown_key(key, list(known))} ({origin})")
 
 
 def without_retired(
@@ -265,6 +274,29 @@ def without_retired(
     }
     gone = {k for k in recorded if k not in known and k.rpartition(".")[2] in RETIRED}
     return {key: value for key, value in recorded.items() if key not in gone}
+
+
+def as_began(recorded: Mapping[str, Any], sections: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """What the sections' defaults were when a run began that records none of the keys `YOUNGER`.
+
+    Args:
+        recorded: its flat settings.
+        sections: dataclass of each section of today.
+    """
+    found: dict[str, Any] = {}
+    for section, kind in sections.items():
+        names = {field.name for field in dataclasses.fields(kind)}
+        begun = any(key.startswith(f"{section}.") for key in recorded)
+        if begun and any(n in names and f"{section}.{n}" not in recorded for n in YOUNGER):
+            old = {n: v for n, v in {**YOUNGER, **CHANGED}.items() if n in names}
+            found |= {f"{section}.{name}": value for name, value in old.items()}
+    return found
+
+
+def as_released(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings as checkpoints of older versions count them in."""
+    kept = {k: v for k, v in section.items() if k not in YOUNGER or v != YOUNGER[k]}
+    return dict(RETIRED) | kept
 
 
 def deciding(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -294,6 +326,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for key in before.keys() - after.keys():
         if (name := key.rpartition(".")[2]) in RETIRED:
             after[key] = RETIRED[name]
+    for key in after.keys() - before.keys():
+        if (name := key.rpartition(".")[2]) in ADDED:
+            before[key] = ADDED[name]
     keys = [k for k in sorted(before.keys() | after.keys()) if k not in MACHINE_KEYS]
     return [
         f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)

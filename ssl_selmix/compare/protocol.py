@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ssl_selmix.common.config import flatten
+from ssl_selmix.common.figures import plain
 from ssl_selmix.common.names import unknown
 from ssl_selmix.compare.reading import DATA, PLACES, RULE, Run
 
@@ -80,7 +81,7 @@ def images(runs: Sequence[Run]) -> dict[Any, Run]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return plain(value) if isinstance(value, float) else str(value)
 
 
 def refuse(

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ssl_selmix.common.figures import fixed, percent
 from ssl_selmix.common.names import unknown
 from ssl_selmix.compare import intervals, plain
 from ssl_selmix.compare.intervals import DIGITS, Estimate, Measured
@@ -50,11 +51,6 @@ class Choice:
                 raise ValueError(f"{unknown('figure', name, TITLES)} (--metrics)")
 
 
-def percent(value: float, *, signed: bool = False) -> str:
-    """A fraction in percent."""
-    return f"{100 * value:{'+' if signed else ''}.1f}"
-
-
 def spread(values: Sequence[float], *, signed: bool = False) -> str:
     """Mean ± standard deviation in percent; one value stands alone.
 
@@ -64,8 +60,8 @@ def spread(values: Sequence[float], *, signed: bool = False) -> str:
     if not values:
         return "–"
     scaled = [100 * v for v in values]
-    mean = f"{statistics.mean(scaled):{'+' if signed else ''}.1f}"
-    return f"{mean} ± {statistics.stdev(scaled):.1f}" if len(values) > 1 else mean
+    mean = fixed(statistics.mean(scaled), signed=signed)
+    return f"{mean} ± {fixed(statistics.stdev(scaled))}" if len(values) > 1 else mean
 
 
 def measured(cell: Cell, figure: str, part: str, *, start: bool = False) -> Measured | None:

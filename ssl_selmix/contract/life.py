@@ -39,7 +39,7 @@ def check_on_validation(subject: Subject, folder: Path) -> None:
     """What `on_validation` returns is detached, finite, and of a shape that can be logged."""
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
-    evaluation = engine.evaluate(algorithm, data, pool=algorithm.needs_pool(0))
+    evaluation = engine.evaluate_for(algorithm, algorithm, data, 0)
     log = SilentLog(keep=True)
     fit(subject.make(data), data, folder, log=log)
     for extra in (algorithm.on_validation(evaluation, ctx), *log.extras):

@@ -140,7 +140,7 @@ class Subject:
             evaluate=lambda model: engine.evaluate(model, data),
             origin=origin_for(algorithm, data),
         )
-        evaluation = engine.evaluate(teacher, data, pool=algorithm.needs_pool(0))
+        evaluation = engine.evaluate_for(algorithm, teacher, data, 0)
         algorithm.on_validation(evaluation, ctx)
         return algorithm, ctx
 

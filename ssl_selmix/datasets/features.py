@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,16 @@ from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
 class Config(LongTailSplit):
     """Where the features are and how they are split; the counts are the SelMix paper's CIFAR-10."""
 
-    root: str = ""
+    root: str = ""  # the file of features, or the folder that has it
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500
+
+
+def files(config: Config) -> list[Path]:
+    """The file and its table, or the folder: see `runs.kept`."""
+    path = expanded(config.root)
+    return [path, path.with_suffix(".csv")] if config.root else []
 
 
 def load(config: Config) -> FeatureSet:

@@ -22,7 +22,7 @@ FOLDER_OF = "validation"  # where data.validation=folder finds them
 class Config(LongTailSplit):
     """Where the images are and how they are split; the counts are the SelMix paper's CIFAR-10."""
 
-    root: str = ""
+    root: str = ""  # the folder with train/<class>/*, perhaps test/<class>/* and unlabeled/*
     size: int | None = None  # of the views, size×size pixels; None: take small images as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))

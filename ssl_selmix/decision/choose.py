@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_selmix.common.figures import limits, percent
 from ssl_selmix.decision import goal as goals
 from ssl_selmix.decision.crossfit import CrossFitted, change_interval, cross_fit
 from ssl_selmix.decision.fit import Settings, settings_of
@@ -89,6 +90,8 @@ def posthoc(
     # Half an image: a class at recall 0 ranks below one with a single hit, without a spike.
     goal = goals.Goal(built, mass, least_recall=0.5 / float(counts.max()))
     protect = isinstance(objective, str) and objective == "min_recall" and not constraints
+    if rule == "offsets":
+        goal = goal.with_margin(len(classes))
     how = settings_of(goal, rule, calibrate == "temperature", protect)
     found = cross_fit(values, classes, how, folds, seed)
     reported = _reported(found, values, classes, how, folds, seed)
@@ -145,13 +148,18 @@ def _notes(
             f"Mean recall on the fitting images is kept above {goal.known.least_mean:.1%}, "
             f"{goals.MEAN_FLOOR:.0%} below the best of offsets: the worst class alone costs more."
         )
+    if how.rule == "offsets" and goal.known is not None and goal.known.covered is not None:
+        notes.append(
+            f"Coverage is fitted to at least {goal.known.least * goal.num_classes:.1%} of 1/K, a "
+            "margin above what was asked, so that it is kept on other images too."
+        )
     few = np.flatnonzero(counts < FEW_IMAGES)
     if len(few):
         named = ", ".join(map(str, few[:10])) + (", ..." if len(few) > 10 else "")
         notes.append(
             f"{len(few)} of {len(counts)} classes have fewer than {FEW_IMAGES} images ({named}; "
             f"the least {counts.min()}): expect the objective on new images "
-            f"{100 * optimism['objective']:.1f} points below `after`."
+            f"{percent(optimism['objective'])} points below `after`."
         )
     if found.always_seen:
         notes.append(
@@ -161,8 +169,9 @@ def _notes(
     if interval[0] <= 0:
         change = held_out["objective"] - before["objective"]
         notes.append(
-            f"No gain is shown: on images left out the objective changes by {100 * change:+.1f} "
-            f"points, 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}."
+            f"No gain is shown: on images left out the objective changes by "
+            f"{percent(change, signed=True)} points, 95 % interval "
+            f"{limits(*interval, between=' to ', signed=False)}."
         )
     broken = [k for k in held_out if k.startswith("slack_") and held_out[k] < 0]
     notes += [

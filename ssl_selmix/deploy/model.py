@@ -117,7 +117,8 @@ def predict(
     settings = [f"device={device}", *([] if workers is None else [f"data.workers={workers}"])]
     network = Network(run, settings)
     if isinstance(images, Tensor | np.ndarray):
-        parts = _in_range(torch.as_tensor(images)).split(batch)
+        told = network.manifest["preprocessing"] is not None
+        parts = _in_range(torch.as_tensor(images), pixels=told).split(batch)
         return torch.cat([network.probabilities(part) for part in parts])
     single = isinstance(images, str | os.PathLike)
     places: Sequence[Source] = [images] if single else images  # type: ignore[list-item,assignment]
@@ -130,12 +131,13 @@ def predict(
     return torch.cat(found)
 
 
-def _in_range(images: Tensor) -> Tensor:
+def _in_range(images: Tensor, *, pixels: bool) -> Tensor:
+    """The images, if they can be so; `pixels` are in 0..255, others as `finetune` was given."""
     if images.ndim != 4:
         raise ValueError(f"images must have the shape N×C×H×W, not {tuple(images.shape)}")
     if images.is_floating_point() and not bool(images.isfinite().all()):
         raise ValueError("images must be finite, and these have NaN or infinity; leave those out")
-    if images.is_floating_point() and images.numel() and 0 < float(images.max()) <= 1:
+    if pixels and images.is_floating_point() and images.numel() and 0 < float(images.max()) <= 1:
         raise ValueError("images are in 0..255, and these are at most 1; multiply them by 255")
     return images
 

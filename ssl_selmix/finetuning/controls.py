@@ -42,9 +42,11 @@ class Compared:
         rows: the figures on the images that are measured on, by what was done.
     """
 
-    def __init__(self, data: Data, folder: Path | None, label: str) -> None:
+    def __init__(
+        self, data: Data, folder: Path | None, label: str, network: record.Network
+    ) -> None:
         """Of these images, perhaps for a folder; the label is the objective's in results.json."""
-        self._data, self._folder, self._label = data, folder, label
+        self._data, self._folder, self._label, self._network = data, folder, label, network
         self.rows: dict[str, dict[str, Any]] = {}
         self._chain: list[str] = []  # what was done to the model, in order
         self._stages: list[dict[str, Any]] = []  # start and chain, for results.json
@@ -67,7 +69,7 @@ class Compared:
 
     def _stage(self, name: str, fitted: engine.Fitted, settings: dict[str, Any]) -> dict[str, Any]:
         told = {"settings": settings} if settings else {}
-        return record.measured(name, fitted, self._data) | told
+        return record.measured(name, fitted, self._data, self._network) | told
 
     def start(self, algorithm: Algorithm) -> Tensor:
         """Measure the model as it was given; its logits N×K."""
@@ -90,12 +92,14 @@ class Compared:
         self, algorithm: Algorithm, objective: str | Function | Objective, seed: int
     ) -> None:
         """Measure offsets on the model as it is, which stays so: what training has to beat."""
-        other = Compared(self._data, self._folder and self._folder / BESIDE, self._label)
+        folder = self._folder and self._folder / BESIDE
+        other = Compared(self._data, folder, self._label, self._network)
         other._stages = list(self._stages)
-        other.shift(copy.deepcopy(algorithm), objective, seed, Console(quiet=True))
+        shifted = copy.deepcopy(algorithm)
+        other.shift(shifted, objective, seed, Console(quiet=True))
         self.rows[OFFSETS] = other.last
         if other._folder is not None:
-            other.write()
+            other.write(shifted)
 
     def shift(
         self,
@@ -131,11 +135,14 @@ class Compared:
         self.add(LINE, engine.Fitted(algorithm, 0, 0, 0.0), "wise_ft", told)
         return weight_line.best(points).alpha
 
-    def write(self) -> None:
-        """Write results.json."""
+    def write(self, algorithm: Algorithm) -> None:
+        """Write results.json and what else opens the folder as a run's, of the model as it is."""
         assert self._folder is not None
         start, *stages = self._stages
-        record.write(self._folder, self._data, start, stages)
+        folder, data, network = self._folder, self._data, self._network
+        record.save_handed_on(folder, stages, algorithm.export(), network)
+        record.save_scores(folder, engine.evaluate(algorithm, data), data.class_names)
+        record.write(folder, data, start, stages, network)
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

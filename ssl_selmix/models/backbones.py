@@ -29,7 +29,7 @@ class Config(Checked):
     # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME, timm:NAME or
     # open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
-    # The FixMatch code uses 0.001, for runs of 2^20 steps.
+    # of batch statistics; the FixMatch code uses 0.001, for runs of 2^20 steps
     bn_momentum: float = within("(0, 1]", 0.1)
     # true: the library's weights of that name; or a FILE of them, .pth or .safetensors
     pretrained: str = ""

@@ -122,8 +122,8 @@ class ViewsConfig:
     strong views only those whose pseudo-label counts; the others would add exactly zero.
     """
 
-    split: bool = False
-    lazy: bool = False
+    split: bool = False  # weak views pass first, without gradient and with their own statistics
+    lazy: bool = False  # as split, and strong views only where the pseudo-label counts
 
     @property
     def name(self) -> str:

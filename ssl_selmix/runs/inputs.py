@@ -14,7 +14,7 @@ from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
 from ssl_selmix.models import heads
-from ssl_selmix.runs import cached
+from ssl_selmix.runs import cached, kept
 from ssl_selmix.runs.folder import RunFolder, split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
@@ -79,7 +79,7 @@ def load_data(
         trained: of a run that exists, the weights that it ended with.
     """
     settings, seed = plan.config["data"], plan.run.seed
-    source: data.Source = plan.dataset.load(settings)
+    source, sha256 = kept.load(plan)
     names = list(source.class_names)
     if source.test is None and not settings.test:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
@@ -91,7 +91,6 @@ def load_data(
             "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "
             f"{plan.request.dataset} has none; draw them with another shape, such as long_tail"
         )
-    sha256 = source.sha256()
     split = _split(plan, source, sha256)
     preprocessing = cached.preprocessing_of(plan.config["model"], source)
     shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}

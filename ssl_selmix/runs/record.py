@@ -115,7 +115,7 @@ class Record:
             "schema": SCHEMA,
             "run_id": uuid.uuid4().hex,  # draws from the machine, not from the run's generators
             "preprocessing": inputs.preprocessing,
-            "command": plan.request.command,
+            "command": plan.command,
         }
         checked(Manifest, told)
         manifest.save(inputs.split, folder / MANIFEST, inputs.images_sha256, **told)

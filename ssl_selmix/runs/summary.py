@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssl_selmix.common.figures import percent
+
 FIGURES = {
     "mean_recall": "mean recall",
     "min_recall": "worst class",
@@ -43,11 +45,11 @@ def show(results: Mapping[str, Any], class_names: Sequence[str], out: Console) -
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else percent(value)
 
 
 def _change(before: float | None, after: float | None) -> str:
-    return "-" if before is None or after is None else f"{100 * (after - before):+.1f}"
+    return "-" if before is None or after is None else percent(after - before, signed=True)
 
 
 def _summary(stages: Sequence[Mapping[str, Any]], part: str) -> Table:

@@ -46,7 +46,7 @@ def run(request: Request) -> dict[str, Any]:
     with stop.listening():
         plan = Plan(request)
         # What is refused now leaves no folder behind; asking for their digests reads the weights.
-        _check_first(plan)
+        check_first(plan)
         _ = plan.init_sha256, plan.begun, plan.pretrained and plan.pretrained.sha256
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
@@ -76,7 +76,10 @@ class Training:
         machine.use_repeatable_kernels()
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
-        _announce(plan, self.out)
+        announce(plan, self.out)
+        if plan.request.resume and not record.resumes:
+            told = "  --resume: there is no run in this folder yet, a new one begins"
+            self.out.print(told, highlight=False, markup=False)
         if plan.pretrained is not None:
             line = summary.weights(plan.pretrained.plain())
             self.out.print(f"  {line}", highlight=False, markup=False)
@@ -92,26 +95,15 @@ class Training:
                 "the same files and the same command, and set precision if their machines differ"
             )
         self._check_origin()
-        channels = loaded.image_shape[0]
-        _check_sizes(plan, loaded)
-        _check_kind(plan, loaded)
-        of_features = inputs.body is not None
-        planned = [
-            build(plan, i, loaded.task, channels, None, of_features=of_features)
-            for i in range(len(plan.stages))
-        ]
-        _check_batches(planned)
-        _check_pixels(plan, planned, loaded)
-        _check_heads(plan, planned)
-        _set_threads(plan, planned, loaded, self.out)
+        planned(plan, inputs, self.out)
         summary.tell_small_classes(inputs.counts["validation"], loaded.class_names, self.out)
         self.results = self.record.begin(inputs, self.out)
 
     def _check_origin(self) -> None:
         plan, inputs = self.plan, self.inputs
-        network, precision = plan.config["model"].name, plan.run.precision
+        model, precision = plan.plain["model"], plan.run.precision
         images = inputs.images_sha256
-        for note in load.check_origin(plan.request.init, network, precision, inputs.split, images):
+        for note in load.check_origin(plan.request.init, model, precision, inputs.split, images):
             self.out.print(f"  --init: {note}", highlight=False, markup=False)
 
     def start(self) -> models.Classifier | None:
@@ -244,6 +236,27 @@ class Training:
         return found
 
 
+def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
+    """The algorithms of all stages on new networks; refuses what would end one of them.
+
+    Raises:
+        ValueError: a stage cannot be trained on these images, or not after the one before it.
+    """
+    loaded, of_features = inputs.data, inputs.body is not None
+    _check_sizes(plan, loaded)
+    _check_kind(plan, loaded)
+    channels = loaded.image_shape[0]
+    found = [
+        build(plan, i, loaded.task, channels, None, of_features=of_features)
+        for i in range(len(plan.stages))
+    ]
+    _check_batches(found)
+    _check_pixels(plan, found, loaded)
+    _check_heads(plan, found)
+    _set_threads(plan, found, loaded, out)
+    return found
+
+
 def _check_sizes(plan: Plan, loaded: Data) -> None:
     """Refuse batches that no machine of this size holds, before anything is made for them."""
     world, bytes_each = processes.world(), 4 * math.prod(loaded.image_shape)
@@ -275,10 +288,12 @@ def _check_kind(plan: Plan, loaded: Data) -> None:
     )
 
 
-def _check_first(plan: Plan) -> None:
+def check_first(plan: Plan) -> None:
     """Refuse a first stage that only changes weights, without weights to change."""
     name, kind = plan.algorithms[0]
-    if not kind.trains and not plan.request.init:
+    model = plan.config["model"]
+    body = model.name == FEATURES or model.starts_trained
+    if not kind.trains and not plan.request.init and (kind.needs_classifier or not body):
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"
@@ -389,7 +404,7 @@ def build(
         else:
             net = _network(plan, task.num_classes, channels, trained)
         heads.begin(net, plan.config["model"].head)
-    else:
+    elif kind.trains:  # others look at the network as it was handed on
         models.tune(net, plan.config["model"])
     how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))
@@ -412,12 +427,15 @@ def _network(plan: Plan, num_classes: int, channels: int, trained: bool) -> mode
     return net
 
 
-def _announce(plan: Plan, out: Console) -> None:
+def announce(plan: Plan, out: Console) -> None:
+    """Print where the run lies and which settings it was given."""
     out.print(f"run {plan.out}", highlight=False, markup=False)
     for source, settings in plan.layers:
         if settings:
             text = " ".join(f"{key}={value}" for key, value in settings.items())
             out.print(f"  {source}: {text}", highlight=False, markup=False)
+    for note in plan.notes:
+        out.print(f"  {note}", highlight=False, markup=False)
 
 
 def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class FineTuning(Algorithm):
     class Config(Algorithm.Config):
         """Hyper-parameters."""
 
-        steps: int = 500  # 10,000 in the SelMix paper
-        lr: float = 3e-4  # of the classifier
+        steps: int = 500  # T; 10,000 in the SelMix paper
+        lr: float = 3e-4  # eta, learning rate of the classifier
         body_lr: float = at_least(0, 0.1)  # rate of the features, as a share of lr
         momentum: float = 0.0
         nesterov: bool = False
@@ -103,7 +103,7 @@ class FrozenBody(Algorithm):
     class Config(Algorithm.Config):
         """Hyper-parameters."""
 
-        steps: int = 500  # as many as the other second stages
+        steps: int = 500  # T; as many as the other second stages
         lr: float = 0.025
         nesterov: bool = False
         schedule: str = "cosine"

@@ -112,9 +112,13 @@ class Sweep:
                     )
 
     def _check_starts(self) -> None:
-        """A stage that takes no step cannot begin a chain, nor one of two networks follow one."""
+        """A stage that takes no step cannot begin a chain, unless it makes a classifier.
+
+        Nor can one of two networks follow one.
+        """
         for name in self.spec.algorithms:
-            if not algorithm.load(self.spec.arms[name].algo)[1].trains:
+            kind = algorithm.load(self.spec.arms[name].algo)[1]
+            if not kind.trains and kind.needs_classifier:
                 raise ValueError(
                     f"{self.spec.origin}: {name} trains nothing and cannot come first; put it "
                     "under then"
@@ -194,6 +198,11 @@ class Sweep:
                 said = str(error).removesuffix(" (command line)")
                 raise ValueError(f"{self._where(run)}: {said}") from error
         return self._plans[key]
+
+    def told(self, run: Run) -> tuple[str, dict[str, Any]]:
+        """The name of the run's algorithm, and its settings by dotted key."""
+        name = self._short[run.algo]
+        return name, config.flatten(self.plan(run).plain[name])
 
     def _where(self, run: Run) -> str:
         return f"{self.spec.origin}, {run.split}, {' + '.join(run.arms)}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.execution import in_mode
 from ssl_selmix.training import checkpoint
 from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.optimizer import SGD
 
 RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
 READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
@@ -141,13 +142,29 @@ class _Rows:
         self._filled += len(rows)
 
 
-def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
-    """The model on the validation images and, if asked, on the un-augmented unlabeled pool."""
-    features, logits = _predict_at(model, data, data.validation)
-    pool_logits = None
-    if pool and len(data.unlabeled):
-        pool_logits = _predict_at(model, data, data.unlabeled, keep_features=False)[1]
-    return Evaluation(features, logits, data.validation_labels, pool_logits)
+def evaluate(
+    model: Algorithm, data: Data, *, pool: bool = False, features: Collection[str] = ()
+) -> Evaluation:
+    """The model on the validation images and, if asked, on the un-augmented unlabeled pool.
+
+    `features` names of which images features are kept beside those held out: labeled, pool.
+    """
+    seen = Evaluation(*_predict_at(model, data, data.validation), data.validation_labels)
+    kept = "pool" in features
+    if (pool or kept) and len(data.unlabeled):
+        h, logits = _predict_at(model, data, data.unlabeled, keep_features=kept)
+        seen = replace(seen, pool_logits=logits, pool_features=h if kept else None)
+    if "labeled" in features:
+        h, _ = _predict_at(model, data, data.labeled)
+        labels = data.labels.to(data.device)
+        seen = replace(seen, labeled_features=h, labeled_classes=labels)
+    return seen
+
+
+def evaluate_for(algorithm: Algorithm, model: Algorithm, data: Data, step: int) -> Evaluation:
+    """The model on what the algorithm needs at the validation before this step."""
+    pool, features = algorithm.needs_pool(step), algorithm.needs_features(step)
+    return evaluate(model, data, pool=pool, features=features)
 
 
 def _predict_at(
@@ -256,7 +273,7 @@ def optimizer_of(algorithm: Algorithm, *, fused: bool) -> torch.optim.Optimizer:
     cfg, groups = algorithm.config, algorithm.param_groups()
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
-    return torch.optim.SGD(
+    return SGD(
         groups,
         lr=cfg.lr,
         momentum=cfg.momentum,
@@ -482,10 +499,9 @@ class Trainer:
         algorithm, cfg = self.algorithm, self.algorithm.config
         if algorithm.net.execution.world is not None:
             processes.reconcile(self._models)
-        pool = algorithm.needs_pool(self.step)
-        evaluation = evaluate(self.teacher, self.data, pool=pool)
+        evaluation = evaluate_for(algorithm, self.teacher, self.data, self.step)
         if not torch.isfinite(evaluation.logits).all() and self._recovered("a prediction"):
-            evaluation = evaluate(self.teacher, self.data, pool=pool)
+            evaluation = evaluate_for(algorithm, self.teacher, self.data, self.step)
         if not torch.isfinite(evaluation.logits).all():
             raise NonFiniteLoss(
                 f"the model's predictions at step {self.step} are not finite; {self._good()}"

@@ -456,3 +456,52 @@ def test_what_posthoc_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             run(trained(), **{"batch": 16, **options})
+
+
+def transformer() -> nn.Sequential:
+    """Has a norm with statistics, a norm without, biases, and matrices."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.LayerNorm(8), nn.Linear(8, K),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tune", "learns"), [("head", {"6"}), ("norm", {"5", "6"}), ("bias", {"0", "5", "6"})]
+)
+def test_a_part_of_the_body_is_tuned(tune: str, learns: set[str]) -> None:
+    model = transformer()
+    result = run(model, tune=tune, posthoc=False, lr=0.1, keep="last", body_lr=1.0)
+    before, after = model.state_dict(), result.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key.partition(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    assert changed == learns  # batch norms keep weights and statistics
+    flags = [p.requires_grad for p in result.model.parameters()]
+    assert all(flags)  # as they came
+
+
+def test_low_rank_updates_come_back_in_the_matrices() -> None:
+    pytest.importorskip("peft")
+    model = transformer()
+    result = run(model, tune="lora", rank=2, lr=0.1, keep="last", body_lr=1.0)
+    before, after = model.state_dict(), result.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert changed == {"0.weight", "6.weight", "6.bias"}
+    x = images(12, 5)[0]
+    assert torch.isfinite(result.model.eval()(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": "adapter"}, "adds layers, which the returned model would lack"),
+        ({"tune": "heads"}, "tune must be one of full, head"),
+        ({"rank": 3}, "rank=3 needs tune=lora"),
+        ({"tune": "lora", "wise_ft": True}, "on which low-rank updates do not lie"),
+    ],
+)
+def test_tuning_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(transformer(), **changes)

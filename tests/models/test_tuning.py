@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import contract, models
+from ssl_selmix.algorithm import load
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.algorithms.supervised import Supervised
 from ssl_selmix.common import plugins
@@ -176,7 +177,7 @@ def test_groups_change_only_if_rates_fall() -> None:
     assert min(g["lr_scale"] for g in slow) == 0.1 * 0.5**7
 
 
-TRAINING = [n for n in sorted(plugins.available("algorithm")) if n != "posthoc"]
+TRAINING = [n for n in sorted(plugins.available("algorithm")) if load(n)[1].trains]
 OFTEN = [("fixmatch", "head"), ("selmix", "head")]
 CASES = [(name, how) for name in TRAINING for how in ("head", "norm")]
 CHECKS = (step.check_gradients, step.check_optimizer_groups, step.check_frozen, life.check_export)

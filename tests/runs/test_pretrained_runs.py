@@ -215,3 +215,21 @@ def test_the_summary_names_the_weights(finished: Path, capsys: pytest.CaptureFix
     summary.show(content, content["class_names"], Console(width=200))
     said = capsys.readouterr().out
     assert "weights: timm:test_resnet from " in said and "licence apache-2.0; 32 px" in said
+
+
+def test_init_from_a_run_needs_its_network_to_see_images_alike(
+    finished: Path, tmp_path: Path
+) -> None:
+    own = [word for word in SETTINGS[1:] if not word.startswith("fixmatch")]
+    command = ["--algo", "selmix", "--init", str(finished), *own]
+    command += ["--out", str(tmp_path / "run"), f"model.name={RESNET}"]
+    said = refusal(*command)
+    assert "sees images in another way than this run's does; repeat its settings: model.pre" in said
+    assert said.endswith("model.size=32 model.tune=head")
+    # Its weights are those of --init, so that those of the library are not asked for.
+    again = [*command, "model.pretrained=true", "model.size=32", "model.tune=head"]
+    assert cli.main(again) == 0
+    assert "pretrained" not in RunFolder(tmp_path / "run").config
+    with_its_body = body(finished / "2-selmix" / "model.pt")
+    found = body(tmp_path / "run" / "1-selmix" / "model.pt")
+    assert all(torch.equal(value, with_its_body[key]) for key, value in found.items())

@@ -1,4 +1,4 @@
-"""The file formats of `ssl-selmix export`: each writes a file and returns what it holds, loaded.
+"""The file formats of exported models: each writes a file and returns what it holds, loaded.
 
 Shapes: N images, C×H×W pixels, K classes.
 """
@@ -20,19 +20,39 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import models
+from ssl_selmix.common.atomic import beside
 from ssl_selmix.models.classifier import Decided
 from ssl_selmix.models.input import ToSize
 from ssl_selmix.models.libraries import timm_sized
 from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
+BATCHES = (1, 7)  # of the check; a batch size that a file has learnt by heart fails one of them
 OTHER_NETWORK = 1e-3  # deviation that no rounding explains
 
 Model = Callable[[Tensor], Tensor]
 Found = tuple[Model, dict[str, Any]]  # the model of a file, and what to say of it
 
 
-class Deployed(nn.Module):
+class Named(nn.Module):
+    """A network with a name for messages.
+
+    Shape: images N×C×H×W -> logits N×K.
+    """
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.name = name
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits N×K."""
+        logits: Tensor = self.net(images)
+        return logits
+
+
+class Deployed(Named):
     """A network as it is exported, with or without the normalisation of its images.
 
     Shape: images N×C×H×W -> logits N×K.
@@ -42,9 +62,8 @@ class Deployed(nn.Module):
     std: Tensor
 
     def __init__(self, model: Predictor, name: str, normalise: bool) -> None:
-        super().__init__()
-        self.net = copy.deepcopy(model.net).requires_grad_(False)
-        self.name, self.normalise, self.config = name, normalise, model.config
+        super().__init__(model.net, name)
+        self.normalise, self.config = normalise, model.config
         self.image_shape = model.image_shape
         self.channels, self.num_classes = model.image_shape[0], len(model.class_names)
         self.register_buffer("mean", model.mean)
@@ -84,7 +103,7 @@ def deviation(loaded: Model, model: Model, inputs: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _explained(model: Deployed, kind: str) -> Iterator[None]:
+def _explained(model: Named, kind: str) -> Iterator[None]:
     """Warnings are not shown, for the check decides; what torch refuses is told in a line."""
     try:
         with warnings.catch_warnings():
@@ -100,7 +119,7 @@ def _explained(model: Deployed, kind: str) -> Iterator[None]:
         ) from error
 
 
-def _onnx(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+def _onnx(model: Named, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "onnx"):
         torch.onnx.export(
             model,
@@ -148,7 +167,7 @@ def _save(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+def _pt2(model: Named, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "pt2"):
         dynamic = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(model, (inputs[-1],), dynamic_shapes=dynamic)
@@ -247,9 +266,32 @@ def _theirs(model: Deployed) -> tuple[nn.Module, str, str] | None:
     return None
 
 
+def write_checked(
+    kind: str, path: Path, model: Named, inputs: Sequence[Tensor], tolerance: float
+) -> None:
+    """Write a file of one of PLAIN beside its place, and move it there if it gives the logits.
+
+    Raises:
+        ValueError: it does not, or the format cannot hold the model.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"no folder {path.parent}; create it")
+    for name in ("onnx", "onnxscript") if kind == "onnx" else ():
+        if find_spec(name) is None:
+            raise ValueError(f"ONNX needs the package {name}; pip install 'ssl_selmix[onnx]'")
+    with beside(path) as folder:
+        made = folder / path.name
+        loaded, _ = PLAIN[kind](model, made, inputs)
+        found = deviation(loaded, model, inputs)
+        if not found <= tolerance:
+            raise ValueError(
+                f"{path} is not written: as {kind} the model deviates by {found:.1e} of its "
+                f"largest logit, and {tolerance:g} is allowed; use another format"
+            )
+        made.replace(path)
+
+
 Writer = Callable[[Deployed, Path, Sequence[Tensor]], Found]
-WRITERS: dict[str, Writer] = {
-    "onnx": _onnx,
-    "state_dict": _state_dict,
-    "pt2": _pt2,
-}
+# Of any network, with dynamic batches.
+PLAIN: dict[str, Callable[[Named, Path, Sequence[Tensor]], Found]] = {"onnx": _onnx, "pt2": _pt2}
+WRITERS: dict[str, Writer] = {**PLAIN, "state_dict": _state_dict}
