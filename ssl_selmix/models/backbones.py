@@ -81,6 +81,15 @@ class Config(Checked):
             raise ValueError("layer_decay needs layers that learn; leave out tune=head")
 
     @property
+    def feature_length(self) -> float:
+        """The length that features are brought to; 0: none."""
+        if self.length is not None:
+            return self.length
+        if self.head == "cosine":
+            return heads.COSINE_LENGTH
+        return heads.LENGTH if self.tune == "head" or self.name == FEATURES else 0.0
+
+    @property
     def starts_trained(self) -> bool:
         """Whether the body has weights of somebody else before the first step."""
         return bool(self.pretrained)
@@ -207,8 +216,7 @@ def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
 
 def on_top_of(body: nn.Module, num_features: int, config: Config, num_classes: int) -> Classifier:
     """The body with the neck and the linear layer of the configuration, random ones."""
-    ready = config.tune == "head" or config.name == FEATURES
-    neck = heads.neck(config.head, config.length, num_features, ready)
+    neck = heads.neck(config.head, config.feature_length, num_features)
     classifier = nn.Linear(heads.hidden(config.head) or num_features, num_classes)
     nn.init.zeros_(classifier.bias)
     return Classifier(body, classifier, neck=neck)

@@ -53,17 +53,14 @@ def check(head: str) -> None:
         )
 
 
-def neck(head: str, length: float | None, num_features: int, ready: bool) -> nn.Module | None:
+def neck(head: str, length: float, num_features: int) -> nn.Module | None:
     """What comes between the body and the last linear layer; None: nothing.
 
     Args:
         head: linear, cosine or mlp-WIDTH.
-        length: of the features; 0: as the body gives them; None: chosen here.
+        length: of the features; 0: as the body gives them.
         num_features: D.
-        ready: whether the features are those of a body that stays as it is.
     """
-    if length is None:
-        length = COSINE_LENGTH if head == "cosine" else LENGTH * ready
     layers: list[nn.Module] = [OfLength(length)] if length else []
     if width := hidden(head):
         layers += [nn.Linear(num_features, width), nn.ReLU()]

@@ -221,9 +221,11 @@ def _options(model: Deployed) -> list[str]:
     config = model.config
     names = ["size", "interpolation"] if config.size else []
     names += ["tune", "rank", "scale"] if config.tune == "adapter" else []
+    more = [f"head={config.head!r}"] if config.head != "linear" else []
+    more += [f"length={config.feature_length:g}"] if config.feature_length else []
     # A pre-trained network takes colours; building one reads no weights.
     grey = ["pretrained='true'"] if config.starts_trained and model.channels == 1 else []
-    return [f"{name}={getattr(config, name)!r}" for name in names] + grey
+    return [f"{name}={getattr(config, name)!r}" for name in names] + more + grey
 
 
 def _code(network: str, path: Path) -> str:

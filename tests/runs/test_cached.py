@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +125,21 @@ def test_a_finished_run_is_repaired_and_goes_on(base: Path) -> None:
     told = json.loads(Path("second/results.json").read_text())
     assert told["start"]["test"] == figures("run")[0]
     assert len(list(Path("cache").glob("features-*"))) == 1  # the body is the same
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine", "mlp-6"])
+def test_a_state_dict_comes_with_the_program_that_loads_it(
+    head: str, base: Path, tmp_path: Path
+) -> None:
+    train(Path("run"), "--init", str(base), *FROZEN[:1], f"model.head={head}", "precision=fp32")
+    assert cli.main(["export", "run", "--state-dict", "m.pt"]) == 0
+    names: dict[str, Any] = {}
+    exec(json.loads(Path("m.pt.json").read_text())["load"], names)
+    model = ssl_selmix.load("run")
+    images = digits.load(digits.Config()).train[:9]
+    with torch.inference_mode():
+        found = names["net"]((images - model.mean) / model.std)
+        torch.testing.assert_close(found, model(images))
 
 
 def refused(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
