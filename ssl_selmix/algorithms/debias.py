@@ -31,6 +31,11 @@ class Debias(Algorithm):
 
     config: Config
 
+    @classmethod
+    def needs_pixels(cls, config: Algorithm.Config) -> str:
+        """For the image without content."""
+        return reference.WHY_PIXELS
+
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
         self.reference = reference.Reference(task, config)

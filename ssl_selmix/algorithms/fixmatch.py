@@ -28,7 +28,7 @@ class FixMatch(FollowsPool):
     class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        lambda_u: float = at_least(0, 1.0)  # weight of the unlabeled loss
+        lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
         temperature: float = positive(1.0)  # T, divides the weak logits before the threshold
         logit_adjustment: float = at_least(0, 1.0)  # tau of the labeled loss; 0: plain FixMatch
 

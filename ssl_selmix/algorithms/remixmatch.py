@@ -26,7 +26,7 @@ class ReMixMatch(FollowsPool):
     class Config(Algorithm.PoolConfig, remixmatch.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        mu: int = 1  # as in the code of DASO, ABC, DARP and USB
+        mu: int = 1  # mu, unlabeled images per labeled image; 1 in DASO, ABC, USB
         prior: str = "labeled"  # target of the alignment, as in the paper; none: no alignment
         window: int = at_least(1, 128)  # batches whose mean prediction is aligned with the target
 
@@ -38,6 +38,12 @@ class ReMixMatch(FollowsPool):
         self.remix = remixmatch.ReMix(net, config)
         self.pool_prior = PoolPrior(task, config)
         self.alignment = DistributionAlignment(self.pool_prior.q, config.window)
+
+    @classmethod
+    def needs_pixels(cls, config: Algorithm.Config) -> str:
+        """To turn, unless the rotation loss is off."""
+        turns = isinstance(config, remixmatch.Config) and config.lambda_r
+        return "it turns images, unless lambda_r=0" if turns else ""
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Guesses from the weak views; cross-entropies of mixed, strong and rotated images."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ssl_selmix.common.config import ADDED, flatten
+from ssl_selmix.common.alike import sentence, unlike
+from ssl_selmix.common.config import YOUNGER, flatten
+from ssl_selmix.common.figures import plain
 from ssl_selmix.compare import protocol, reading
 from ssl_selmix.compare.reading import Run, Stage, Unit
 from ssl_selmix.runs.folder import RESULTS
@@ -95,7 +97,7 @@ def _differing_words(
     apart = {SAME.get(key) for key in by}
     keys = dict.fromkeys(key for settings in known for key in settings if key not in apart)
     # A key that this version does not know says nothing about runs that do not have it.
-    differing = [k for k in keys if len({_plain(s[k]) for s in known if k in s}) > 1]
+    differing = [k for k in keys if len({plain(s[k]) for s in known if k in s}) > 1]
     steps = {run.stages[position].steps for run in runs if position or "steps" not in by}
     found = []
     for run, settings in zip(runs, told, strict=True):
@@ -103,7 +105,7 @@ def _differing_words(
         if differing and settings is None:
             words.append("settings unknown")
         elif settings is not None:
-            words += [f"{k}={_plain(settings.get(k, '?'))}" for k in differing]
+            words += [f"{k}={plain(settings.get(k, '?'))}" for k in differing]
         found.append(words)
     methods = dict.fromkeys((start, *words) for start, words in zip(starts, found, strict=True))
     held = Counter(word for _, *words in methods for word in words)
@@ -117,7 +119,7 @@ def filled(algorithm: str, told: Sequence[Mapping[str, Any] | None]) -> list[dic
     if all(settings is None or settings.keys() == keys for settings in told):
         return [None if settings is None else dict(settings) for settings in told]
     # Imports torch; a new key's default, or what its absence means, is what versions before it did.
-    defaults = {k: ADDED.get(k, v) for k, v in _defaults(algorithm).items() if k in keys}
+    defaults = {k: YOUNGER.get(k, v) for k, v in _defaults(algorithm).items() if k in keys}
     return [None if settings is None else defaults | dict(settings) for settings in told]
 
 
@@ -130,10 +132,6 @@ def _defaults(algorithm: str) -> dict[str, Any]:
         return dataclasses.asdict(load(algorithm)[1].Config())
     except ValueError:
         return {}
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _settings(run: Run, position: int) -> dict[str, Any] | None:
@@ -278,7 +276,7 @@ def _without_doubles(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _group(title: str, runs: list[Run], words: Words, notes: Sequence[str]) -> Group:
     told = [*notes, *_repeated(runs, words)]
     rows, merged = _rows(runs, names(runs, words))
-    told += [*merged, *_unrecorded(runs), *_gaps(rows)]
+    told += [*merged, *_unlike(runs), *_unrecorded(runs), *_gaps(rows)]
     return Group(title, runs, rows, protocol.summary(runs), told)
 
 
@@ -321,6 +319,24 @@ def _rows(runs: Sequence[Run], labels: Sequence[tuple[str, ...]]) -> tuple[list[
         for name, which in sorted(twice.items())
     ]
     return [rows[steps] for steps in sorted(rows)], notes
+
+
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    """Settings of one name that stages of different algorithms have otherwise.
+
+    What namesakes differ in is in their names, and steps have notes of their own.
+    """
+    notes = []
+    for which, stages in (("first", slice(0, 1)), ("further", slice(1, None))):
+        told = [
+            (run.chain[position], flatten(dict(run.stages[position].settings or {})))
+            for run in runs
+            for position in range(len(run.stages))[stages]
+        ]
+        found = unlike((name, {k: v for k, v in s.items() if k != "steps"}) for name, s in told)
+        if found:
+            notes.append(f"settings of {which} stages that are not the same: {sentence(found)}")
+    return notes
 
 
 def _gaps(rows: Sequence[Row]) -> list[str]:

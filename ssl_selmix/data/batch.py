@@ -90,7 +90,10 @@ class Draw:
 
 
 class SeededView(NamedTuple):
-    """An augmentation by its name, weak or strong, and the seed of its random numbers."""
+    """An augmentation by its name, weak or strong, and the seed of its random numbers.
+
+    The view named plain is the image as it is.
+    """
 
     name: str
     seed: int

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_selmix.common.figures import limits, percent
 from ssl_selmix.decision import goal as goals
 from ssl_selmix.decision.crossfit import CrossFitted, change_interval, cross_fit
 from ssl_selmix.decision.fit import Settings, settings_of
@@ -158,7 +159,7 @@ def _notes(
         notes.append(
             f"{len(few)} of {len(counts)} classes have fewer than {FEW_IMAGES} images ({named}; "
             f"the least {counts.min()}): expect the objective on new images "
-            f"{100 * optimism['objective']:.1f} points below `after`."
+            f"{percent(optimism['objective'])} points below `after`."
         )
     if found.always_seen:
         notes.append(
@@ -168,8 +169,9 @@ def _notes(
     if interval[0] <= 0:
         change = held_out["objective"] - before["objective"]
         notes.append(
-            f"No gain is shown: on images left out the objective changes by {100 * change:+.1f} "
-            f"points, 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}."
+            f"No gain is shown: on images left out the objective changes by "
+            f"{percent(change, signed=True)} points, 95 % interval "
+            f"{limits(*interval, between=' to ', signed=False)}."
         )
     broken = [k for k in held_out if k.startswith("slack_") and held_out[k] < 0]
     notes += [

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_selmix import decision
+from ssl_selmix.common.figures import limits, percent
 from ssl_selmix.decision import DecisionRule
 from ssl_selmix.decision.choose import FEW_IMAGES
 from ssl_selmix.decision.crossfit import change_interval
@@ -126,10 +127,10 @@ def of_run(
     Raises:
         ValueError: no finished run, other images, or runs that do not compare.
     """
-    opened = open_run(run)
+    opened = _opened(run)
     name = objective or str((opened.stages[-1].settings or {}).get("objective") or "h_mean")
     if against is not None:
-        _check_same(opened, open_run(against))
+        _check_same(opened, _opened(against))
     seen = scores.of_run(run, settings)
     asked = objective_of(name, seen)
     rule = decision.posthoc(seen.scores, seen.labels, objective=asked)
@@ -143,6 +144,12 @@ def of_run(
     return Advice(str(run), name, (*found, *_next(case)))
 
 
+def _opened(run: Path) -> RunFolder:
+    """A run, or a folder of `finetune`, whose network need not be known."""
+    found = RunFolder(run)
+    return found if found.of_finetune else open_run(run)
+
+
 def _check_same(run: RunFolder, other: RunFolder) -> None:
     if run.results.manifest_sha256 != other.results.manifest_sha256:
         raise ValueError(
@@ -152,12 +159,12 @@ def _check_same(run: RunFolder, other: RunFolder) -> None:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return percent(value)
 
 
 def _change(value: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{100 * value:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    told = limits(*interval, between=" to ")
+    return f"{percent(value, signed=True)} points, 95 % interval {told}"
 
 
 def _ssl(case: _Case, place: Path, other: Scores) -> Finding:
@@ -218,7 +225,7 @@ def _offsets(case: _Case) -> Finding:
         "before": before,
         "cross_fitted": after,
         "interval": [low, high],
-        "offsets": rule.vector.tolist(),
+        "offsets": (rule.vector + 0.0).tolist(),
     }
     return Finding("offsets", verdict, text, figures)
 
@@ -230,7 +237,7 @@ def _classes(case: _Case) -> Finding:
     verdict = (
         "confused" if pair.bound < CONFUSED else "parted" if pair.bound >= PARTED else "between"
     )
-    low, high = pair.interval
+    told = limits(*pair.interval, between=" to ", signed=False)
     words = {
         "confused": "Offsets cannot part them: that takes other features, or more labels of both",
         "between": "Offsets part them in part",
@@ -238,8 +245,8 @@ def _classes(case: _Case) -> Finding:
     }[verdict]
     text = (
         f"{one} and {other} are the two classes that are hardest to part: their scores order "
-        f"{_points(pair.auc)} % of pairs of images rightly (AUC; 95 % interval {_points(low)} to "
-        f"{_points(high)}, {pair.images[0]} and {pair.images[1]} images), and whatever the offsets,"
+        f"{_points(pair.auc)} % of pairs of images rightly (AUC; 95 % interval {told}, "
+        f"{pair.images[0]} and {pair.images[1]} images), and whatever the offsets,"
         f" one of the two recalls is at most {_points(pair.bound)}. {words}."
     )
     return Finding("classes", verdict, text, {**asdict(pair), "names": [one, other]})
@@ -320,7 +327,8 @@ def _signs(case: _Case) -> Iterator[Finding]:
         place = case.run.place(index).name
         # For the worst class alone P has to be on one class.
         worst = str((stage.settings or {}).get("objective")).startswith("min_")
-        yield from _of_log(place, _rows(case.run, f"{place}/metrics.jsonl"), spread=not worst)
+        log = "metrics.jsonl" if case.run.of_finetune else f"{place}/metrics.jsonl"
+        yield from _of_log(place, _rows(case.run, log), spread=not worst)
         if stage.steps and stage.kept_step == 0:
             text = (
                 f"{place} kept the weights that it began with: none of its {stage.steps} steps was "
@@ -415,6 +423,9 @@ def _next(case: _Case) -> Iterator[Finding]:
 
 def _command(case: _Case, algorithm: str) -> str:
     """How a stage is started from the run: as the run was asked for, without its algorithms."""
+    if case.run.of_finetune:
+        how = "posthoc=True" if algorithm == "posthoc" else f"objective={case.name!r}"
+        return f"finetune(..., {how})"
     words = shlex.split(str(case.run.manifest.get("command", "")))[2:]
     own = {stage.algorithm for stage in case.run.stages}
     kept: list[str] = []

@@ -30,6 +30,10 @@ from ssl_selmix.images.find import shown
 from ssl_selmix.runs import released
 
 OTHER_SIZE = "other-sized"
+UNTOLD = (
+    "finetune, which wrote {}, was not told how files become images; call it with "
+    'preprocessing={{"mean": ..., "std": ...}}'
+)
 
 
 class Decoder:
@@ -40,13 +44,21 @@ class Decoder:
     """
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
+        if len(manifest["image_shape"]) == 1:
+            raise ValueError(
+                f"the run was trained on {manifest['image_shape'][0]} features and takes no image "
+                "file; pass features to ssl_selmix.load(run).predict, or train on the images with "
+                "features=cached"
+            )
         self.channels, self.height, self.width = manifest["image_shape"]
         if self.channels not in (1, 3):
             raise ValueError(
                 f"the run's images have {self.channels} channels and image files give 1 or 3; "
                 "pass tensors to ssl_selmix.load(run).predict"
             )
-        how = manifest.get("preprocessing") or released.preprocessing(manifest)
+        how = manifest.get("preprocessing", released.preprocessing(manifest))
+        if how is None:
+            raise ValueError(UNTOLD.format("the folder"))
         self.crops, self._resize = how["kind"] == "central_square", how["resize"]
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ssl_selmix import label_shift
 from ssl_selmix.algorithm import Algorithm
+from ssl_selmix.common.figures import limits, percent
 from ssl_selmix.label_shift import Estimate
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.runs import load
@@ -86,7 +87,7 @@ def of_run(
     plan = reopen(run, settings, trust)
     inputs = reload(plan)
     data = inputs.data
-    net = load.load(run).net.prepared(Execution(plan.run.precision), data.device)
+    net = inputs.of_inputs(load.load(run).net).prepared(Execution(plan.run.precision), data.device)
     model = Algorithm(net, data.task, Algorithm.Config())
     if not data.task.num_unlabeled:
         raise ValueError(f"{run} has no unlabeled images, whose class distribution to estimate")
@@ -116,17 +117,17 @@ def show(estimates: PoolEstimates, out: Console, shown: int = 30) -> None:
     table.add_column(f"95 % interval ({last})", justify="right")
     if estimates.truth is not None:
         table.add_column("truth", justify="right", style="bold")
-    low, high = 100 * estimates.found[last].interval
+    low, high = estimates.found[last].interval
     for k, name in enumerate(estimates.class_names[:shown]):
-        row = [escape(name), f"{100 * estimates.labeled[k]:.1f}"]
-        row += [f"{100 * e.prior[k]:.1f}" for e in estimates.found.values()]
-        row.append(f"{low[k]:.1f} to {high[k]:.1f}")
+        row = [escape(name), percent(float(estimates.labeled[k]))]
+        row += [percent(float(e.prior[k])) for e in estimates.found.values()]
+        row.append(limits(float(low[k]), float(high[k]), between=" to ", signed=False))
         if estimates.truth is not None:
-            row.append(f"{100 * estimates.truth[k]:.1f}")
+            row.append(percent(float(estimates.truth[k])))
         table.add_row(*row)
     if estimates.truth is not None:
-        errors = [f"{100 * estimates.error(method):.1f}" for method in estimates.found]
-        labeled = f"{100 * float((estimates.labeled - estimates.truth).abs().sum()):.1f}"
+        errors = [percent(estimates.error(method)) for method in estimates.found]
+        labeled = percent(float((estimates.labeled - estimates.truth).abs().sum()))
         table.add_section()
         table.add_row("L1 error", labeled, *errors, "", "")
     if len(estimates.class_names) > shown:

@@ -24,14 +24,14 @@ from ssl_selmix.common.atomic import beside, write_atomically
 from ssl_selmix.common.console import say, tell
 from ssl_selmix.common.names import unknown
 from ssl_selmix.data import assemble, manifest
-from ssl_selmix.deploy.decoder import Decoder
-from ssl_selmix.deploy.formats import WRITERS, Deployed, deviation
+from ssl_selmix.deploy.decoder import UNTOLD, Decoder
 from ssl_selmix.runs.folder import MANIFEST, RunFolder, check_free, open_run
+from ssl_selmix.runs.formats import BATCHES, WRITERS, Deployed, deviation
 from ssl_selmix.runs.plan import reopen
-from ssl_selmix.runs.weights import Predictor
+from ssl_selmix.runs.weights import Predictor, normalisation
 
 FORMATS = tuple(WRITERS)
-BATCHES = (1, 7)  # of the check; a batch size that a file has learnt by heart fails one of them
+AS_GIVEN = "as the model took them in finetune, which was not told of a normalisation"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def export(
     """
     _check_request(files, normalise, force, tolerance)
     opened = open_run(run)
+    if normalise and opened.manifest["preprocessing"] is None:
+        raise ValueError(f"--normalise needs mean and std; {UNTOLD.format(run)}")
     predictor = opened.last_model()
     model = Deployed(predictor, opened.network, normalise)
     inputs, images = _inputs(opened, None if normalise else predictor, settings, trust)
@@ -186,7 +188,9 @@ def _write(
 def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
     """What somebody needs to know who has the file and neither the run nor this package."""
     manifest = opened.manifest
+    mean, std = normalisation(manifest)
     inside = "pixels in 0..255, which the model normalises by mean and std"
+    told = manifest["preprocessing"] is not None
     outside = "(pixels in 0..255 - mean) / std, per channel"
     about = {
         "format": kind,
@@ -195,15 +199,15 @@ def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
         "input": {
             "shape": ["N", *manifest["image_shape"]],
             "dtype": "float32",
-            "values": inside if model.normalise else outside,
+            "values": (inside if model.normalise else outside) if told else AS_GIVEN,
         },
         "output": "logits, N×K",
-        "mean": manifest["mean"],
-        "std": manifest["std"],
+        "mean": mean,
+        "std": std,
         "trained_in": opened.precision,
         "versions": {name: version(name) for name in ("ssl-selmix", "torch")},
     }
-    if manifest["image_shape"][0] in (1, 3):
+    if told and manifest["image_shape"][0] in (1, 3):
         about["input"]["size"] = Decoder(manifest).how
     return about
 
@@ -214,7 +218,10 @@ def _inputs(
     """Batches to compare on, normalised as `scale` does it, and where they come from."""
     noise = torch.Generator().manual_seed(0)
     num, shape = sum(BATCHES), tuple(opened.manifest["image_shape"])
-    found = [torch.randint(256, (num, *shape), generator=noise).float()]
+    if opened.manifest["preprocessing"] is None:
+        found = [torch.randn((num, *shape), generator=noise)]
+    else:
+        found = [torch.randint(256, (num, *shape), generator=noise).float()]
     words = f"{num} random images"
     try:
         found.append(_validation(opened, num, settings, trust).float())

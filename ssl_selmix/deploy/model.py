@@ -22,7 +22,7 @@ from ssl_selmix.common.processes import default_workers
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.deploy.decoder import Chunk, Decoder, chunks
 from ssl_selmix.images.find import find
-from ssl_selmix.models.execution import Execution, precision_of
+from ssl_selmix.models.execution import Execution, channels_last, precision_of
 from ssl_selmix.runs.folder import RunFolder, Source, open_run
 from ssl_selmix.training import machine
 
@@ -63,7 +63,7 @@ class Network:
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities n×K, float64 on the CPU, of images n×C×H×W in 0..255."""
-        x = images.to(self._device).contiguous(memory_format=torch.channels_last)
+        x = channels_last(images.to(self._device))
         return self._model(x).double().softmax(1).cpu()  # type: ignore[no-any-return]
 
     def workers_for(self, num: int) -> int:
@@ -117,7 +117,8 @@ def predict(
     settings = [f"device={device}", *([] if workers is None else [f"data.workers={workers}"])]
     network = Network(run, settings)
     if isinstance(images, Tensor | np.ndarray):
-        parts = _in_range(torch.as_tensor(images)).split(batch)
+        told = network.manifest["preprocessing"] is not None
+        parts = _in_range(torch.as_tensor(images), pixels=told).split(batch)
         return torch.cat([network.probabilities(part) for part in parts])
     single = isinstance(images, str | os.PathLike)
     places: Sequence[Source] = [images] if single else images  # type: ignore[list-item,assignment]
@@ -130,12 +131,13 @@ def predict(
     return torch.cat(found)
 
 
-def _in_range(images: Tensor) -> Tensor:
+def _in_range(images: Tensor, *, pixels: bool) -> Tensor:
+    """The images, if they can be so; `pixels` are in 0..255, others as `finetune` was given."""
     if images.ndim != 4:
         raise ValueError(f"images must have the shape N×C×H×W, not {tuple(images.shape)}")
     if images.is_floating_point() and not bool(images.isfinite().all()):
         raise ValueError("images must be finite, and these have NaN or infinity; leave those out")
-    if images.is_floating_point() and images.numel() and 0 < float(images.max()) <= 1:
+    if pixels and images.is_floating_point() and images.numel() and 0 < float(images.max()) <= 1:
         raise ValueError("images are in 0..255, and these are at most 1; multiply them by 255")
     return images
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssl_selmix import decision, metrics, objectives
+from ssl_selmix.common.figures import fixed, limits, percent
 from ssl_selmix.decision import DecisionRule
 from ssl_selmix.deploy import scores
 from ssl_selmix.deploy.scores import Scores
@@ -61,7 +62,7 @@ class Answer:
             "source": self.seen.source,
             "class_names": list(self.seen.class_names),
             "kind": self.rule.kind,
-            "offsets": None if vector is None else vector.tolist(),
+            "offsets": None if vector is None else (vector + 0.0).tolist(),
             **self.columns,
             "optimism": dict(self.rule.optimism),
             "interval": list(self.rule.interval),
@@ -171,8 +172,8 @@ def show(answer: Answer, out: Console) -> None:
         table.add_row(escape(title), *(_percent(answer.columns[n].get(key)) for n in names))
     out.print(table)
     out.print(_classes(answer, names))
-    low, high = (100 * value for value in answer.rule.interval)
-    lines = [f"change on images left out, 95 % interval: {low:+.1f} to {high:+.1f} points"]
+    told = limits(*answer.rule.interval, between=" to ")
+    lines = [f"change on images left out, 95 % interval: {told} points"]
     for line in (*lines, *answer.rule.notes):
         out.print(line, highlight=False, markup=False)
 
@@ -185,7 +186,7 @@ def _classes(answer: Answer, names: Sequence[str]) -> Table:
         table.add_column(title, justify="left" if title == "class" else "right")
     counts = np.bincount(answer.seen.labels.numpy(), minlength=len(answer.seen.class_names))
     for k, name in enumerate(answer.seen.class_names[:SHOWN]):
-        own = [] if vector is None else [f"{vector[k]:+.2f}"]
+        own = [] if vector is None else [fixed(vector[k], 2, signed=True)]
         recalls = [_percent(answer.columns[n]["per_class_recall"][k]) for n in names]
         table.add_row(escape(name), str(counts[k]), *own, *recalls)
     if len(answer.seen.class_names) > SHOWN:
@@ -194,4 +195,4 @@ def _classes(answer: Answer, names: Sequence[str]) -> Table:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else percent(value)

@@ -25,7 +25,7 @@ from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import printable
 from ssl_selmix.deploy.decoder import Chunk, Decoder
 from ssl_selmix.deploy.model import BATCH, SETTINGS, Network, check_batch
-from ssl_selmix.images.find import LeftOut, find, shown
+from ssl_selmix.images.find import LeftOut, find, shown, told
 from ssl_selmix.runs.folder import check_free
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
@@ -196,10 +196,8 @@ class _Teller:
 
     def tell_left_out(self, left_out: LeftOut) -> None:
         """What was found in folders and is not taken for an image."""
-        for why, entries in left_out.items():
-            files = "file" if len(entries) == 1 else "files"
-            first = shown(entries[0])
-            self._say(f"warning: left out {len(entries)} {files} {why} (first: {first})")
+        for line in told(left_out):
+            self._say(f"warning: {line}")
 
     def tell(self, chunk: Chunk) -> None:
         """That a chunk is done, and which of its files could not be read."""

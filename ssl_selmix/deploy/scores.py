@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ssl_selmix.algorithm import Algorithm, Task
 from ssl_selmix.common.names import unknown
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.runs import load
+from ssl_selmix.runs.folder import RunFolder
 from ssl_selmix.runs.inputs import reload
 from ssl_selmix.runs.plan import reopen
 from ssl_selmix.training import engine
@@ -49,9 +50,16 @@ def of_run(run: Path, settings: Sequence[str] = ()) -> Scores:
     Raises:
         ValueError: the folder is no finished run, or its images are others.
     """
+    opened = RunFolder(run)
+    if opened.of_finetune:
+        if settings:
+            raise ValueError(f"{run} was written by finetune and takes no {settings[0]}; omit it")
+        opened.check()
+        return replace(of_file(opened.scores()), source=f"{run}, validation images")
     plan = reopen(run, settings)
-    data = reload(plan).data
-    net = load.load(run).net.prepared(Execution(plan.run.precision), data.device)
+    inputs = reload(plan)
+    data = inputs.data
+    net = inputs.of_inputs(load.load(run).net).prepared(Execution(plan.run.precision), data.device)
     seen = engine.evaluate(Algorithm(net, data.task, Algorithm.Config()), data)
     source = f"{run}, validation images"
     return Scores(source, seen.logits.cpu(), seen.labels.cpu(), data.class_names, task=data.task)

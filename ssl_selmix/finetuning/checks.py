@@ -5,8 +5,9 @@ Shapes: N images, C×H×W pixels, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.common.console import warn
+from ssl_selmix.common.names import unknown
 
 ROWS = 1024  # images that are looked at together
 SAMPLE = 256  # images of a dataset that are looked at before training
+MOST = 255 * 3.0  # a mean or standard deviation of pixels in 0..255
 FAR, ABSURD = 2.5, 20.0  # ratios of two standard deviations that are told, and refused
 
 
@@ -151,6 +154,105 @@ def compare(found: Mapping[str, Values]) -> None:
             raise ValueError(f"{told}; scale and normalise all of them alike")
         if ratio > FAR or (apart > FAR and spreads[1]):
             warn(f"{told}; were they normalised alike?")
+
+
+def preprocessing_of(given: Any, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What manifest.json says of how files become images, by a caller's mean, std and crop.
+
+    Args:
+        given: per channel, of pixels in 0..1; None: the caller does not tell.
+        shape: C×H×W of the images.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value cannot be.
+    """
+    if given is None:
+        return None
+    keys = ("mean", "std", "crop")
+    if not isinstance(given, Mapping) or not {"mean", "std"} <= set(given):
+        raise ValueError(
+            f'preprocessing must be {{"mean": ..., "std": ...}}, not {given!r}; add "crop": True '
+            "for the central square"
+        )
+    for key in given:
+        if key not in keys:
+            raise ValueError(unknown("key of preprocessing", str(key), keys))
+    if len(shape) != 3:
+        raise ValueError(f"preprocessing is for images C×H×W, and these are {shape}; omit it")
+    mean, std = (_per_channel(key, given[key], shape[0]) for key in ("mean", "std"))
+    if min(std) <= 0:
+        raise ValueError(f"preprocessing: std must be > 0, not {given['std']}; omit it for none")
+    crop = given.get("crop", False)
+    if not isinstance(crop, bool):
+        raise ValueError(f"preprocessing: crop must be True or False, not {crop!r}")
+    if crop and shape[1] != shape[2]:
+        raise ValueError(
+            f"preprocessing: crop is for square images, and these are {shape}; omit it"
+        )
+    return {
+        "kind": "central_square" if crop else "whole",
+        "size": list(shape[1:]),
+        "resize": round(shape[2] * 256 / 224) if crop else None,
+        "interpolation": "bilinear",
+        "mean": mean,
+        "std": std,
+    }
+
+
+def _per_channel(key: str, given: Any, channels: int) -> list[float]:
+    """In units of 0..255."""
+    try:
+        values = [255 * float(value) for value in given]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != channels or not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"preprocessing: {key} must be {channels} number(s), one a channel, not {given!r}; "
+            "give those of the transform, for pixels in 0..1"
+        )
+    if max(map(abs, values)) > MOST:
+        raise ValueError(
+            f"preprocessing: {key} is of pixels in 0..1, and {given!r} is not; divide it by 255"
+        )
+    return values
+
+
+# Of two parts that should share no image, the one whose figures then are too good, or whose images
+# choose too well, comes first.
+APART = {
+    ("validation", "labeled"): "gains are estimated and weights chosen on images that are trained "
+    "on, where a model is right too often; hold other images out",
+    ("test", "labeled"): "figures on test look better than they are; hold other images out",
+    ("test", "validation"): "figures on test look better than they are; hold other images out",
+    ("validation", "unlabeled"): "they take part in training; leave them out of unlabeled",
+    ("test", "unlabeled"): "they take part in training; leave them out of unlabeled, unless the "
+    "images to be judged are known beforehand",
+}
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """Of the pixels of each of N images, N×C×H×W."""
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for rows in images.split(ROWS)
+        for image in rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    ]
+
+
+def tell_shared(one: str, other: str, seen: Mapping[str, Sequence[bytes]], *, same: bool) -> None:
+    """Say how many images of one part are in another that they should not be in.
+
+    Args:
+        one: the part whose images should be its own.
+        other: the other one.
+        seen: digests of the images of each part that were looked at.
+        same: whether both are one data set, whose images may come out otherwise each time.
+    """
+    taken = set(seen[other])
+    num = sum(digest in taken for digest in seen[one])
+    if same or num:
+        told = f"all {one} images" if same else f"{num} of {len(seen[one])} {one} images"
+        warn(f"{told} are in {other} as well: {APART[one, other]}")
 
 
 def _size(values: Values) -> str:

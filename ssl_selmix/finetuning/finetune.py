@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,25 +19,39 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ssl_selmix import decision, metrics
-from ssl_selmix.algorithm import Algorithm
+from ssl_selmix import metrics
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console, warn
+from ssl_selmix.common.figures import NO_WIDTH, limits, percent
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
-from ssl_selmix.finetuning import given, record
+from ssl_selmix.finetuning import checks, controls, given, record
+from ssl_selmix.finetuning.controls import logits_of
 from ssl_selmix.finetuning.given import Images, LabeledImages
-from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
+from ssl_selmix.finetuning.known import name_of
+from ssl_selmix.finetuning.surgery import (
+    check_training,
+    head_of,
+    merged,
+    split_classifier,
+    tune_body,
+)
+from ssl_selmix.methods.weight_line import weights_of
+from ssl_selmix.models import Classifier
 from ssl_selmix.objectives import Function, Objective, get
+from ssl_selmix.runs.folder import RESULTS
+from ssl_selmix.runs.formats import BATCHES, PLAIN, Named, write_checked
+from ssl_selmix.runs.summary import tell_small_classes
 from ssl_selmix.training import engine
 from ssl_selmix.training.log import StageLog
 
 BOOTSTRAPS = 1000
 OF_OBJECTIVES = ("step_size", "beta", "alpha", "tau", "lambda_max")
+EXAMPLES = 8  # images by which a network is recognised
 CHANCE = 1.2  # times the recall of guessing: up to there a model is said to guess
 
 
@@ -49,8 +64,12 @@ class Result:
     of each class. history has a row per re-estimation.
 
     rule holds the offsets that `posthoc` added to the classifier's bias, with their figures on the
-    validation images (before, after, cross_fitted); fine_tuned are the figures of SelMix alone, on
-    `measured_on`. Both are None without posthoc; fine_tuned is, too, if nothing was trained.
+    validation images (before, after, cross_fitted); fine_tuned are the figures before these were
+    added, on `measured_on`. Both are None without posthoc; fine_tuned is, too, if nothing was
+    trained. alpha is the point that `wise_ft` chose, 0 the start and 1 the end of training.
+
+    rows has the figures on `measured_on` of all that was compared, `start` first: with posthoc also
+    those of offsets on the start alone, which training has to beat. `table()` shows them.
     """
 
     model: nn.Module
@@ -62,6 +81,39 @@ class Result:
     measured_on: str
     rule: DecisionRule | None = None
     fine_tuned: dict[str, Any] | None = None
+    alpha: float | None = None
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    examples: Tensor | None = field(default=None, repr=False)  # by which `export` checks a file
+
+    def table(self) -> str:
+        """The rows as text, in percent."""
+        return controls.table(self.rows)
+
+    def export(self, path: str | Path, *, tolerance: float = 1e-5) -> Path:
+        """Write the model as ONNX (a name in .onnx) or torch.export (in .pt2), loaded and checked.
+
+        The file takes what the model takes, in batches of any size, and is written only if it gives
+        the same logits.
+
+        Args:
+            path: of the file.
+            tolerance: largest deviation of a logit, relative to the largest logit.
+
+        Raises:
+            ValueError: the file exists, has another suffix, or would give other logits.
+        """
+        file = expanded(path)
+        kind = file.suffix.removeprefix(".")
+        if kind not in PLAIN:
+            raise ValueError(f"{file} must end in .onnx or .pt2, by which its format is chosen")
+        if file.exists():
+            raise ValueError(f"{file} exists and is not overwritten; choose another name")
+        if not (math.isfinite(tolerance) and tolerance > 0):
+            raise ValueError(f"tolerance must be > 0, not {tolerance}; 1e-5 is the default")
+        assert self.examples is not None
+        model = Named(copy.deepcopy(self.model).float().cpu(), "the model")
+        write_checked(kind, file, model, self.examples.split(BATCHES[0] + 1), tolerance)
+        return file
 
     def save(self, path: str | Path) -> Path:
         """Write the model's tensors by name, for `model.load_state_dict` and `--init`.
@@ -79,12 +131,15 @@ class Result:
 
     def __str__(self) -> str:
         """Before and after in one line."""
-        low, high = self.interval
-        worst = f"{100 * self.before['min_recall']:.1f} -> {100 * self.after['min_recall']:.1f}"
-        mean = f"{100 * self.before['mean_recall']:.1f} -> {100 * self.after['mean_recall']:.1f}"
+        told = limits(*self.interval)
+        told = told if told == NO_WIDTH else f"[{told}]"
+        worst, mean = (
+            f"{percent(self.before[name])} -> {percent(self.after[name])}"
+            for name in ("min_recall", "mean_recall")
+        )
         return (
             f"{self.measured_on}: worst class {worst}, mean recall {mean}; objective "
-            f"{100 * self.change:+.1f} points, 95 % interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+            f"{percent(self.change, signed=True)} points, 95 % interval {told}"
         )
 
 
@@ -97,10 +152,14 @@ def finetune(
     test: LabeledImages | None = None,
     objective: str | Function | Objective = "min_recall",
     posthoc: bool | Literal["only"] = False,
+    wise_ft: bool = False,
     steps: int = 500,
     classifier: str | None = None,
+    tune: str = "full",
+    rank: int = 8,
     augment: Callable[[Tensor], Tensor] | None = None,
     class_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -124,14 +183,25 @@ def finetune(
         objective: a name, or a function of the joint confusion matrix; see `objectives.get`.
         posthoc: True: then choose offsets for the objective on the validation images, and add them
             to the classifier's bias (`ssl_selmix.posthoc`); "only": do so in the place of training.
+        wise_ft: then take the best on validation of 21 networks on the line between the weights
+            as they were and as training left them (Wortsman et al., CVPR 2022), before any offsets.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
+        tune: what learns beside the classifier, as `model.tune`: "full", all that is not frozen;
+            "head", nothing; "bias"; "norm"; "lora", low-rank updates by peft, which the returned
+            model has in its matrices. What is frozen keeps its batch statistics.
+        rank: of lora's updates.
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
+        preprocessing: how image files become what the model takes, recorded in `out` for `predict`
+            and `export`: {"mean": ..., "std": ...} per channel, of pixels in 0..1 as torchvision's
+            Normalize takes them, and "crop": True for the central square (Resize(256),
+            CenterCrop(224) and the like) in the place of the whole image.
         seed: of pairs and mixing weights.
         out: folder for the model's tensors (model.pt, which --init takes), results.json (which
-            `compare` reads), checkpoints, metrics.jsonl, TensorBoard, and rule.npz with posthoc;
-            None keeps none.
+            `compare` reads), validation.npz (which `posthoc` and `advise` read), checkpoints,
+            metrics.jsonl, TensorBoard, and rule.npz with posthoc; None keeps none. If the network
+            is one of ours, torchvision's or timm's, `load`, `predict` and `export` open it too.
         progress: show a progress bar.
         settings: fields of `SelMix.Config` that are no argument above, such as lr, temperature,
             batch, policy; without ema and constraints.
@@ -141,57 +211,96 @@ def finetune(
             unknown settings; the message says what to do.
     """
     _check_arguments(seed, augment)
-    net = split_classifier(model, classifier)
+    net = tune_body(split_classifier(model, classifier), tune, rank, type(model).__name__)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
     config = _config(settings, steps, objective, posthoc)
+    if wise_ft and tune == "lora":
+        raise ValueError(
+            "wise_ft takes networks on a line between weights, on which low-rank updates do not "
+            "lie; leave it out, or tune something else"
+        )
+    if wise_ft not in (True, False) or (wise_ft and posthoc == "only"):
+        raise ValueError(
+            f"wise_ft must be True or False, and False if posthoc='only' trains nothing, not "
+            f"{wise_ft!r}"
+        )
     data = given.assemble(
         model, net, labeled, validation, unlabeled, test, augment, class_names, seed
     )
+    how = checks.preprocessing_of(preprocessing, tuple(data.image_shape))
     place = expanded(out) if out is not None else None
-    for name in ("metrics.jsonl", "rule.npz") if place is not None else ():
+    for name in ("metrics.jsonl", "rule.npz", RESULTS) if place is not None else ():
         if (Path(place or "") / name).exists():
             raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")
     # The engine seeds the global generators at every step; the caller's stay as they were.
     with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
         check_training(net, data.take(data.labeled[: config.batch]))
         selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
-        before = _logits(selmix, data)
+        network = _network(model, net, data, how, known=place is not None)
+        compared = controls.Compared(data, place, _told(objective), network)
+        before = compared.start(selmix)
         _warn_of_chance(before, data)
-        start = engine.Fitted(selmix, 0, 0, 0.0)
-        started = record.measured("start", start, data) if place is not None else None
-        fitted, history = (
-            (start, []) if posthoc == "only" else _train(selmix, data, place, progress)
-        )
-    measured = copy.deepcopy(selmix.objective).cpu()
-    k, tail = len(data.class_names), data.task.tail
-    rule, fine_tuned, kept = None, None, fitted.algorithm
-    if posthoc:
+        _warn_of_few(data)
+        fitted, alpha = engine.Fitted(selmix, 0, 0, 0.0), None
+        history: list[dict[str, Any]] = []
         if posthoc != "only":
-            trained = _logits(kept, data)
-            fine_tuned = metrics.evaluate(trained, data.test_labels, k, tail=tail)
-        # By its name the worst class has a floor under mean recall.
-        asked = objective if objective == "min_recall" else measured
-        rule = _shift(kept, data, asked, seed, place, _out(progress))
-    after = _logits(kept, data)
+            if posthoc:
+                compared.beside(selmix, _asked(objective, selmix.objective), seed)
+            begun = weights_of(net) if wise_ft else {}
+            fitted, history = _train(selmix, data, place, progress)
+            told = asdict(config) | {"posthoc": False} | ({"tune": tune} if tune != "full" else {})
+            compared.add(controls.TRAINED, fitted, "selmix", told)
+            if wise_ft:
+                alpha = compared.between(fitted.algorithm, begun, selmix.objective)
+    measured = copy.deepcopy(selmix.objective).cpu()
+    kept, rule, fine_tuned = fitted.algorithm, None, None
+    if posthoc:
+        fine_tuned = compared.last if compared.trained else None
+        rule = compared.shift(kept, _asked(objective, measured), seed, _out(progress))
+    after = logits_of(kept, data)
     change, interval = bootstrap(measured, before, after, data.test_labels, seed)
     tuned = merged(model, kept.export(), classifier, keep_bias=rule is not None)
-    if place is not None and started is not None:
-        name = "posthoc" if posthoc == "only" else "selmix"
-        stage = record.measured(name, fitted, data)
-        record.write(place, data, config, started, stage, posthoc=posthoc)
-        record.save_model(place, tuned)
+    if place is not None:
+        record.save_model(place, tuned)  # whose digest is among the results
+        compared.write(kept)
     return Result(
         model=tuned,
         history=[row for row in history if row["kind"] == "validation"],
-        before=metrics.evaluate(before, data.test_labels, k, tail=tail),
-        after=metrics.evaluate(after, data.test_labels, k, tail=tail),
+        before=compared.rows[controls.START],
+        after=compared.last,
         change=change,
         interval=interval,
         measured_on="validation" if test is None else "test",
         rule=rule,
         fine_tuned=fine_tuned,
+        alpha=alpha,
+        rows=compared.rows,
+        examples=data.take(data.validation[: sum(BATCHES)]).float().cpu(),
     )
+
+
+def _network(
+    model: nn.Module, net: Classifier, data: Data, how: dict[str, Any] | None, *, known: bool
+) -> record.Network:
+    """How the network is built again; its name is looked for if the folder is `known`."""
+    shape = tuple(data.image_shape)
+    images = data.take(data.validation[:EXAMPLES])
+    return record.Network(
+        name_of(model, net, images) if known and len(shape) == 3 else None, shape, how
+    )
+
+
+def _told(objective: str | Function | Objective) -> str:
+    """What results.json calls an objective."""
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", "of its own")
+
+
+def _asked(
+    objective: str | Function | Objective, measured: Objective
+) -> str | Function | Objective:
+    """What offsets are chosen for: by its name the worst class has a floor under mean recall."""
+    return objective if objective == "min_recall" else copy.deepcopy(measured).cpu()
 
 
 def _train(
@@ -208,28 +317,6 @@ def _train(
     return fitted, [json.loads(row) for row in rows]
 
 
-def _shift(
-    algorithm: Algorithm,
-    data: Data,
-    objective: str | Function | Objective,
-    seed: int,
-    out: Path | None,
-    console: Console,
-) -> DecisionRule:
-    """Offsets for the objective, fitted to the validation logits and added to the bias."""
-    seen = engine.evaluate(algorithm, data)
-    rule = decision.posthoc(seen.logits, seen.labels, objective=objective, seed=seed)
-    bias = algorithm.net.classifier.bias
-    with torch.no_grad():
-        bias.add_(rule.offsets.to(bias))
-    for note in rule.notes:
-        console.print(f"posthoc: {note}", highlight=False, markup=False)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        rule.save(out / "rule.npz")
-    return rule
-
-
 def _check_arguments(seed: Any, augment: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
@@ -237,6 +324,13 @@ def _check_arguments(seed: Any, augment: Any) -> None:
         raise ValueError(
             f"augment must be a function of a training batch, not {augment!r}; leave it out"
         )
+
+
+def _warn_of_few(data: Data) -> None:
+    """Name the classes whose recalls on validation, by which weights are chosen, are uncertain."""
+    k = len(data.class_names)
+    counts = torch.bincount(data.validation_labels.cpu(), minlength=k).tolist()
+    tell_small_classes(counts, data.class_names, console())
 
 
 def _warn_of_chance(logits: Tensor, data: Data) -> None:
@@ -247,9 +341,9 @@ def _warn_of_chance(logits: Tensor, data: Data) -> None:
     recalls = [float(hits[labels == c].mean()) for c in range(k)]
     if (mean := sum(recalls) / k) <= CHANCE / k:
         warn(
-            f"the model, before any step, has a mean recall of {100 * mean:.1f} % and guessing "
-            f"{100 / k:.1f} %; are the images normalised as it was trained, and the classes in its "
-            "order?"
+            f"the model, before any step, has a mean recall of {percent(mean)} % and guessing "
+            f"{percent(1 / k)} %; are the images normalised as it was trained, and the classes in "
+            "its order?"
         )
 
 
@@ -288,11 +382,6 @@ def _own(objective: str | Function | Objective, data: Data) -> Objective | None:
 
 def _out(progress: bool) -> Console:
     return console() if progress else Console(quiet=True)
-
-
-def _logits(algorithm: Algorithm, data: Data) -> Tensor:
-    num = len(data.test_labels)
-    return engine.predict(algorithm, data.test_batches(), num, keep_features=False)[1]
 
 
 def bootstrap(

@@ -48,7 +48,8 @@ class Part:
     labels: Tensor
     length: int
     name: str = "images"
-    in_memory: bool = True
+    whole: Tensor | None = None  # the images, if they are in memory
+    source: Any = None  # the data set, if it is one
 
     def __len__(self) -> int:
         return self.length
@@ -83,7 +84,7 @@ class Part:
             _labels(source, name) if labeled else torch.empty(0).long(),
             len(source),
             name,
-            in_memory=False,
+            source=source,
         )
 
     @staticmethod
@@ -93,7 +94,7 @@ class Part:
             raise ValueError(
                 f"{name} has images of shape {tuple(images.shape)}; give N×C×H×W, N images"
             )
-        return Part(lambda index: _rows(images, index), labels, len(images), name)
+        return Part(lambda index: _rows(images, index), labels, len(images), name, images)
 
     @staticmethod
     def _of_pair(source: Sequence[Any], name: str, labeled: bool) -> Part:
@@ -111,7 +112,9 @@ class Part:
 
     def sample(self) -> Tensor:
         """The images that are looked at before training: all, or some of a dataset's."""
-        num = len(self) if self.in_memory else min(len(self), checks.SAMPLE)
+        if self.whole is not None:  # not copied: it may be most of the memory
+            return self.whole
+        num = min(len(self), checks.SAMPLE)
         return self.take(torch.linspace(0, len(self) - 1, num).long())
 
 
@@ -183,7 +186,7 @@ def look_at(parts: Mapping[str, Part]) -> None:
     Raises:
         ValueError: names the argument, and the image where there is one.
     """
-    found = {}
+    found, seen = {}, {}
     for name, part in parts.items():
         if not len(part):
             raise ValueError(f"{name} is empty; give at least one image")
@@ -191,7 +194,12 @@ def look_at(parts: Mapping[str, Part]) -> None:
         checks.check_numbers(images, name)
         checks.check_finite(images, name)
         found[name] = checks.Values.of(images)
+        seen[name] = checks.digests(images)
     checks.compare(found)
+    for one, other in checks.APART:
+        if one in parts and other in parts:
+            same = parts[one].source is not None and parts[one].source is parts[other].source
+            checks.tell_shared(one, other, seen, same=same)
 
 
 @dataclass(frozen=True)

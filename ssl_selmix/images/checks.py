@@ -1,11 +1,11 @@
-"""What a listing of image files says about the data set: names, tools' folders, copies."""
+"""What a listing of image files says about the data set: names of classes, copies."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,33 +15,6 @@ from ssl_selmix.common.console import warn
 
 Digests = npt.NDArray[np.bytes_]
 Labels = npt.NDArray[np.int64]
-
-# Of file managers, archives and servers: thumbnails and notes, no images of the data set.
-TOOLS = {
-    *("@eadir", "__macosx", ".ipynb_checkpoints", "#recycle", "$recycle.bin", "lost+found"),
-    *("system volume information", "thumbs.db", "desktop.ini", "__pycache__", ".ds_store"),
-    *(".thumbnails", "thumbnails.db", "@tmp", "@sharebin"),
-}
-FROM_TOOLS = "of tools (thumbnails and the like)"
-
-
-def is_tools(name: str) -> bool:
-    """Whether a file or folder of this name is a tool's own."""
-    return name.lower() in TOOLS
-
-
-def without_tools(
-    folder: str | Path, files: Sequence[str], left_out: dict[str, list[str]]
-) -> list[str]:
-    """The files that are in no folder of a tool below `folder`; the others join `left_out`."""
-    kept: list[str] = []
-    for file in files:
-        inside = PurePath(file).relative_to(folder).parts
-        if any(map(is_tools, inside)):
-            left_out.setdefault(FROM_TOOLS, []).append(file)
-        else:
-            kept.append(file)
-    return kept
 
 
 def check_class_names(folder: Path, names: Sequence[str]) -> None:

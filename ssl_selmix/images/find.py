@@ -8,7 +8,22 @@ from functools import cache
 
 LeftOut = dict[str, list[str]]  # why -> files and folders
 NO_SUFFIX = "without a known image suffix"
+HIDDEN = "with a hidden name"
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow names and cannot decode
+
+# Of file managers, archives and servers: thumbnails and notes, no images of the data set.
+TOOLS = {
+    *("@eadir", "__macosx", ".ipynb_checkpoints", "#recycle", "$recycle.bin", "lost+found"),
+    *("system volume information", "thumbs.db", "desktop.ini", "__pycache__", ".ds_store"),
+    *(".thumbnails", "thumbnails.db", "@tmp", "@sharebin", ".appledouble", ".spotlight-v100"),
+    *(".trashes", ".fseventsd", "ehthumbs.db", ".directory"),
+}
+FROM_TOOLS = "of tools (thumbnails and the like)"
+
+
+def is_tools(name: str) -> bool:
+    """Whether a file or folder of this name is a tool's own."""
+    return name.lower() in TOOLS
 
 
 @cache
@@ -56,13 +71,40 @@ def below(folder: str, left_out: LeftOut) -> Iterator[str]:
         yield folder  # reading it will say why
         return
     for entry in entries:
-        hidden = entry.name.startswith(".")
-        if not hidden and entry.is_dir(follow_symlinks=False):
+        if why := _no_name(entry.name):
+            left_out.setdefault(why, []).append(entry.path)
+        elif entry.is_dir(follow_symlinks=False):
             yield from below(entry.path, left_out)
-        elif why := "with a hidden name" if hidden else _no_image(entry):
+        elif why := _no_image(entry):
             left_out.setdefault(why, []).append(entry.path)
         else:
             yield entry.path
+
+
+def beside(folder: str | os.PathLike[str], left_out: LeftOut) -> None:
+    """Add what lies beside the class folders of a folder and is none of them."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        named = _no_name(entry.name)
+        if why := named if entry.is_dir() or named == FROM_TOOLS else "beside the class folders":
+            left_out.setdefault(why, []).append(entry.path)
+
+
+def told(left_out: LeftOut) -> Iterator[str]:
+    """A line for each reason: how many files or folders, and the first; all names of tools."""
+    for why, entries in left_out.items():
+        what, names = ("file" if len(entries) == 1 else "files"), ""
+        if why == FROM_TOOLS:
+            what = "file or folder" if len(entries) == 1 else "files or folders"
+            seen = dict.fromkeys(shown(os.path.basename(entry)) for entry in entries)
+            names = f": {', '.join(seen)}"
+        yield f"left out {len(entries)} {what} {why}{names} (first: {shown(entries[0])})"
+
+
+def _no_name(name: str) -> str:
+    """Why nothing of this name is an image of the data set, or nothing."""
+    return FROM_TOOLS if is_tools(name) else HIDDEN if name.startswith(".") else ""
 
 
 def _no_image(entry: os.DirEntry[str]) -> str:

@@ -16,14 +16,9 @@ from torch import Tensor
 from ssl_selmix.common.console import say, warn
 from ssl_selmix.images import cache as pool_cache
 from ssl_selmix.images.cache import Notes, PoolCache, digest_of, digests_of, key_of
-from ssl_selmix.images.checks import (
-    Copies,
-    check_class_names,
-    is_tools,
-    without_tools,
-)
+from ssl_selmix.images.checks import Copies, check_class_names
 from ssl_selmix.images.decode import DECODING, contents, rgb, warn_of_corrections
-from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below
+from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below, beside, is_tools, told
 
 UNLABELED = "unlabeled"  # the folder of images without a class
 LARGEST = 64  # pixels; a pool of larger images does not belong into memory
@@ -45,7 +40,7 @@ def unlabeled(root: Path) -> list[str]:
             "nobody knows; draw the pool from the training images with another shape"
         )
     left_out: LeftOut = {}
-    files = without_tools(folder, list(below(str(folder), left_out)), left_out)
+    files = list(below(str(folder), left_out))
     _tell_left_out(folder, left_out)
     if not files:
         raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
@@ -79,10 +74,9 @@ def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     files: list[str] = []
     counts: list[int] = []
     left_out: LeftOut = {}
-    if loose := sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir()):
-        left_out["beside the class folders"] = loose
+    beside(folder, left_out)
     for name in names:
-        found = without_tools(folder, list(below(str(folder / name), left_out)), left_out)
+        found = list(below(str(folder / name), left_out))
         if not found:
             other = left_out.get(NO_SUFFIX, [])
             holds = f" (but {Path(other[-1]).name})" if other else ""
@@ -96,9 +90,8 @@ def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _tell_left_out(folder: Path, left_out: LeftOut) -> None:
-    for why, entries in left_out.items():
-        files_ = "file" if len(entries) == 1 else "files"
-        warn(f"{folder}: left out {len(entries)} {files_} {why} (first: {entries[0]})")
+    for line in told(left_out):
+        warn(f"{folder}: {line}")
 
 
 @dataclass(frozen=True)

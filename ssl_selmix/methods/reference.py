@@ -16,6 +16,7 @@ from ssl_selmix.algorithm import Algorithm, Task
 from ssl_selmix.common.rules import Checked, one_of, within
 from ssl_selmix.models import Classifier
 
+WHY_PIXELS = "it looks at an image without content"
 KINDS = ("white", "black", "noise", "phase")
 
 
@@ -122,6 +123,11 @@ class Debiased(Algorithm):
         self.image_config: TrainingConfig = config
         self.reference = Reference(task, config)
         self.reference.prepare(net)
+
+    @classmethod
+    def needs_pixels(cls, config: Algorithm.Config) -> str:
+        """For the image."""
+        return WHY_PIXELS
 
     @torch.no_grad()
     def bias_logits(self) -> Tensor:

@@ -6,6 +6,8 @@ Resuming, loading, predicting, exporting, `--init`, sweeps and comparisons all l
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_selmix.common.config import fingerprint, flatten
+from ssl_selmix.common.config import compose, fingerprint, flatten
 from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.text import value
@@ -30,6 +32,7 @@ Source = str | os.PathLike[str]
 CONFIG, MANIFEST, RESULTS = "config.yaml", "manifest.json", "results.json"
 ENVIRONMENT = "environment.json"
 FINETUNE = "given to finetune"  # the data set of a folder that `finetune` wrote
+SCORES = "validation.npz"  # in such a folder: what its model says of the validation images
 BOUND = (CONFIG, MANIFEST, ENVIRONMENT)  # of whose content results.json has the digests
 # What manifest.json says beside images, split and labels. The command: how the split was asked for
 # first; it may be asked otherwise.
@@ -87,6 +90,20 @@ def seal_of(results: Mapping[str, Any]) -> str:
 def split_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says of images, split and labels: `manifest_sha256` is its digest."""
     return {key: value for key, value in manifest.items() if key not in BESIDE}
+
+
+def images_of(manifest: Mapping[str, Any]) -> str:
+    """The digest of what `finetune` knows of a caller's images: `manifest_sha256` of its results.
+
+    They have no names and may be decoded anew: labels and sizes tell them.
+    """
+    shape = tuple(manifest["image_shape"])
+    return fingerprint(manifest["labels"], manifest["unlabeled"], shape)
+
+
+def sha256_of_file(file: Path) -> str:
+    """The digest of its bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 class RunFolder:
@@ -210,7 +227,7 @@ class RunFolder:
             checked(Manifest, content)
             self._check_bound(MANIFEST, content)
             # Version 0.1 recorded none.
-            return {"preprocessing": released.preprocessing(content), **content}
+            return content if "preprocessing" in content else released.completed(content)
 
     @cached_property
     def results(self) -> Results:
@@ -252,6 +269,19 @@ class RunFolder:
         """Whether `finetune` wrote the folder."""
         return self.has(RESULTS) and self.results.dataset == FINETUNE
 
+    def scores(self) -> Path:
+        """The file of what a model of `finetune` says of the validation images.
+
+        Raises:
+            RunError: it is missing, or is not the one that results.json tells of.
+        """
+        file = self.file(SCORES)
+        if not file.is_file():
+            raise RunError(f"{self.path} has no {SCORES}; repeat finetune with another out=")
+        if sha256_of_file(file) != (self.results.files or {}).get(SCORES):
+            raise RunError(f"{file} is not the file that {RESULTS} tells of; restore it")
+        return file
+
     @property
     def planned(self) -> int:
         """How many stages the run is to have."""
@@ -280,7 +310,9 @@ class RunFolder:
         self._check_ids()
         if self.has(MANIFEST):
             _ = self.manifest
-            if fingerprint(split_of(self.content(MANIFEST))) != results.manifest_sha256:
+            content = self.content(MANIFEST)
+            digest = images_of if self.of_finetune else lambda found: fingerprint(split_of(found))
+            if digest(content) != results.manifest_sha256:
                 raise RunError(
                     f"{self.file(MANIFEST)} describes other images or another split than "
                     f"{RESULTS} was measured on: one of them was changed, or is of another run; "
@@ -355,7 +387,9 @@ class RunFolder:
 
         state = self.weights()
         with named(self.file(CONFIG)):
-            model = models.Config(self.network, self.settings["model.bn_momentum"])
+            known = {f"model.{f.name}" for f in dataclasses.fields(models.Config)}
+            told = {key: value for key, value in self.settings.items() if key in known}
+            model = compose({"model": models.Config}, [(CONFIG, told)])[0]["model"]
         with named(self.place(len(self.stages) - 1) / weights.HANDED_ON):
             return weights.predictor(model, self.manifest, state)
 
@@ -377,9 +411,10 @@ def open_run(run: Source) -> RunFolder:
     for name in (CONFIG, MANIFEST):
         if not opened.has(name) and opened.of_finetune:
             raise RunError(
-                f"{opened.path} was written by finetune, whose network is only known in Python: "
-                f"build it and load_state_dict(torch.load({str(opened.path / 'model.pt')!r})), or "
-                f"train a run from it with --init {opened.path / 'model.pt'}, which can be exported"
+                f"{opened.path} was written by finetune, and its network has no name by which it "
+                f"could be built: build it and load_state_dict(torch.load("
+                f"{str(opened.path / 'model.pt')!r})), or train a run from it with --init "
+                f"{opened.path / 'model.pt'}; result.export(...) writes .onnx and .pt2 files"
             )
         if not opened.has(name):
             raise RunError(f"{opened.path} is no run of ssl_selmix; it has no {name}")

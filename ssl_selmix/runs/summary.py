@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssl_selmix.common.figures import percent
+
 FIGURES = {
     "mean_recall": "mean recall",
     "min_recall": "worst class",
@@ -22,6 +24,15 @@ FIGURES = {
 FEW = 10  # validation images of a class, below which its recall is said to be uncertain
 
 
+def weights(found: Mapping[str, Any]) -> str:
+    """The weights of somebody else that a run started from, in a line."""
+    licence = found.get("licence") or "not told by the library, look it up"
+    return (
+        f"weights: {found['name']} from {found['source']}, SHA-256 {found['sha256'][:12]}, licence "
+        f"{licence}; {found['input']}"
+    )
+
+
 def show(results: Mapping[str, Any], class_names: Sequence[str], out: Console) -> None:
     """Print a table per part (validation, test) and recall per class, in percent."""
     stages = [results["start"]] if "start" in results else []
@@ -29,14 +40,16 @@ def show(results: Mapping[str, Any], class_names: Sequence[str], out: Console) -
     for part in ("validation", "test"):
         out.print(_summary(stages, part))
     out.print(_per_class(stages, class_names))
+    if results.get("pretrained"):
+        out.print(weights(results["pretrained"]), highlight=False, markup=False)
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else percent(value)
 
 
 def _change(before: float | None, after: float | None) -> str:
-    return "-" if before is None or after is None else f"{100 * (after - before):+.1f}"
+    return "-" if before is None or after is None else percent(after - before, signed=True)
 
 
 def _summary(stages: Sequence[Mapping[str, Any]], part: str) -> Table:

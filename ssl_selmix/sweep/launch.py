@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ssl_selmix.common.alike import sentence, unlike
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console
 from ssl_selmix.common.locks import locked
-from ssl_selmix.sweep import cluster, processes
+from ssl_selmix.sweep import cluster, forks, processes
 from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Job, Outcome
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, Run, Sweep
 from ssl_selmix.sweep.spec import Spec
@@ -29,7 +32,7 @@ def sweep(
     dry_run: bool = False,
     only: str | None = None,
     jobs: int | None = None,
-    engine: str = "processes",
+    engine: str = "forks",
     slurm: Path | None = None,
 ) -> int:
     """Do it; 0 if every run is finished, 1 if one is not.
@@ -40,7 +43,7 @@ def sweep(
         dry_run: list the runs and how far each has come.
         only: the one chain to work on, by its number or by its first folder below `out`.
         jobs: how many chains at a time.
-        engine: `processes` of this machine, or `ray`.
+        engine: `forks` of a process that has imported all, `processes` of this machine, or `ray`.
         slurm: the file for a job array instead.
 
     Raises:
@@ -66,6 +69,8 @@ def sweep(
     todo = [run for job in left.values() for run in job.runs]
     total = sum(len(chains[index]) for index in indices)
     _say(out, f"{spec.out}: {len(todo)} of {total} runs are left")
+    if todo:
+        _note_unlike(planned, out)
     if only is not None:  # the tasks of a job array share the folder
         return _run(planned, list(left.values()), todo, jobs, engine, out)
     with locked(spec.out / ".lock", f"sweeps {spec.out}"):
@@ -92,6 +97,7 @@ def _job(planned: Sweep, index: int) -> Job:
 
 def _list(planned: Sweep, indices: Sequence[int], out: Console) -> None:
     counts: Counter[str] = Counter()
+    _note_unlike(planned, out)
     for index in indices:
         for run in planned.chains[index]:
             state, detail = planned.standings[run.folder]
@@ -121,6 +127,19 @@ def _note_strangers(planned: Sweep, out: Console) -> None:
     if strangers := [str(folder) for folder in found if folder not in ours]:
         more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
         _say(out, f"note: not of this sweep: {', '.join(strangers[:3])}{more}")
+
+
+def _note_unlike(planned: Sweep, out: Console) -> None:
+    """Name settings that the algorithms have under one name with other values, before any trains.
+
+    Arms of one algorithm differ as the file asks for.
+    """
+    parts: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"first": [], "second": []}
+    for run in planned.runs:
+        parts["second" if run.base else "first"].append(planned.told(run))
+    for which, told in parts.items():
+        if found := unlike(told):
+            _say(out, f"note: settings of {which} stages that are not the same: {sentence(found)}")
 
 
 def _write_script(
@@ -166,12 +185,18 @@ def _run(
             on_gpu = any(run.settings.get("device") != "cpu" for run in todo)
             outcomes = cluster.by_ray(left, _threads(planned), on_gpu, report.tell)
         else:
-            outcomes = _by_processes(planned, left, todo, jobs, report)
+            forked = engine == "forks" and forks.possible()
+            outcomes = _by_processes(planned, left, todo, jobs, report, forked)
     return _summary(outcomes, out)
 
 
 def _by_processes(
-    planned: Sweep, left: Sequence[Job], todo: Sequence[Run], jobs: int | None, report: _Report
+    planned: Sweep,
+    left: Sequence[Job],
+    todo: Sequence[Run],
+    jobs: int | None,
+    report: _Report,
+    forked: bool,
 ) -> list[Outcome]:
     threads, cores = _threads(planned), processes.cores()
     devices = processes.devices_of(todo)
@@ -180,7 +205,13 @@ def _by_processes(
     places = processes.places(count, threads, gpus, cores)
     where = f", on {len(set(gpus[:count]))} GPUs" if gpus else ""
     report.say(f"{count} at a time{where}; the output of each is in log.txt in its folder")
-    return processes.by_processes(left, places, report.tell)
+    data = {}
+    for run in todo:
+        plain = planned.plan(run).plain
+        library = str(plain["model"]["name"]).partition(":")[0]
+        data[str(run.folder)] = (run.dataset, plain["data"], library)
+    start = partial(forks.Forks, data) if forked else None
+    return processes.by_processes(left, places, report.tell, start)
 
 
 class _Report:

@@ -20,6 +20,7 @@ from typing import IO
 
 import torch
 
+from ssl_selmix.common.figures import percent
 from ssl_selmix.common.locks import Busy, locked
 from ssl_selmix.runs.folder import RunFolder
 from ssl_selmix.sweep.runs import FINISHED, Run, is_finished
@@ -49,6 +50,17 @@ class Outcome:
 
 
 Tell = Callable[[Outcome], None]
+
+
+class Lost(Exception):
+    """A run ended because the process that had started it did; says how that ended."""
+
+    def __init__(self, code: int) -> None:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        super().__init__(f"{_MEMORY if code == -9 else ''}the process that starts the runs {how}")
+
+
+_MEMORY = "perhaps for want of memory (lower --jobs): "
 
 
 class Children:
@@ -99,6 +111,9 @@ class Children:
                 child.wait(GRACE)
             except subprocess.TimeoutExpired:
                 _signal(child, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nothing will be run any more."""
 
 
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
@@ -158,19 +173,22 @@ def _train(
         return Outcome(run, FAILED, _last_words(log, code), seconds)
     except OSError as error:
         return Outcome(run, FAILED, f"{error.strerror} ({error.filename})")
+    except Lost as error:
+        return Outcome(run, FAILED, str(error), time.perf_counter() - since)
 
 
 def _figures(folder: Path) -> str:
     """On validation: a look at a running sweep must not choose by test images."""
     found = RunFolder(folder).stages[-1].validation
-    mean, worst = 100 * found.mean_recall, 100 * found.min_recall
-    return f"validation: mean recall {mean:.1f}, worst class {worst:.1f}"
+    mean, worst = percent(found.mean_recall), percent(found.min_recall)
+    return f"validation: mean recall {mean}, worst class {worst}"
 
 
 def _last_words(log: Path, code: int) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
-    return f"ended by {signal.Signals(-code).name} after: {last}" if code < 0 else last
+    why = _MEMORY if code == -signal.SIGKILL else ""
+    return f"{why}ended by {signal.Signals(-code).name} after: {last}" if code < 0 else last
 
 
 @contextmanager
@@ -193,10 +211,20 @@ def ended_like_interrupted() -> Iterator[None]:
 
 
 def by_processes(
-    jobs: Sequence[Job], places: Sequence[Mapping[str, str]], tell: Tell
+    jobs: Sequence[Job],
+    places: Sequence[Mapping[str, str]],
+    tell: Tell,
+    start: Callable[[], Children] | None = None,
 ) -> list[Outcome]:
-    """Work on the chains in as many processes at a time as there are places (environments)."""
-    children = Children()
+    """Work on the chains in as many processes at a time as there are places (environments).
+
+    Args:
+        jobs: the chains.
+        places: environments, of each at most one process at a time.
+        tell: called with every run that ended.
+        start: makes what starts processes; None: each is a program.
+    """
+    children = (start or Children)()
     free: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     for place in places:
         free.put(place)
@@ -217,6 +245,7 @@ def by_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        children.close()
 
 
 def places(count: int, threads: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]:

@@ -14,12 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.figures import fixed
+from ssl_selmix.training import pictures
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
 MATRICES_UP_TO = 100  # classes, in metrics.jsonl
+DRAWN = 4  # times in a stage, and at its beginning: a drawing takes as long as many steps
 
 
 class StageLog:
@@ -35,9 +38,11 @@ class StageLog:
         *,
         pictures: bool = True,
     ) -> None:
-        """With `pictures`, TensorBoard gets a drawing of every matrix of a validation."""
+        """With `pictures`, TensorBoard gets drawings of the matrices of a few validations."""
         self.folder, self.name, self.class_names, self.out = folder, name, class_names, out
         self._pictures = pictures
+        self._part = -1  # of the stage, of which the last drawing was
+        self._undrawn: tuple[int, dict[str, Tensor]] | None = None
         self._images = images  # through the network per step, for the throughput
         self._last: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -58,6 +63,7 @@ class StageLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._total, self._start = total, (step, time.perf_counter())
+        self._part, self._undrawn = step * DRAWN // total if resumed and total else -1, None
         self._since = self._start
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cut_rows_after(step if resumed else -1)
@@ -71,6 +77,7 @@ class StageLog:
                     yield
             else:
                 yield
+            self._draw()
         finally:
             self._progress = None
             self._writer.close()
@@ -103,12 +110,26 @@ class StageLog:
             elif isinstance(value, list) and not isinstance(value[0], list):
                 for name, item in zip(self.class_names, value, strict=True):
                     self._scalar(f"{key}/{name}", item, step)
-        for key, value in {"confusion": confusion, **extra}.items():
-            if value.ndim == 2 and self._pictures and self._writer is not None:
-                self._writer.add_image(key, picture(value), step, dataformats="HWC")
+        if self._pictures:
+            matrices = {"confusion": confusion, **extra}
+            # Copies: a matrix may be a buffer that training goes on to change.
+            kept = {k: v.detach().cpu().clone() for k, v in matrices.items() if v.ndim == 2}
+            self._undrawn = step, kept
+            if (part := step * DRAWN // max(1, self._total)) > self._part:
+                self._part = part
+                self._draw()
         self._show(step)
         if self._progress is None:
             self._print_line(step)
+
+    def _draw(self) -> None:
+        """Draw the matrices of the last validation, unless they have been."""
+        step, matrices = self._undrawn or (0, {})
+        self._undrawn = None
+        for title, matrix in matrices.items():
+            drawn = pictures.pixels(pictures.figure(matrix, title, self.class_names))
+            if self._writer is not None:
+                self._writer.add_image(title, drawn, step, dataformats="HWC")
 
     def remark(self, step: int, text: str) -> None:
         """Record and show a sentence of the algorithm about its last validation."""
@@ -149,7 +170,7 @@ class StageLog:
 
     def _figures(self) -> str:
         names = {"loss": "loss", "mask_rate": "mask", "min_recall": "worst class"}
-        return "  ".join(f"{names[k]} {self._last[k]:.3f}" for k in names if k in self._last)
+        return "  ".join(f"{names[k]} {fixed(self._last[k], 3)}" for k in names if k in self._last)
 
     def _show(self, step: int) -> None:
         if self._progress is not None:
@@ -204,17 +225,3 @@ class SilentLog(StageLog):
         if self._keep:
             self.validated.append((step, figures | extra))
             self.extras.append(extra)
-
-
-def picture(matrix: Tensor) -> Any:
-    """A K×K matrix as an RGB array H×W×3 uint8: row 0 on top, dark low, bright high.
-
-    Pixels and no axes: a plot with labelled axes takes 0.3 s, as long as many training steps.
-    """
-    import matplotlib
-    import numpy as np
-
-    values = matrix.detach().double().cpu().numpy()
-    low, high = values.min(), values.max()
-    colours = matplotlib.colormaps["cividis"]((values - low) / max(high - low, 1e-300), bytes=True)
-    return np.kron(colours[..., :3], np.ones((max(1, 240 // len(values)),) * 2 + (1,), np.uint8))

@@ -244,6 +244,7 @@ def test_after_another_stage_cdmad_debiases_and_trains_nothing(
     monkeypatch.chdir(tmp_path)
     assert load("cdmad") == ("cdmad", CDMAD)
     assert load("cdmad", first=False) == ("cdmad", Debias)
+    # With the preset of digits, whose steps for `cdmad` are not meant for the stage.
     train(tmp_path / "run", "--then", "cdmad", "cdmad.reference=black")
     net = ssl_selmix.load(tmp_path / "run").net
     black = torch.full((1, 1, 8, 8), -1.0)

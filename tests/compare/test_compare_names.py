@@ -126,3 +126,27 @@ def test_a_joined_run_has_the_network_that_its_parent_trained(tmp_path: Path) ->
     write(tmp_path / "f+s" / "s-0", content | {"init_sha256": "0"}, second)
     (group,) = groups(tmp_path)
     assert names(group) == ["fixmatch", "fixmatch + selmix"]
+
+
+def test_settings_that_confound_a_table_are_named(tmp_path: Path) -> None:
+    kinds = {"fixmatch": (1.0, 2), "flexmatch": (0.0, 2), "softmatch": (0.0, 2)}
+    for name, (tau, mu) in kinds.items():
+        told = {"logit_adjustment": tau, "mu": mu, "steps": 100}
+        stages = [stage(name, START, settings=told)]
+        if name == "fixmatch":
+            stages += [stage("selmix", END, settings={"lr": 0.1, "logit_adjustment": 3})]
+        write(tmp_path / name, results(stages))
+    (group,) = groups(tmp_path)
+    (note,) = [note for note in group.notes if "not the same" in note]
+    assert note == (
+        "settings of first stages that are not the same: "
+        "logit_adjustment 1 (fixmatch), 0 (flexmatch, softmatch)"
+    )
+
+
+def test_settings_of_one_algorithm_stand_in_its_names_alone(tmp_path: Path) -> None:
+    for i, tau in enumerate((0.0, 1.0)):
+        content = results([stage("fixmatch", START, settings={"logit_adjustment": tau})], i)
+        write(tmp_path / f"r{i}", content)
+    (group,) = groups(tmp_path)
+    assert not any("not the same" in note for note in group.notes)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import ssl_selmix
 from ssl_selmix import cli
-from ssl_selmix.deploy import export, formats
-from ssl_selmix.deploy.formats import Deployed, Found
+from ssl_selmix.deploy import export
+from ssl_selmix.runs import formats
+from ssl_selmix.runs.formats import Deployed, Found
 from tests.helpers.runs import photographs, train, train_on
 
 NETWORKS = ("cnn-4", "wrn-10-1", "torchvision:shufflenet_v2_x0_5", "timm:lcnet_050")

@@ -225,3 +225,53 @@ class Auxiliary(nn.Module):
 def test_auxiliary_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"in training mode the model gives tuple.*aux_logits"):
         run(Auxiliary())
+
+
+def told(capsys: pytest.CaptureFixture[str], **given: Any) -> list[str]:
+    capsys.readouterr()
+    run(**given)
+    return [line for line in capsys.readouterr().out.splitlines() if " as well: " in line]
+
+
+def test_parts_of_their_own_images_are_not_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("validation", "labeled"), ("test", "labeled"), ("test", "validation")),
+        *(("validation", "unlabeled"), ("test", "unlabeled")),
+    ],
+)
+def test_images_in_two_parts_are_told(
+    one: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, mixed = images(8)[0], images(9)[0]
+    mixed[3:8] = x[10:15]
+    (line,) = told(capsys, **changed(other, x) | changed(one, mixed))
+    assert f"warning: 5 of 24 {one} images are in {other} as well: " in line
+
+
+def test_a_dataset_that_is_two_parts_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    noisy = Items(lambda x, y: (x + torch.randn_like(x), y))  # an augmentation
+    (line,) = told(capsys, labeled=noisy, validation=noisy)
+    assert "all validation images are in labeled as well: gains are estimated and weights" in line
+
+
+def test_few_validation_images_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run(validation=images(2, 3), class_names=["cat", "dog", "[fox]"])
+    out = capsys.readouterr().out
+    assert (
+        "a recall is uncertain (95 %) where a class has few images: [fox] (1: ± 45 points)" in out
+    )
+    run(validation=images(2, 60))
+    assert "uncertain" not in capsys.readouterr().out
+
+
+def test_an_interval_without_width_is_a_dash() -> None:
+    # One test image a class, and a model that is right: every bootstrap draws the same images.
+    result = run(test=images(3, 3))
+    assert result.interval[0] == result.interval[1]
+    assert str(result).endswith("points, 95 % interval –") and "-0.0" not in str(result)
+    assert str(run(test=images(3, 300), lr=0.5, steps=8, keep="last")).endswith("]")

@@ -278,7 +278,11 @@ def hidden(folder: Path) -> None:
 
 
 def hidden_folder(folder: Path) -> None:
-    write(folder / ".ipynb_checkpoints" / "0.png", noise(8, 8, 3))
+    write(folder / ".old" / "0.png", noise(8, 8, 3))
+
+
+def hidden_class(folder: Path) -> None:
+    write(folder.parent / ".old" / "0.png", noise(8, 8, 3))
 
 
 def text(folder: Path) -> None:
@@ -302,6 +306,7 @@ def loose(folder: Path) -> None:
     [
         (hidden, "with a hidden name"),
         (hidden_folder, "with a hidden name"),
+        (hidden_class, "with a hidden name"),
         (text, "without a known image suffix"),
         (linked_folder, "that link to a folder"),
         (pipe, "that are no regular files"),

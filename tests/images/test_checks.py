@@ -10,6 +10,7 @@ import pytest
 
 from ssl_selmix.datasets import image_folder
 from ssl_selmix.images.checks import Copies, check_class_names
+from ssl_selmix.images.find import find, told
 from ssl_selmix.images.folder import class_names, listing, unlabeled
 from tests.helpers.images import noise, noise_tree, write
 
@@ -119,7 +120,14 @@ def test_folders_of_tools_are_left_out_and_told(
     files, _ = listing(root / "train", ("cat", "dog"))
     assert len(files) == 8 and not any(tool in file for file in files)
     assert unlabeled(root) == [str(root / "unlabeled" / "x.png")]
-    assert "left out 1 file of tools (thumbnails and the like)" in capsys.readouterr().out
+    lines = [line for line in warnings(capsys) if "of tools" in line]
+    inside = root / "train" / tool
+    assert lines == [
+        f"warning: {root}/train: left out 2 files or folders of tools (thumbnails and the like): "
+        f"{tool} (first: {inside})",
+        f"warning: {root}/unlabeled: left out 1 file or folder of tools (thumbnails and the like): "
+        f"{tool} (first: {root / 'unlabeled' / tool})",
+    ]
 
 
 def test_hidden_folders_and_notes_of_tools_are_no_images(root: Path) -> None:
@@ -128,3 +136,20 @@ def test_hidden_folders_and_notes_of_tools_are_no_images(root: Path) -> None:
     (root / "train" / "cat" / "._0.png").write_bytes(b"x")
     assert class_names(root / "train") == ("cat", "dog")
     assert len(listing(root / "train", ("cat", "dog"))[0]) == 8
+
+
+def test_predict_leaves_out_what_tools_made(root: Path) -> None:
+    write(root / "train" / "__MACOSX" / "cat" / "0.png", noise(8, 8, 3))
+    write(root / "train" / "cat" / "@eaDir" / "0.png", noise(8, 8, 3))
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+        (root / "train" / "dog" / name).write_bytes(b"x")
+    found, left_out = find([root / "train"])
+    assert found == listing(root / "train", ("cat", "dog"))[0]
+    (line,) = told(left_out)
+    first = root / "train" / "__MACOSX"
+    assert line == (
+        "left out 5 files or folders of tools (thumbnails and the like): __MACOSX, @eaDir, "
+        f".DS_Store, Thumbs.db, desktop.ini (first: {first})"
+    )
+    inside = root / "train" / "cat" / "@eaDir"  # who names such a folder means it
+    assert find([inside]) == ([str(inside / "0.png")], {})

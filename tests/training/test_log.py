@@ -17,7 +17,6 @@ from torch import Tensor
 from ssl_selmix import metrics
 from ssl_selmix.common import console as console_
 from ssl_selmix.runs import summary
-from ssl_selmix.training import log
 from ssl_selmix.training.log import StageLog
 
 NAMES = ("head", "body", "tail")
@@ -192,20 +191,32 @@ def test_event_file_holds_the_pictures_if_they_are_asked_for(tmp_path: Path) -> 
     found = events(tmp_path / "True")
     assert sorted(found.Tags()["images"]) == ["confusion", "gain_matrix"]
     (image,) = found.Images("confusion")
-    assert (image.step, image.width, image.height) == (0, 240, 240)
+    assert image.step == 0 and min(image.width, image.height) > 400
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("num_classes", "side"), [(2, 240), (30, 240), (300, 300)])
-def test_pictures_show_the_matrix(num_classes: int, side: int) -> None:
-    image = log.picture(torch.eye(num_classes).double())
-    assert image.shape == (side, side, 3) and image.dtype.name == "uint8"
-    dark, bright = image[0, -1].astype(int), image[0, 0].astype(int)
-    assert dark.sum() < bright.sum()
-    assert (image[-1, -1] == image[0, 0]).all()
-    assert (image == log.picture(torch.eye(num_classes) * 5 - 2)).all()  # only the order counts
-    flat = log.picture(torch.ones(3, 3))
-    assert (flat == flat[0, 0]).all()
+def drawn(folder: Path, steps: range, **options: Any) -> list[int]:
+    """The steps at which matrices are drawn."""
+    stage = stage_log(folder, pictures=True)
+    with stage.stage(steps[0], 40, resumed=options.get("resumed", False)):
+        for step in steps:
+            stage.validation(step, FIGURES, {}, CONFUSION)
+    return [image.step for image in events(folder).Images("confusion")]
+
+
+def test_matrices_are_drawn_rarely_and_at_the_end(tmp_path: Path) -> None:
+    assert drawn(tmp_path / "whole", range(0, 41, 2)) == [0, 10, 20, 30, 40]
+    assert drawn(tmp_path / "stopped", range(0, 35, 2)) == [0, 10, 20, 30, 34]
+    assert drawn(tmp_path / "resumed", range(12, 41, 2), resumed=True) == [20, 30, 40]
+
+
+def test_a_stage_that_is_ended_from_outside_is_not_kept_waiting(tmp_path: Path) -> None:
+    stage = stage_log(tmp_path, pictures=True)
+    with pytest.raises(KeyboardInterrupt), stage.stage(0, 40, resumed=False):
+        stage.validation(0, FIGURES, {}, CONFUSION)
+        stage.validation(2, FIGURES, {}, CONFUSION)
+        raise KeyboardInterrupt
+    assert [image.step for image in events(tmp_path).Images("confusion")] == [0]
 
 
 # The terminal

@@ -1,4 +1,4 @@
-"""The file formats of `ssl-selmix export`: each writes a file and returns what it holds, loaded.
+"""The file formats of exported models: each writes a file and returns what it holds, loaded.
 
 Shapes: N images, C×H×W pixels, K classes.
 """
@@ -20,17 +20,39 @@ import torch
 from torch import Tensor, nn
 
 from ssl_selmix import models
+from ssl_selmix.common.atomic import beside
 from ssl_selmix.models.classifier import Decided
+from ssl_selmix.models.input import ToSize
+from ssl_selmix.models.libraries import timm_sized
 from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
+BATCHES = (1, 7)  # of the check; a batch size that a file has learnt by heart fails one of them
 OTHER_NETWORK = 1e-3  # deviation that no rounding explains
 
 Model = Callable[[Tensor], Tensor]
 Found = tuple[Model, dict[str, Any]]  # the model of a file, and what to say of it
 
 
-class Deployed(nn.Module):
+class Named(nn.Module):
+    """A network with a name for messages.
+
+    Shape: images N×C×H×W -> logits N×K.
+    """
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.name = name
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits N×K."""
+        logits: Tensor = self.net(images)
+        return logits
+
+
+class Deployed(Named):
     """A network as it is exported, with or without the normalisation of its images.
 
     Shape: images N×C×H×W -> logits N×K.
@@ -40,9 +62,9 @@ class Deployed(nn.Module):
     std: Tensor
 
     def __init__(self, model: Predictor, name: str, normalise: bool) -> None:
-        super().__init__()
-        self.net = copy.deepcopy(model.net).requires_grad_(False)
-        self.name, self.normalise = name, normalise
+        super().__init__(model.net, name)
+        self.normalise, self.config = normalise, model.config
+        self.image_shape = model.image_shape
         self.channels, self.num_classes = model.image_shape[0], len(model.class_names)
         self.register_buffer("mean", model.mean)
         self.register_buffer("std", model.std)
@@ -81,7 +103,7 @@ def deviation(loaded: Model, model: Model, inputs: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _explained(model: Deployed, kind: str) -> Iterator[None]:
+def _explained(model: Named, kind: str) -> Iterator[None]:
     """Warnings are not shown, for the check decides; what torch refuses is told in a line."""
     try:
         with warnings.catch_warnings():
@@ -97,7 +119,7 @@ def _explained(model: Deployed, kind: str) -> Iterator[None]:
         ) from error
 
 
-def _onnx(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+def _onnx(model: Named, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "onnx"):
         torch.onnx.export(
             model,
@@ -145,7 +167,7 @@ def _save(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def _pt2(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
+def _pt2(model: Named, path: Path, inputs: Sequence[Tensor]) -> Found:
     with _explained(model, "pt2"):
         dynamic = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(model, (inputs[-1],), dynamic_shapes=dynamic)
@@ -171,15 +193,37 @@ def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
             except RuntimeError:  # it has tensors that are left out here, such as auxiliary heads
                 pass
             else:
-                if deviation(net.eval(), model, inputs) < OTHER_NETWORK:
-                    return net, {"load": _code(code, path)}
+                sized, line = _sized(net.eval(), model)
+                if deviation(sized, model, inputs) < OTHER_NETWORK:
+                    return sized, {"load": _code(code, path) + line}
         _save(path, partial(torch.save, dict(tensors)))
-        own = models.build(models.Config(model.name), model.num_classes, model.channels)
+        own = models.build(model.config, model.num_classes, model.channels)
         own.load_state_dict(torch.load(path, weights_only=True))
-    arguments = f"models.Config({model.name!r}), {model.num_classes}, {model.channels}"
+    config = f"models.Config({', '.join([repr(model.name), *_options(model)])})"
+    arguments = f"{config}, {model.num_classes}, {model.channels}"
     return own.eval(), {
         "load": _code(f"from ssl_selmix import models\n\nnet = models.build({arguments})", path)
     }
+
+
+def _sized(net: nn.Module, model: Deployed) -> tuple[nn.Module, str]:
+    """A library's network on images of the run's size, and the line that enlarges them so."""
+    to_size = model.net.to_size
+    if not isinstance(to_size, ToSize) or model.image_shape[1:] == (to_size.size, to_size.size):
+        return net, ""
+    size, mode = (to_size.size, to_size.size), to_size.interpolation
+    line = f"net = torch.nn.Sequential(torch.nn.Upsample({size}, mode={mode!r}), net)\n"
+    return nn.Sequential(nn.Upsample(size, mode=mode), net), line
+
+
+def _options(model: Deployed) -> list[str]:
+    """What decides the shape of a network beside its name, as arguments."""
+    config = model.config
+    names = ["size", "interpolation"] if config.size else []
+    names += ["tune", "rank", "scale"] if config.tune == "adapter" else []
+    # A pre-trained network takes colours; building one reads no weights.
+    grey = ["pretrained='true'"] if config.starts_trained and model.channels == 1 else []
+    return [f"{name}={getattr(config, name)!r}" for name in names] + grey
 
 
 def _code(network: str, path: Path) -> str:
@@ -212,17 +256,42 @@ def _theirs(model: Deployed) -> tuple[nn.Module, str, str] | None:
     if library == "timm":
         import timm
 
-        net = timm.create_model(name, num_classes=k, in_chans=model.channels)
+        sized = timm_sized(name, model.config.size)
+        net = timm.create_model(name, num_classes=k, in_chans=model.channels, **sized)
         head = net.get_classifier()  # type: ignore[operator]
         heads = [key for key, module in net.named_modules() if module is head]
-        made = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels})"
+        more = "".join(f", {key}={value}" for key, value in sized.items())
+        made = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels}{more})"
         return (net, heads[0], f"import timm\n\nnet = {made}") if heads else None
     return None
 
 
+def write_checked(
+    kind: str, path: Path, model: Named, inputs: Sequence[Tensor], tolerance: float
+) -> None:
+    """Write a file of one of PLAIN beside its place, and move it there if it gives the logits.
+
+    Raises:
+        ValueError: it does not, or the format cannot hold the model.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"no folder {path.parent}; create it")
+    for name in ("onnx", "onnxscript") if kind == "onnx" else ():
+        if find_spec(name) is None:
+            raise ValueError(f"ONNX needs the package {name}; pip install 'ssl_selmix[onnx]'")
+    with beside(path) as folder:
+        made = folder / path.name
+        loaded, _ = PLAIN[kind](model, made, inputs)
+        found = deviation(loaded, model, inputs)
+        if not found <= tolerance:
+            raise ValueError(
+                f"{path} is not written: as {kind} the model deviates by {found:.1e} of its "
+                f"largest logit, and {tolerance:g} is allowed; use another format"
+            )
+        made.replace(path)
+
+
 Writer = Callable[[Deployed, Path, Sequence[Tensor]], Found]
-WRITERS: dict[str, Writer] = {
-    "onnx": _onnx,
-    "state_dict": _state_dict,
-    "pt2": _pt2,
-}
+# Of any network, with dynamic batches.
+PLAIN: dict[str, Callable[[Named, Path, Sequence[Tensor]], Found]] = {"onnx": _onnx, "pt2": _pt2}
+WRITERS: dict[str, Writer] = {**PLAIN, "state_dict": _state_dict}
