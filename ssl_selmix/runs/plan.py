@@ -212,8 +212,12 @@ class Plan:
         """Without what a preset says of a method of which the run has `Algorithm.after`."""
         if file.algorithms:
             return found
-        words = zip(self.request.algorithms, self.algorithms, strict=True)
-        others = {name for word, (name, kind) in words if load_algorithm(word)[1] is not kind}
+        shipped = plugins.available("algorithm")
+        others = {
+            name
+            for name, kind in self.algorithms
+            if name in shipped and kind.__module__.rpartition(".")[2] != name
+        }
         return {key: v for key, v in found.items() if key.partition(".")[0] not in others}
 
     def _written(self) -> dict[str, Any]:

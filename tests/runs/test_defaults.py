@@ -15,7 +15,10 @@ from ssl_selmix.runs import defaults
 
 # What makes one method and not another, or has another meaning in each.
 OWN = {"alpha", "beta", "confidence", "objective", "prior", "prior_every", "select"}
-SECOND = {"selmix", "posthoc", "crt", "lws", "mixup", "cutmix"}
+SECOND = {
+    *("selmix", "posthoc", "crt", "lws", "mixup", "cutmix", "balanced_subsampling"),
+    *("debias", "gda", "wise_ft"),
+}
 
 
 Found = dict[str, dict[str, set[str]]]
@@ -52,7 +55,7 @@ def test_the_list_has_every_default_that_differs(second: bool) -> None:
 def test_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "  logit_adjustment  1 (fixmatch, supervised), 0 (the others): " in out
+    assert "  logit_adjustment  1 (fixmatch, selftrain, supervised), 0 (the others): " in out
     assert "set them alike, such as flexmatch.logit_adjustment=1" in out
 
 

@@ -63,6 +63,7 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
         SilentLog(),
         "test",
         diagnostics=diagnostics,
+        origin=subjects.origin_for(algorithm, data),
     )
     state = {"student": algorithm.state_dict(), "teacher": fitted.algorithm.state_dict()}
     logits = engine.evaluate(fitted.algorithm, data, pool=True).pool_logits
