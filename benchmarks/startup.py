@@ -2,11 +2,14 @@
 
     python -m benchmarks.startup
     python -m benchmarks.startup --parts job --rounds 3
+    python -m benchmarks.startup --parts runs --dataset features data.root=FILE
 
 Every measurement is a process of its own, from its start to its end; the processes take turns. The
 first step includes all that comes before it: imports, images, split, network, the validation before
 step 0, views and the step. The files are in the system's memory, as they are read again and again.
-The job is the README's: `train.py --algo fixmatch --then selmix`.
+The job is the README's: `train.py --algo fixmatch --then selmix`. The runs take ten steps, alone
+and in a sweep; what is no training is all but the seconds that `results.json` has of their stages.
+A busy machine makes all of that longer, but hardly the seconds of its processors.
 """
 
 from __future__ import annotations
@@ -15,19 +18,23 @@ import argparse
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.timing import Times, about, alternate, as_time, parser_of, spread, table
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train.py")
 JOB = ["--algo", "fixmatch", "--then", "selmix"]
-PARTS = ("start", "imports", "job")
+PARTS = ("start", "imports", "job", "runs")
+RUN = ["--algo", "supervised", "supervised.steps=10", "pictures=false"]
 SHOWN = 8  # packages in the table of imports
 # Leaves with the first step done: what follows is no start.
 FIRST_STEP = """
@@ -150,16 +157,92 @@ def job(folder: Path, args: argparse.Namespace) -> None:
     print(table(["seconds of", "median", "range"], rows))
 
 
+def processor_seconds() -> float:
+    """Of all processors, for the processes that this one started and those that they started."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15])) if int(fields[1]) == os.getpid() else 0
+    return ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Runs:
+    """Runs of ten steps, each started in one of the ways of a sweep; their seconds of training."""
+
+    def __init__(self, folder: Path, dataset: str, settings: Sequence[str]) -> None:
+        from ssl_selmix.runs.plan import Plan, Request
+        from ssl_selmix.sweep.forks import Forks
+        from ssl_selmix.sweep.processes import Children
+
+        self._folder, self._words = folder, [*RUN, "--dataset", dataset, *settings]
+        plain = Plan(Request(["supervised"], dataset, settings=settings)).plain["data"]
+        self._places = iter([str(folder / f"run-{i}") for i in range(10**4)])
+        self._data = {str(folder / f"run-{i}"): (dataset, plain, "") for i in range(10**4)}
+        self._kinds = (Children, Forks)
+        self.trained: dict[str, list[float]] = {}
+        self.processor: dict[str, list[float]] = {}
+
+    def arms(self) -> dict[str, Callable[[], object]]:
+        """A program, a fork of a new server, and a fork of one that had a run already."""
+        programs, forked = self._kinds
+        warm = forked(self._data)
+
+        def first() -> None:
+            new = forked(self._data)
+            self._run("first in a sweep", new)
+            new.close()
+
+        def alone() -> None:
+            self._run("a program of its own", programs())
+
+        def later() -> None:
+            self._run("later in a sweep", warm)
+
+        return {"a program of its own": alone, "first in a sweep": first, "later in a sweep": later}
+
+    def _run(self, arm: str, children: Any) -> None:
+        out = next(self._places)
+        words = [sys.executable, "-u", "-m", "ssl_selmix.cli", "train", "--out", out, *self._words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        before = processor_seconds()
+        with (self._folder / "log.txt").open("wb") as log:
+            if children.run(words, log, environment, None) != 0:
+                raise SystemExit(f"{out} failed:\n{(self._folder / 'log.txt').read_text()[-2000:]}")
+        stages = json.loads((Path(out) / "results.json").read_text())["stages"]
+        self.trained.setdefault(arm, []).append(sum(stage["seconds"] for stage in stages))
+        self.processor.setdefault(arm, []).append(processor_seconds() - before)
+
+
+def runs(folder: Path, args: argparse.Namespace) -> None:
+    """Print what a run of ten steps takes, and how much of it is no training."""
+    found = Runs(folder, args.dataset, args.settings)
+    whole = alternate(found.arms(), args.rounds).seconds
+    rows = []
+    for arm, seconds in whole.items():
+        trained = found.trained[arm][-args.rounds :]
+        rest = [both - own for both, own in zip(seconds, trained, strict=True)]
+        row = [arm]
+        for values in (seconds, rest, found.processor[arm][-args.rounds :]):
+            row += [as_time(statistics.median(values)), spread(values, as_time)]
+        rows.append(row)
+    print(f"\ntrain {' '.join([*RUN, '--dataset', args.dataset, *args.settings])}\n")
+    print(table(["run", "median", "range", "no training", "range", "processors", "range"], rows))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, start processes, print the tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--parts", nargs="+", default=["start", "imports"], choices=PARTS)
+    parser.add_argument("--dataset", default="digits", help="of the part runs; default: digits")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the runs")
     args = parser.parse_intermixed_args(argv)
     print(about(rounds=args.rounds) + "\n")
     with TemporaryDirectory() as name:
         for part in args.parts:
-            {"start": start, "imports": imports, "job": job}[part](Path(name), args)
+            found = {"start": start, "imports": imports, "job": job, "runs": runs}
+            found[part](Path(name), args)
 
 
 if __name__ == "__main__":

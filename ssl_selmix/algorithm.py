@@ -5,19 +5,22 @@ Shapes: B labeled images, M unlabeled images, N evaluated images, K classes, D f
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
+from ssl_selmix.common.fields import completed
 from ssl_selmix.common.names import short_name, unknown
 from ssl_selmix.common.plugins import load_module
 from ssl_selmix.common.rules import Checked, Rules, at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task, Views
 from ssl_selmix.metrics import NAMES, confusion_matrix
+from ssl_selmix.models.execution import in_mode
+from ssl_selmix.models.tuning import layer_scales, merged
 
 if TYPE_CHECKING:
     from ssl_selmix.data import Data
@@ -42,19 +45,32 @@ NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece", "classwise_ec
 SCHEDULES = ("cosine_7_16", "cosine", "constant")
 
 
+def _cannot_evaluate(model: Algorithm) -> Evaluation:
+    raise RuntimeError("this context has no images; give it evaluate=")
+
+
 @dataclass(frozen=True)
 class Context:
-    """Where training stands: finished steps, all steps, the averaged model, the scheduled rate."""
+    """Where training stands: finished steps, all steps, the averaged model, the scheduled rate.
+
+    evaluate measures a model, as it is now, on the validation images. origin is the network that
+    the stage before this one began with, for a method that `needs_origin`; it is not to be changed.
+    """
 
     step: int
     total: int
     teacher: Algorithm
     lr: float = 0.0
+    evaluate: Callable[[Algorithm], Evaluation] = _cannot_evaluate
+    origin: Classifier | None = None
 
     @property
     def progress(self) -> float:
         """Share of the steps that are done, 0 to 1."""
         return self.step / self.total
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"ctx has no {name}; it has step, total, progress, lr and teacher")
 
 
 @dataclass(frozen=True)
@@ -62,13 +78,17 @@ class Evaluation:
     """The averaged model on un-augmented held-out images.
 
     Shape: features N×D, logits N×K, labels (N,); pool_logits M×K over the unlabeled pool, only
-    if `Algorithm.needs_pool` asked for them.
+    if `Algorithm.needs_pool` asked for them; only what `Algorithm.needs_features` named of
+    pool_features M×D and of labeled_features n×D with labeled_classes (n,).
     """
 
     features: Tensor
     logits: Tensor
     labels: Tensor
     pool_logits: Tensor | None = None
+    pool_features: Tensor | None = None
+    labeled_features: Tensor | None = None
+    labeled_classes: Tensor | None = None
 
     @property
     def confusion(self) -> Tensor:
@@ -99,6 +119,12 @@ class Algorithm(nn.Module):
     # False: takes no step. All its work is in the one `on_validation`, and `Config` derives from
     # `Algorithm.FixedConfig`. It needs weights to start from.
     trains = True
+    needs_classifier = True  # False: it makes a classifier of its own, and needs a body only
+    # True: `ctx.origin` holds what the stage before began with, so that two stages must come first.
+    needs_origin = False
+    # The plug-in that takes this one's place after another stage, for a method of which a part
+    # applies to any trained network.
+    after: ClassVar[str] = ""
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
     head_name = "classifier"  # of the module that `head` uses, for the results
@@ -111,12 +137,15 @@ class Algorithm(nn.Module):
     class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = at_least(1, 10_000)
+        steps: int = at_least(1, 10_000)  # T, of the optimizer
         batch: int = at_least(1, 64)  # B, labeled images a step
-        lr: float = positive(0.03)
-        momentum: float = within("[0, 1)", 0.9)
-        nesterov: bool = True
-        weight_decay: float = at_least(0, 5e-4)
+        lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
+        # adamw: torch's, with its own momenta (0.9, 0.999), decoupled weight decay
+        optimizer: str = one_of("sgd", "adamw")
+        momentum: float = within("[0, 1)", 0.9)  # of SGD
+        nesterov: bool = True  # Nesterov's momentum instead of the plain one
+        weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
+        # how lr falls: cos(7 pi t / 16 T) as in FixMatch, half a cosine to 0, or not at all
         schedule: str = one_of(*SCHEDULES)
         ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
         # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.
@@ -125,6 +154,15 @@ class Algorithm(nn.Module):
         evaluate_every: int = at_least(1, 500)  # steps between validations, and checkpoints
         keep: str = one_of("best", "last")  # weights handed on: best on validation, by `select`
         select: str = "mean_recall"  # validation metric that defines best
+
+        def __post_init__(self) -> None:
+            """Refuse a momentum that the optimizer has none of."""
+            super().__post_init__()
+            if self.optimizer == "adamw" and self.momentum != type(self).momentum:
+                raise ValueError(
+                    f"momentum={self.momentum} is that of optimizer=sgd, and adamw has momenta of "
+                    "its own; leave it out"
+                )
 
     @dataclass
     class PoolConfig(Config):
@@ -139,6 +177,7 @@ class Algorithm(nn.Module):
         steps: ClassVar[int] = 0  # type: ignore[misc]
         batch: ClassVar[int] = 0  # type: ignore[misc]
         lr: ClassVar[float] = 0.0  # type: ignore[misc]
+        optimizer: ClassVar[str] = "sgd"  # type: ignore[misc]
         momentum: ClassVar[float] = 0.0  # type: ignore[misc]
         nesterov: ClassVar[bool] = False  # type: ignore[misc]
         weight_decay: ClassVar[float] = 0.0  # type: ignore[misc]
@@ -159,6 +198,11 @@ class Algorithm(nn.Module):
             warn(text, DeprecationWarning, stacklevel=2)
             keeps_rows(own["forward"])
 
+    @classmethod
+    def needs_pixels(cls, config: Config) -> str:
+        """Why a method needs images, and cannot work on features in their place; "": it can."""
+        return ""
+
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         """Add to the network what the method needs.
 
@@ -172,6 +216,26 @@ class Algorithm(nn.Module):
         known = (*self.figures, *(n for n in NAMES if n not in NOT_SELECTABLE))
         if config.select not in known:
             raise ValueError(f"select: {unknown('figure', config.select, known)}")
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """A step, `forward(batch, ctx)`; or of normalised images alone, what it predicts.
+
+        `ctx.teacher(x)` are logits N×K, in evaluation mode and without gradient, so that nothing
+        of the teacher changes.
+
+        Raises:
+            TypeError: of one argument that is no tensor; says what to call.
+        """
+        if len(given) + len(named) != 1:
+            return super().__call__(*given, **named)
+        (x,) = (*given, *named.values())
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"call a method with images for its predictions, as in ctx.teacher(batch.x), or "
+                f"with (batch, ctx) for a step, not with {type(x).__name__} alone"
+            )
+        with torch.no_grad(), in_mode(self, training=False):
+            return self.predict(x)
 
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: the weighted losses, whose sum is minimised, and detached scalars to log."""
@@ -197,10 +261,11 @@ class Algorithm(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` multiplies the scheduled rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim > 1], "lr_scale": 1.0},
             {"params": [p for p in trained if p.ndim <= 1], "lr_scale": 1.0, "weight_decay": 0.0},
         ]
+        return groups if self.net.layer_decay == 1 else _by_layer(groups, layer_scales(self.net))
 
     def lr_factor(self) -> float:
         """Multiplies the scheduled rate at every step: for a method that finds its own."""
@@ -213,6 +278,13 @@ class Algorithm(nn.Module):
     def needs_pool(self, step: int) -> bool:
         """Whether the validation before this step looks at the unlabeled pool too."""
         return False
+
+    def needs_features(self, step: int) -> Collection[str]:
+        """Of which un-augmented images the validation before this step keeps features as well.
+
+        "labeled", "pool": they are in the evaluation's fields of these names then.
+        """
+        return ()
 
     def clock(self, step: int) -> tuple[int, int]:
         """Step and length by which the schedule and the teacher's warm-up count.
@@ -255,7 +327,21 @@ class Algorithm(nn.Module):
 
     def export(self) -> Classifier:
         """A network of its own that predicts what `predict` predicts."""
-        return copy.deepcopy(self.net)
+        return merged(self.net)
+
+
+def _by_layer(
+    groups: Sequence[dict[str, Any]], scales: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """The groups, each parted into those of the layers, which learn at rates of their own."""
+    found = []
+    for group in groups:
+        of_layers: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            of_layers.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+        for scale, params in of_layers.items():
+            found.append({**group, "params": params, "lr_scale": group["lr_scale"] * scale})
+    return found
 
 
 def _mu(config: Algorithm.Config) -> int:
@@ -263,8 +349,10 @@ def _mu(config: Algorithm.Config) -> int:
     return config.mu if isinstance(config, Algorithm.PoolConfig) else Algorithm.PoolConfig.mu
 
 
-def load(name: str) -> tuple[str, type[Algorithm]]:
+def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:
     """Short name and class of an algorithm: `fixmatch`, `./my.py`, `mylab.methods:MyAlgo`.
+
+    If it is not the first of a run it may be another class, see `Algorithm.after`.
 
     Raises:
         ValueError: nothing of that name, or not exactly one Algorithm in the file.
@@ -285,4 +373,6 @@ def load(name: str) -> tuple[str, type[Algorithm]]:
             f"{location} must define one Algorithm{f' named {wanted}' if wanted else ''}, "
             f"it defines {len(found)}; name one as {location}:CLASS"
         )
-    return short_name(name), found[0]
+    found[0].Config = completed(found[0].Config)  # type: ignore[misc]
+    kind = found[0]
+    return short_name(name), kind if first or not kind.after else load(kind.after)[1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -14,15 +15,17 @@ from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 
-from ssl_selmix.common import advice
-from ssl_selmix.common.arguments import Command
-from ssl_selmix.common.names import printable
+from ssl_selmix.common import advice, plugins
+from ssl_selmix.common.arguments import Command, listing, section
+from ssl_selmix.common.names import near, printable, unknown
 from ssl_selmix.common.stopping import Stopped
 
 # The room of each command; its module `command` has the parser and the work.
 ROOMS = {
     "train": "runs",
     "list": "runs",
+    "features": "runs",
+    "explain": "runs",
     "estimate": "deploy",
     "posthoc": "deploy",
     "advise": "deploy",
@@ -33,6 +36,18 @@ ROOMS = {
     "compare": "compare",
 }
 
+HELP = ("help", "-h", "--help")
+# What people look for under another name.
+OTHERWISE = {
+    "finetune": "ssl_selmix.finetune(model, ...) in Python (docs/finetune.md)",
+    "version": "ssl-selmix --version",
+    "resume": "the command that began the run, with --resume",
+    "test": "ssl-selmix compare RUN, for test figures, or ssl-selmix check METHOD",
+    "evaluate": "ssl-selmix compare RUN",
+    "eval": "ssl-selmix compare RUN",
+    "settings": "ssl-selmix list NAME",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every end but success and a defect is told in a line.
@@ -41,31 +56,95 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: it succeeded; 1: a check failed, or another process; 2: a mistake; 75: the time of --for
         is up; 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP.
     """
+    _show_what_streams_can()
+    try:
+        code = _answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # Whoever read the output has seen enough, as `head` has.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _show_what_streams_can() -> None:
+    """Let a terminal or pipe that is no UTF-8 get what it can show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # A notebook's and a test's may be another.
-            # A terminal or pipe that is no UTF-8 gets what it can show.
             utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
             with suppress(OSError):  # It is flushed; a disk may be full.
                 stream.reconfigure(errors="backslashreplace" if utf8 else "replace")
-    words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words and words[0] in ROOMS else "train"
-    command: Command = import_module(f"ssl_selmix.{ROOMS[name]}.command").COMMANDS[name]
-    parser = command.parser()
-    if name == "train":  # Its help is that of the program.
-        others = ", ".join(other for other in ROOMS if other != name)
-        parser.epilog = f"{parser.epilog}\nOther commands (each has --help): ssl-selmix {others}"
-    args = parser.parse_intermixed_args(words)  # Settings may stand between options.
+
+
+def _answer(words: list[str]) -> int:
+    if not words or words[0] == "help" or (len(words) == 1 and words[0] in HELP):
+        words = words[1:] if words and words[0] == "help" else []
+        if not words or words[0] in HELP:
+            print(overview())
+            return 0
+        if words[0] not in ROOMS and near(words[0], ROOMS, cutoff=0.8):
+            return _fail(_no_command(words[0]), 2)
+        key = "." in words[0] and not words[0].endswith(".py")
+        words = (
+            [words[0], "--help"] if words[0] in ROOMS else ["explain" if key else "list", *words]
+        )
+    first = words[0]
+    if first not in ROOMS and not first.startswith("-") and "=" not in first:
+        return _fail(_no_command(first), 2)
+    name = words.pop(0) if first in ROOMS else "train"
+    command = _command(name)
+    args = command.parser().parse_intermixed_args(words)  # Settings may stand between options.
     try:
         return command.work(args)
     except Stopped as error:
         return _stopped(error)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted{advice.of(error) or command.goes_on}", 130)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         code = _code(error)
         if args.debug or not code:
             raise
         return _fail(_one_line(error), code)
+
+
+def _command(name: str) -> Command:
+    found: Command = import_module(f"ssl_selmix.{ROOMS[name]}.command").COMMANDS[name]
+    return found
+
+
+def overview() -> str:
+    """The commands with a line each, how to learn more, and all names."""
+    lines = {name: _command(name).parser().description or "" for name in ROOMS}
+    first = {name: re.split(r"(?<=[.:;])\s", text)[0].rstrip(":;.") for name, text in lines.items()}
+    return f"""usage: ssl-selmix COMMAND ..., such as ssl-selmix train --algo fixmatch --then selmix
+
+{section("commands", first)}
+
+  ssl-selmix COMMAND --help           the options of a command
+  ssl-selmix list fixmatch            the settings of a method, a data set, ...
+  ssl-selmix explain fixmatch.lr      what a setting means
+
+{listing()}"""
+
+
+def _no_command(name: str) -> str:
+    """The message for a first word that is no command; says what it is instead."""
+    options = {
+        "--algo": plugins.available("algorithm"),
+        "--dataset": plugins.available("dataset"),
+        "--preset": plugins.presets(),
+    }
+    found = [
+        f"ssl-selmix train {option} {name}" for option, names in options.items() if name in names
+    ]
+    found += [f"ssl-selmix sweep {name}"] if name in plugins.sweeps() else []
+    found += [f"ssl-selmix train --algo {name}"] if name.partition(":")[0].endswith(".py") else []
+    found += [OTHERWISE[name]] if name in OTHERWISE else []
+    if found:
+        return f"{name} is no command; write {' or '.join(found)}"
+    return f"{unknown('command', name, ROOMS)} (ssl-selmix help says what they do)"
 
 
 def _stopped(error: Stopped) -> int:

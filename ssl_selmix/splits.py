@@ -175,8 +175,8 @@ HELD_OUT = re.compile(r"([0-9]+|0?\.[0-9]+)((?:,(?:min|max)=[0-9]+){0,2})")
 class LongTailSplit(Checked):
     """The rule of a split: labeled and unlabeled tails, balanced validation and test parts."""
 
-    labeled: Counts
-    unlabeled: Counts
+    labeled: Counts  # how many labeled images each class has
+    unlabeled: Counts  # how many images of each class the pool without labels has
     # Held out of the training images: images per class, 0.2 of each class, or `20,min=4`
     validation: int | float | str
     # The same, for a data set that has no test part of its own
@@ -223,6 +223,7 @@ class LongTailSplit(Checked):
         seed: int,
         class_names: Sequence[str] | None = None,
         apart: int = 0,
+        groups: npt.ArrayLike | None = None,
     ) -> Split:
         """Choose the images of each part; images with a negative (unknown) label are never drawn.
 
@@ -233,6 +234,10 @@ class LongTailSplit(Checked):
         are consecutive pieces of one permutation. So the parts are disjoint, another class never
         matters, and another unlabeled tail leaves the three other parts as they were. Only with
         `labeled_in_pool` are the labeled images in the unlabeled part too.
+
+        With `groups` (N,), images of one group are in one of test, validation and training. Whole
+        groups are then held out, in which classes may have more images than are asked for; those
+        are in no part.
         """
         self._check(num_classes, seed)
         if self.validation == FOLDER and not apart:
@@ -241,6 +246,10 @@ class LongTailSplit(Checked):
                 "hold images out of the training images with validation=0.2, say"
             )
         labels = _checked_labels(labels, num_classes)
+        held = len(labels) - apart if apart else None
+        grouped = None
+        if groups is not None:
+            grouped = self._hold_out_groups(labels, np.asarray(groups), seed, class_names, held)
         counts, unlabeled = self.counts(num_classes), self.unlabeled.counts(num_classes)
         drawn: dict[str, list[Indices]] = {part: [] for part in PARTS}
         for c in range(num_classes):
@@ -248,10 +257,11 @@ class LongTailSplit(Checked):
             rng = np.random.default_rng([seed, _STREAM, c])
             wanted = {part: counts[part][c] for part in ("test", "validation", *PARTS[:2])}
             wanted["unlabeled"] = unlabeled[c]
-            for source, parts in _sources(pool, len(labels) - apart if apart else None):
+            for source, parts in _sources(pool, held, grouped):
                 for part in set(parts) & {"test", "validation"}:
                     rule = HeldOut.of(part, getattr(self, part))
-                    counts[part][c] = wanted[part] = rule.of_class(len(source))
+                    whole = len(source) if grouped is None else len(pool)
+                    counts[part][c] = wanted[part] = rule.of_class(whole)
                 if self.labeled.shape == "all" and "labeled" in parts:
                     others = sum(wanted[part] for part in parts if part != "labeled")
                     counts["labeled"][c] = wanted["labeled"] = max(0, len(source) - others)
@@ -278,6 +288,56 @@ class LongTailSplit(Checked):
             counts=counts,
             rule=self.rule(),
         )
+
+    def _hold_out_groups(
+        self,
+        labels: npt.NDArray[Any],
+        groups: npt.NDArray[Any],
+        seed: int,
+        names: Sequence[str] | None,
+        held: int | None,
+    ) -> npt.NDArray[np.int8]:
+        """Which part each image's group is for: 0 test, 1 validation, 2 training; (N,).
+
+        Classes take turns from the rarest on, and each takes random groups until it has as many
+        images held out as it is to have.
+
+        Raises:
+            ValueError: a class has too few groups, or groups and parts of the data set clash.
+        """
+        if held is not None:
+            if len(np.intersect1d(groups[:held], groups[held:])):
+                raise ValueError("a group is in train and in validation; give it to one of them")
+            if self.test:
+                raise ValueError(
+                    "test images cannot be held out of a validation part by groups; mark the test "
+                    "images in the data set itself, and leave test out"
+                )
+            return np.where(np.arange(len(labels)) < held, 2, 1).astype(np.int8)
+        place = np.full(len(labels), 2, dtype=np.int8)
+        sizes = np.bincount(labels[labels >= 0])
+        for number, part in enumerate(("test", "validation")):
+            rule = HeldOut.of(part, getattr(self, part))
+            for c in np.argsort(sizes, kind="stable").tolist():
+                of_class = labels == c
+                missing = rule.of_class(int(sizes[c])) - int((of_class & (place == number)).sum())
+                if missing <= 0:
+                    continue
+                rng = np.random.default_rng([seed, _STREAM, c, number])
+                free = rng.permutation(np.unique(groups[of_class & (place == 2)]))
+                for group in free[:-1].tolist():  # one is left to learn from
+                    members = groups == group
+                    place[members] = number
+                    missing -= int((of_class & members).sum())
+                    if missing <= 0:
+                        break
+                if missing > 0:
+                    name = f"class {c}" if names is None else f"class {c} ({names[c]})"
+                    raise ValueError(
+                        f"{name} has too few groups: {missing} {part} images are missing after all "
+                        f"groups but one were held out; lower {part}, or give a count as 20,min=4"
+                    )
+        return place
 
     def rule(self) -> LongTailSplit:
         """A copy of what decides the counts, without what a data set's Config adds to it.
@@ -378,8 +438,16 @@ def _checked_labels(labels: npt.ArrayLike, num_classes: int) -> npt.NDArray[Any]
     return labels
 
 
-def _sources(pool: Indices, held: int | None) -> list[tuple[Indices, tuple[str, ...]]]:
-    """Where the parts of a class are drawn from: one pool, or one up to `held` and one after it."""
+def _sources(
+    pool: Indices, held: int | None, grouped: npt.NDArray[np.int8] | None
+) -> list[tuple[Indices, tuple[str, ...]]]:
+    """Where the parts of a class are drawn from.
+
+    One pool, or one up to `held` and one after it, or those that groups were held out for.
+    """
+    if grouped is not None:
+        parts = (("test",), ("validation",), ("labeled", "unlabeled"))
+        return [(pool[grouped[pool] == i], names) for i, names in enumerate(parts)]
     if held is None:
         return [(pool, ("test", "validation", "labeled", "unlabeled"))]
     apart = pool[pool >= held], ("test", "validation")

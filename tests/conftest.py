@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def _hears_hangups() -> None:
     """Under nohup SIGHUP is ignored, which a program keeps to; tests send it and want an answer."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept between runs goes with the tests, which write to nobody's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_SELMIX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -145,9 +147,32 @@ def test_a_mistake_that_a_method_of_ones_own_tells_names_its_line(
         ([*BOTH, "--restart"], ["--restart", "--help"]),
         ([*BOTH, "--res"], ["--res"]),  # no abbreviations: --resume is a decision
         ([*BOTH, "--then"], ["--then"]),
-        ([], ["--algo"]),
         (TINY, ["--algo"]),
-        (["fixmatch", "selmix"], ["--algo"]),
+        (["fixmatch", "selmix"], ["fixmatch is no command", "train --algo fixmatch"]),
+        (["train", "fixmatch"], ["'fixmatch' is no setting", "--algo fixmatch"]),
+        (["train", "--algo", "fixmatch", "cifar10-lt"], ["key=value, or --preset cifar10-lt"]),
+        (["tran", "--algo", "fixmatch"], ["unknown command 'tran'; did you mean train?"]),
+        (["SWEEPS"], ["unknown command 'SWEEPS'; did you mean sweep?"]),
+        (["pred", "run"], ["unknown command 'pred'", "predict"]),
+        (["xyz"], ["unknown command 'xyz'; known: advise", "train"]),
+        ([""], ["unknown command ''"]),
+        (["digits"], ["--dataset digits", "--preset digits", "ssl-selmix sweep digits"]),
+        (["cifar10-lt"], ["cifar10-lt is no command", "train --preset cifar10-lt"]),
+        (["./mine.py"], ["./mine.py is no command", "--algo ./mine.py"]),
+        (["finetune"], ["finetune is no command", "ssl_selmix.finetune"]),
+        (["list", "fixmach"], ["unknown name 'fixmach'; did you mean fixmatch"]),
+        (["list", "Digits"], ["unknown name 'Digits'; did you mean digits?"]),
+        (["list", "data"], ["the settings of data", "cifar100, digits"]),
+        (["help", "Trian"], ["unknown command 'Trian'; did you mean train"]),
+        (["help", "fixmach"], ["did you mean fixmatch"]),
+        (["explain", "fixmatch.lrr"], ["unknown key 'fixmatch.lrr'; did you mean fixmatch.lr?"]),
+        (["explain", "qqqqq"], ["unknown key 'qqqqq'; ssl-selmix list shows names"]),
+        ([*BOTH, "lr=0.1"], ["unknown key 'lr'; did you mean fixmatch.lr or selmix.lr?"]),
+        ([*BOTH[:2], "selmix.steps=3"], ["unknown key 'selmix.steps'", "add --then selmix"]),
+        ([*BOTH, "--lr", "0.1"], ["; a setting is written lr=value, without dashes"]),
+        ([*BOTH, "--batch-size=4"], ["a setting is written batch_size=4, without dashes"]),
+        ([*BOTH, "--ouput", "run"], ["--ouput", "; did you mean --out?"]),
+        (["compare", "run", "--markdwn", "x"], ["--markdwn", "did you mean --markdown?"]),
         (["check"], ["required: A", "ssl-selmix check --help"]),
         (["check", "fixmach"], ["unknown algorithm 'fixmach'", "fixmatch"]),
         (["check", "./nothing.py"], ["nothing.py", "check the path"]),
@@ -161,6 +186,34 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     message = mistake(words, capsys)
     for part in parts:
         assert part in message
+
+
+def options() -> list[tuple[str, str]]:
+    """Every option of every command that takes a word."""
+    found = []
+    for command, room in cli.ROOMS.items():
+        parser = import_module(f"ssl_selmix.{room}.command").COMMANDS[command].parser()
+        for action in parser._actions:
+            if action.nargs != 0 and action.help != argparse.SUPPRESS:
+                found.append((command, (action.option_strings or [""])[-1]))
+    return found
+
+
+REQUIRED = {"features": ["--out"]}
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_no_option_takes_an_empty_word(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(options()) > 50
+    for command, option in options():
+        needed = [word for name in REQUIRED.get(command, ()) for word in (name, "x")]
+        words = [command, *([option] if option else []), given, *needed]
+        told = mistake(words, capsys)
+        named = any(
+            word in told
+            for word in ("an empty", "invalid", "is no", "are no numbers", "argument --rule")
+        )
+        assert named and (option or "argument") in told, (words, told)
 
 
 @pytest.mark.parametrize("stage", ["fixmatch", "selmix"])
@@ -410,13 +463,55 @@ print("HEAVY", sorted(heavy & sys.modules.keys()))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["--help"], ["list"], ["--version"], *([name, "--help"] for name in cli.ROOMS)]
+    "words",
+    [
+        *([], ["help"], ["--help"], ["list"], ["list", "presets"], ["--version"]),
+        *([name, "--help"] for name in cli.ROOMS),
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = IMPORTS.replace("{words}", repr(words))
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "HEAVY []" in found.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"], ["help", "help"]])
+def test_help_lists_all_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 0
+    out = capsys.readouterr().out
+    lines = out.partition("commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == list(cli.ROOMS)
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_help_of_a_command_and_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, other in (
+        (["help", "sweep"], ["sweep", "--help"]),
+        (["help", "fixmatch"], ["list", "fixmatch"]),
+        (["help", "fixmatch.lr"], ["explain", "fixmatch.lr"]),
+        (["list", "preset"], ["list", "presets"]),
+    ):
+        shown = []
+        for each in (words, other):
+            assert run(each) == 0
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1] != ""
+    names = ["--then", "selmix", "--algo", "fixmatch", "--dataset", "digits"]
+    for words in (["--help", *names], ["train", *names, "-h"]):
+        assert run(words) == 0
+        out = capsys.readouterr().out
+        assert "--dataset D" in out and "settings (data.KEY=VALUE)" in out
+        assert "settings of fixmatch (" in out and "settings of selmix (" in out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    words = [sys.executable, "-m", "ssl_selmix", "list"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as made:
+        assert made.stdout is not None and made.stderr is not None
+        made.stdout.close()
+        assert made.stderr.read() == b""
+        assert made.wait() == 141
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["train", "--help"]])

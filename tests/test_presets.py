@@ -1,13 +1,14 @@
 """Every preset builds its run without an image, and says what the paper's settings are."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ssl_selmix.algorithm import Task
+from ssl_selmix.algorithm import Task, load
 from ssl_selmix.algorithms import selmix
 from ssl_selmix.common import config, plugins
 from ssl_selmix.runs.plan import Plan, Request
@@ -31,8 +32,9 @@ def algorithms_of(preset: str) -> list[str]:
 
 
 def dataset_of(preset: str) -> str:
-    """The data set that a preset is named after."""
-    return preset.partition("-")[0]
+    """The data set that a preset is named after; any, of those about networks."""
+    name = preset.partition("-")[0]
+    return "digits" if name == "pretrained" else name
 
 
 def plan_of(preset: str, *settings: str) -> Plan:
@@ -50,7 +52,17 @@ def commands(preset: str) -> list[list[str]]:
 def test_a_preset_builds_its_run_without_data(preset: str) -> None:
     plan = plan_of(preset)
     written = dict(plan.layers)[f"preset {preset}"]
-    assert written.keys() == config.parse_yaml(plugins.preset_text(preset), preset).keys()
+    text = config.parse_yaml(plugins.preset_text(preset), preset)
+    # Of a method that is another stage when it is not the first, nothing is taken then.
+    methods = set(algorithms_of(preset)[1:])
+    later = {name for name in methods if load(name)[1].after}
+    first = {key for key in text if key.partition(".")[0] in later}
+    assert written.keys() | first == text.keys() - {"dataset"}
+    for name in later:
+        alone = dict(Plan(Request([name], preset=preset)).layers)[f"preset {preset}"]
+        assert {key for key in first if key.startswith(f"{name}.")} <= alone.keys()
+    if not preset.startswith("pretrained"):
+        assert str(text["dataset"]) == dataset_of(preset) == plugins.preset_dataset(preset)
     composed = config.flatten(plan.plain)
     assert {key: composed[key] for key in written} == written
 
@@ -102,7 +114,7 @@ def test_the_published_schedule(preset: str) -> None:
 def test_presets_of_the_paper_differ_in_their_data_and_in_what_the_paper_tuned() -> None:
     """Five files repeat the same lines; none of them may be forgotten in an edit."""
     settings = {p: config.parse_yaml(plugins.preset_text(p), p) for p in PAPER}
-    common = {k: v for k, v in settings["cifar10-lt"].items() if not k.startswith("data.")}
+    common = {k: v for k, v in settings["cifar10-lt"].items() if not k.startswith("data")}
     tuned: dict[str, dict[str, Any]] = {
         "cifar10-lt": {},
         "cifar10-lt-uniform": {},
@@ -111,7 +123,7 @@ def test_presets_of_the_paper_differ_in_their_data_and_in_what_the_paper_tuned()
         "stl10-lt": {},
     }
     for preset, values in settings.items():
-        others = {k: v for k, v in values.items() if not k.startswith("data.")}
+        others = {k: v for k, v in values.items() if not k.startswith("data")}
         assert others == common | tuned[preset]
 
 
@@ -128,3 +140,21 @@ def test_a_preset_is_not_taken_unasked_for_a_data_set_of_another_name() -> None:
     assert not PAPER.keys() & plugins.available("dataset").keys()
     plan = Plan(Request(["fixmatch"], dataset="cifar10"))
     assert [origin for origin, _ in plan.layers] == ["command line"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "tune", "optimizer", "decay"),
+    [("pretrained-vit", "adapter", "sgd", 1.0), ("pretrained-convnext", "full", "adamw", 0.8)],
+)
+def test_recipes_of_pre_trained_networks(
+    preset: str, tune: str, optimizer: str, decay: float
+) -> None:
+    plan = plan_of(preset)
+    model, supervised = plan.config["model"], plan.config["supervised"]
+    assert (model.tune, model.layer_decay, supervised.optimizer) == (tune, decay, optimizer)
+    assert model.pretrained == "true" and (model.size, model.interpolation) == (224, "bicubic")
+    assert not [key for key in dict(plan.layers)[f"preset {preset}"] if key.startswith("data.")]
+    cited = [
+        line for line in plugins.preset_text(preset).splitlines() if re.search(r"# .*\[", line)
+    ]
+    assert len(cited) >= 9

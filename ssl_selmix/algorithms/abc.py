@@ -29,7 +29,7 @@ class ABC(FixMatch):
     class Config(FixMatch.Config):
         """Hyper-parameters; `threshold` is that of both heads."""
 
-        logit_adjustment: float = 0.0  # of the first head, which is plain FixMatch in the paper
+        logit_adjustment: float = 0.0  # tau of the first head; none in the paper
         strong_views: int = at_least(1, 2)  # of every unlabeled image; 1 in the DASO and USB codes
         soft_targets: bool = True  # the second head learns its prediction q; False: the arg-max
 

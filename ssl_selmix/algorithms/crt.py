@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ssl_selmix.data.batch import Task
 from ssl_selmix.models import Classifier
-from ssl_selmix.selmix.fine_tuning import FrozenBody
+from ssl_selmix.selmix.fine_tuning import FrozenBody, new_classifier
 
 
 class ClassifierRetraining(FrozenBody):
@@ -14,6 +12,4 @@ class ClassifierRetraining(FrozenBody):
 
     def __init__(self, net: Classifier, task: Task, config: FrozenBody.Config) -> None:
         super().__init__(net, task, config)
-        net.classifier.reset_parameters()
-        if net.classifier.bias is not None:
-            nn.init.zeros_(net.classifier.bias)  # as `models.build` has it
+        new_classifier(net)

@@ -27,9 +27,9 @@ class CSST(Algorithm):
     class Config(Algorithm.PoolConfig, objectives.Config):
         """Hyper-parameters; `objective` and its options are those of `objectives.get`."""
 
-        evaluate_every: int = 100  # between updates of lambda and G; 10,000 of 2^20 steps
+        evaluate_every: int = 100  # steps between updates of lambda and G; paper: 10,000 of 2^20
         select: str = "objective"
-        lambda_u: float = at_least(0, 1.0)  # weight of the unlabeled loss
+        lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
         kl_threshold: float = positive(0.05)  # kappa, divergence below which a pseudo-label counts
         # lambda: persistent (the paper), or own: the objective's
         multipliers: str = one_of("persistent", "own")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithms.mixup import Mixup
 from ssl_selmix.common.rules import within
 
@@ -21,6 +22,11 @@ class CutMix(Mixup):
         probability: float = within("[0, 1]", 1.0)  # of mixing a batch; 0.5 in the CIFAR code
 
     config: Config
+
+    @classmethod
+    def needs_pixels(cls, config: Algorithm.Config) -> str:
+        """To cut from."""
+        return "it cuts rectangles out of images"
 
     def mix(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """First images with a rectangle of the second ones, and the share of what is left.

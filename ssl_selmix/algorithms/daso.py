@@ -24,7 +24,7 @@ class DASO(FixMatch):
     class Config(FixMatch.Config, prototypes.Config):
         """Hyper-parameters."""
 
-        logit_adjustment: float = 0.0  # plain in the paper, whose variant DASO w/ LA has 1
+        logit_adjustment: float = 0.0  # tau of the labeled loss; 1 in DASO w/ LA
         balanced_head: bool = False  # adds ABC's head and predicts with it
 
     config: Config

@@ -28,7 +28,7 @@ class FixMatch(FollowsPool):
     class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        lambda_u: float = at_least(0, 1.0)  # weight of the unlabeled loss
+        lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
         temperature: float = positive(1.0)  # T, divides the weak logits before the threshold
         logit_adjustment: float = at_least(0, 1.0)  # tau of the labeled loss; 0: plain FixMatch
 
@@ -45,9 +45,13 @@ class FixMatch(FollowsPool):
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
         look = Look(self.net, batch)
         p = self.guess(self.of_pool(look.weak_logits().float()), batch, ctx)
-        kept = self.confidence(p, batch.index_u)
+        kept = self.keep(p, batch)
         logits_x, logits_s = look.rest_logits(kept[1] > 0)
         return self.objective(logits_x, batch.y, kept, logits_s)
+
+    def keep(self, p: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Pseudo-labels (M,) of the probabilities M×K, and the weights (M,) of their losses."""
+        return self.confidence(p, batch.index_u)  # type: ignore[no-any-return]
 
     def objective(
         self, logits_x: Tensor, y: Tensor, kept: tuple[Tensor, Tensor], logits_s: Tensor

@@ -19,6 +19,6 @@ class FlexMatch(FixMatch):
         """Hyper-parameters; the paper's T = 0.5 has no effect on hard pseudo-labels."""
 
         confidence: str = "flex"
-        logit_adjustment: float = 0.0  # the paper has none; 1 is FixMatch's default here
+        logit_adjustment: float = 0.0  # tau of the labeled loss; none in the paper
 
     config: Config

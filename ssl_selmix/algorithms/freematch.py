@@ -19,6 +19,6 @@ class FreeMatch(FixMatch):
         """Hyper-parameters; `threshold` is not used."""
 
         confidence: str = "free"
-        logit_adjustment: float = 0.0  # not in the paper
+        logit_adjustment: float = 0.0  # tau of the labeled loss; none in the paper
 
     config: Config

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix import decision, objectives
+from ssl_selmix import decision
 from ssl_selmix.algorithm import Algorithm, Context, Evaluation
 from ssl_selmix.common.rules import at_least, one_of
 from ssl_selmix.data.batch import Task
 from ssl_selmix.decision.choose import CALIBRATIONS
-from ssl_selmix.decision.goal import build
+from ssl_selmix.methods import aim
 from ssl_selmix.methods.pool_prior import PoolPrior
 from ssl_selmix.models import Classifier
 from ssl_selmix.models.classifier import Decided
@@ -31,10 +30,9 @@ class Posthoc(Algorithm):
     views: Sequence[str] = ()
 
     @dataclass
-    class Config(Algorithm.FixedConfig, objectives.Config):
+    class Config(aim.Config):
         """What the offsets are chosen for, and how."""
 
-        objective: str = "h_mean"  # a name, or a function of the confusion matrix in a file
         # offsets: fitted; gains: a matrix, for what offsets miss; labeled_prior: offsets that are
         # -log of the labeled class shares (Buda et al., 2018)
         rule: str = one_of("offsets", "gains", "labeled_prior")
@@ -43,11 +41,6 @@ class Posthoc(Algorithm):
         # class shares at deployment; pool: estimated from the unlabeled images
         prior: str = one_of("validation", "pool", "given")
         prior_given: list[float] = field(default_factory=list)  # K shares or counts
-        # Of multipliers and of soft bounds, which methods have that go by steps.
-        step_size: ClassVar[None] = None  # type: ignore[misc]
-        beta: ClassVar[None] = None  # type: ignore[misc]
-        tau: ClassVar[None] = None  # type: ignore[misc]
-        lambda_max: ClassVar[None] = None  # type: ignore[misc]
 
         def __post_init__(self) -> None:
             """Refuse a rule that no network can hold, and a prior without meaning."""
@@ -74,7 +67,7 @@ class Posthoc(Algorithm):
         if config.rule == "gains":
             net.classifier = Decided(net.classifier)
         net.requires_grad_(False)
-        self.objective = self._built()
+        self.objective = aim.objective_of(config, task)
         # Asks for what cannot be had before anything is trained.
         kind = {"pool": "estimated", "given": "given"}.get(config.prior, "none")
         self.pool_prior = PoolPrior(task, PoolPrior.Config(kind, config.prior_given))
@@ -84,16 +77,6 @@ class Posthoc(Algorithm):
         # Follows from the run's seed, from which the generator was set.
         self.register_buffer("seed", torch.randint(2**31 - 1, ()))
         self._remarks: tuple[str, ...] = ()
-
-    def _built(self) -> objectives.Objective:
-        config, k = self.config, self.task.num_classes
-        if config.objective in objectives.DESCRIPTIONS:
-            return config.build_objective(k, self.task.tail)
-        if config.alpha is not None:
-            raise ValueError(f"alpha={config.alpha} belongs to the objectives *_coverage; omit it")
-        # A function of one's own may be one that has no gradient.
-        terms = [objectives.import_function(c) for c in config.constraints]
-        return build(objectives.import_function(config.objective), k, terms)
 
     def needs_pool(self, step: int) -> bool:
         """To estimate its class distribution."""

@@ -26,7 +26,7 @@ class ReMixMatch(FollowsPool):
     class Config(Algorithm.PoolConfig, remixmatch.Config, PoolPrior.Config):
         """Hyper-parameters."""
 
-        mu: int = 1  # as in the code of DASO, ABC, DARP and USB
+        mu: int = 1  # mu, unlabeled images per labeled image; 1 in DASO, ABC, USB
         prior: str = "labeled"  # target of the alignment, as in the paper; none: no alignment
         window: int = at_least(1, 128)  # batches whose mean prediction is aligned with the target
 
@@ -39,6 +39,12 @@ class ReMixMatch(FollowsPool):
         self.pool_prior = PoolPrior(task, config)
         self.alignment = DistributionAlignment(self.pool_prior.q, config.window)
 
+    @classmethod
+    def needs_pixels(cls, config: Algorithm.Config) -> str:
+        """To turn, unless the rotation loss is off."""
+        turns = isinstance(config, remixmatch.Config) and config.lambda_r
+        return "it turns images, unless lambda_r=0" if turns else ""
+
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Guesses from the weak views; cross-entropies of mixed, strong and rotated images."""
         seen = self.remix.look(self.net, batch)
@@ -48,7 +54,10 @@ class ReMixMatch(FollowsPool):
 
     def guess(self, seen: remixmatch.Seen, batch: Batch, ctx: Context) -> Tensor:
         """Sharpened and aligned predictions q of the weak views, M×K, without gradient."""
-        p = self.net.classifier(seen.weak.detach()).detach().softmax(1)
+        return self.aim(self.net.classifier(seen.weak.detach()).detach().softmax(1))
+
+    def aim(self, p: Tensor) -> Tensor:
+        """Predictions p M×K, aligned and sharpened."""
         if self.pool_prior.used:
             self.alignment.target.copy_(self.pool_prior.q)  # which may have been estimated anew
             p = torch.where(self.pool_prior.known, self.alignment(p), p)

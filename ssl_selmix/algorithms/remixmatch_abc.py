@@ -25,7 +25,8 @@ class ReMixMatchABC(ReMixMatch):
     class Config(ReMixMatch.Config):
         """Hyper-parameters."""
 
-        ramp: float = 1.0  # lambda_U and lambda_U1 rise until the end in ABC's code
+        # share of the steps in which lambda_U, lambda_U1 rise; all of them in ABC's code
+        ramp: float = 1.0
         threshold: float = within("[0, 1]", 0.95)  # tau, from which the second head follows itself
         soft_targets: bool = True  # the second head learns its prediction; False: the arg-max
 

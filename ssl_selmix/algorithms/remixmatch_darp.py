@@ -26,7 +26,7 @@ class ReMixMatchDARP(refinement.Refines, ReMixMatch):
     class Config(ReMixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
-        prior: str = one_of(*SOURCES[1:], default="estimated")  # of q and of c = N q
+        prior: str = one_of(*SOURCES[1:], default="estimated")  # where q and c = N q come from
 
     config: Config
 

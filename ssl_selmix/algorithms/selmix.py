@@ -15,11 +15,13 @@ from ssl_selmix.algorithm import Context, Evaluation, keeps_rows
 from ssl_selmix.common.rules import at_least, one_of
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
+from ssl_selmix.decision.choose import FEW_IMAGES
 from ssl_selmix.models import Classifier
 from ssl_selmix.selmix.fine_tuning import FineTuning
 from ssl_selmix.selmix.pairing import Pairing, centroid_logits, class_means
+from ssl_selmix.selmix.relative import REFERENCE, RelativeHead
 from ssl_selmix.selmix.stopping import Stopping
-from ssl_selmix.selmix.trust import TrustRegion
+from ssl_selmix.selmix.trust import TrustRegion, standard_error
 
 
 class SelMix(FineTuning):
@@ -37,19 +39,34 @@ class SelMix(FineTuning):
         select: str = "objective"
         # trust: rate and interval follow the kept promises; fixed: the paper
         step: str = one_of("trust", "fixed")
-        stop: str = one_of("none", "gain", "patience")  # early end; gain: the paper's rule
+        # relative: the first rate follows the gains, and the scale of features and logits changes
+        # nothing; absolute: lr as it is, and the loss of the logits as they are; auto: relative
+        # where step=trust has 50 validation images a class to judge by
+        rate: str = one_of("auto", "relative", "absolute")
+        # early end; gain: the paper's rule; auto: patience with a relative rate, else none
+        stop: str = one_of("auto", "none", "gain", "patience")
         patience: int = at_least(1, 10)  # re-estimations without a better objective
         mix: str = one_of("feature", "none")  # none: train on the first image of each pair alone
 
         def __post_init__(self) -> None:
             """Resolve the schedule; refuse values without meaning."""
+            trust = self.step == "trust"
             if self.schedule == "auto":
-                self.schedule = "constant" if self.step == "trust" else "cosine"
+                self.schedule = "constant" if trust else "cosine"
             super().__post_init__()
-            if self.step == "trust" and (self.ema or self.momentum):
+            if trust and (self.ema or self.momentum):
                 raise ValueError("step=trust takes single steps back; set ema=0 momentum=0")
-            if self.stop != "patience" and self.patience != type(self).patience:
+            if self.rate == "relative" and not trust:
+                raise ValueError("rate=relative is found by step=trust; leave it out, or set that")
+            if self.stop not in ("auto", "patience") and self.patience != type(self).patience:
                 raise ValueError(f"patience={self.patience} needs stop=patience; add it")
+
+        def relative(self, task: Task) -> bool:
+            """Whether the rate is relative, for these validation images."""
+            enough = task.num_validation >= FEW_IMAGES * task.num_classes
+            return self.rate == "relative" or (
+                self.rate == "auto" and self.step == "trust" and enough
+            )
 
     config: Config
 
@@ -63,8 +80,12 @@ class SelMix(FineTuning):
         super().__init__(net, task, config)
         self.objective = objective or config.build_objective(task.num_classes, task.tail)
         self.pairing = Pairing(task, config, bias_trained=config.train_bias)
-        self.trust = TrustRegion(net, task, config.evaluate_every, config.batch)
-        self.stopping = Stopping(config.stop, config.patience)
+        relative = config.relative(task)
+        self.relative = RelativeHead() if relative else None
+        self.trust = TrustRegion(net, task, config.evaluate_every, config.batch, relative)
+        automatic = "patience" if relative else "none"
+        stop = automatic if config.stop == "auto" else config.stop
+        self.stopping = Stopping(stop, config.patience)
         net.classifier.bias.requires_grad_(config.train_bias)
 
     @keeps_rows
@@ -78,7 +99,9 @@ class SelMix(FineTuning):
             low = self.config.beta_min
             beta = low + (1 - low) * torch.rand(len(features), device=features.device)
             features = losses.mix_features(features, self.net.features(batch.u[0]), beta)
-        return {"mixed": F.cross_entropy(self.net.classifier(features), batch.y)}, {}
+        head = self.net.classifier
+        logits = self.relative.logits(head, features) if self.relative else head(features)
+        return {"mixed": F.cross_entropy(logits, batch.y)}, {}
 
     def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
         """Compare the last promise with what happened; re-estimate gains, P and pseudo-labels."""
@@ -87,8 +110,10 @@ class SelMix(FineTuning):
         updated.update(confusion)
         logs = objectives.report(updated, confusion, ranked=self.config.select == "objective")
         prototypes = class_means(evaluation.features, evaluation.labels, self.task.num_classes)
-        head = ctx.teacher.net.classifier  # the one that was evaluated
-        logits = centroid_logits(prototypes, head)
+        logits = centroid_logits(prototypes, ctx.teacher.net.classifier)  # of what was evaluated
+        if self.relative is not None:
+            # Movements count in the units of the step: those of the temperature before it.
+            logits = logits / self.relative.temperature
         broken = False
         if ctx.step:
             verdict = self.trust.judge(self.objective, logits, evaluation, self.config.smoothing)
@@ -96,21 +121,41 @@ class SelMix(FineTuning):
             logs |= verdict.logs()
         if broken:
             self.trust.take_back(self.net)
+            if self.relative is not None:
+                self.stopping.missed()
         else:
             self.objective.load_state_dict(updated.state_dict())
-            gradient, found = self.pairing.estimate(
-                self.objective, evaluation, prototypes, head, mixed=self.config.mix == "feature"
-            )
-            self.trust.accept(self.net, evaluation, logits, gradient, found["gain_expected"])
-            logs |= found
+            logs |= self._estimate(evaluation, prototypes, ctx)
             # Any gain in feasibility is worth more than any change of a figure in [0, 1].
             worth = float(logs["objective"]) + 1e3 * updated.feasibility(confusion)
-            self.stopping.record(float(found["gain_max"]), worth)
+            self.stopping.record(float(logs["gain_max"]), worth)
             if self.objective.multipliers is not None:
                 logs["multipliers"] = self.objective.multipliers.clone()
         self.trust.start_interval(ctx.step)
         trust = {"taken_back": float(broken), "trust_factor": self.lr_factor()}
         return logs | {name: torch.tensor(value) for name, value in trust.items()}
+
+    def _estimate(
+        self, evaluation: Evaluation, prototypes: Tensor, ctx: Context
+    ) -> dict[str, Tensor]:
+        """Accept the weights, with new gains and P; what to log. Shape: prototypes K×D."""
+        head, units, logs = ctx.teacher.net.classifier, self.relative, {}
+        logits = centroid_logits(prototypes, head)
+        if units is not None:
+            units.measure(evaluation)
+            logits = logits / units.temperature
+            logs = {"temperature": units.temperature.clone()}
+        mixed = self.config.mix == "feature"
+        gradient, found = self.pairing.estimate(
+            self.objective, evaluation, prototypes, head, mixed, units
+        )
+        self.trust.accept(self.net, evaluation, logits, gradient, found["gain_expected"])
+        if units is not None and not ctx.step:
+            error = standard_error(
+                self.objective, evaluation.confusion, evaluation.labels, self.config.smoothing
+            )
+            self.trust.begin(error, REFERENCE)
+        return logs | found
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Weak views of image pairs drawn by the current P; without a pool, labeled pairs."""

@@ -19,6 +19,6 @@ class SoftMatch(FixMatch):
         """Hyper-parameters; `threshold` is not used, and `mask_rate` logs the mean weight."""
 
         confidence: str = "soft"
-        logit_adjustment: float = 0.0  # none in the paper
+        logit_adjustment: float = 0.0  # tau of the labeled loss; none in the paper
 
     config: Config

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ssl_selmix.common import plugins
-from ssl_selmix.common.names import printable
+from ssl_selmix.common.names import near, printable
 from ssl_selmix.common.paths import expanded
 
 SWEEPS = "sweeps (ssl-selmix sweep NAME)"
@@ -23,12 +23,36 @@ class Parser(argparse.ArgumentParser):
     """Takes no abbreviated options; tells a mistake in one line."""
 
     def __init__(self, **options: Any) -> None:
+        self.names: list[str] = []  # of all arguments
         super().__init__(allow_abbrev=False, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse's, but that no word may be empty."""
+        if options.get("action") in (None, "append", "extend"):
+            options.setdefault("type", word)
+        self.names += names
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         """End with code 2; argparse would print the usage first."""
         message = message.replace(", key=value", "")  # Settings are never required.
+        if message.startswith(UNKNOWN):
+            message += self._meant(message.removeprefix(UNKNOWN).split()[0])
         self.exit(2, printable(f"error: {message}; see {self.prog} --help\n"))
+
+    def _meant(self, option: str) -> str:
+        """What may be meant by an option that does not exist."""
+        name, _, value = option.lstrip("-").partition("=")
+        options = [known for known in self.names if known.startswith("--")]
+        if found := near(f"--{name}", options, cutoff=0.7):
+            return f"; did you mean {' or '.join(found)}?"
+        if option.startswith("--") and "settings" in self.names:
+            said = f"{name.replace('-', '_') or 'key'}={value or 'value'}"
+            return f"; a setting is written {said}, without dashes"
+        return ""
+
+
+UNKNOWN = "unrecognized arguments: "
 
 
 @dataclass(frozen=True)
@@ -43,13 +67,24 @@ class Command:
     goes_on: str = ""
 
 
+def word(text: str) -> str:
+    """A word as it was typed.
+
+    Raises:
+        argparse.ArgumentTypeError: there is nothing in it.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty word names nothing; leave it out, or name it")
+    return text
+
+
 def path(text: str) -> Path:
     """A path that names something.
 
     Raises:
         argparse.ArgumentTypeError: the text is empty, or begins with a ~ of nobody.
     """
-    if not text:
+    if not text.strip():
         raise argparse.ArgumentTypeError("an empty path names no file")
     try:
         return expanded(text)
@@ -93,13 +128,17 @@ def section(title: str, entries: Mapping[str, str]) -> str:
     return "\n".join([f"{title}:", *lines])
 
 
-def listing() -> str:
-    """Algorithms, datasets, objectives, presets and sweeps, a line each."""
-    parts = {
+def listings() -> dict[str, dict[str, str]]:
+    """Algorithms, datasets, objectives, presets and sweeps by title, with a line each."""
+    return {
         "algorithms": plugins.available("algorithm"),
         "datasets": plugins.available("dataset"),
         "objectives of SelMix (selmix.objective=NAME)": plugins.objectives(),
         "presets": plugins.presets(),
         SWEEPS: plugins.sweeps(),
     }
-    return "\n\n".join(section(title, entries) for title, entries in parts.items())
+
+
+def listing() -> str:
+    """All of them in a text."""
+    return "\n\n".join(section(title, entries) for title, entries in listings().items())

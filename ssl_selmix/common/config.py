@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from ssl_selmix.common import fields, text
 from ssl_selmix.common.fields import shown
-from ssl_selmix.common.names import unknown
+from ssl_selmix.common.keys import unknown_key
 from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.common.text import Word
 
@@ -25,6 +25,28 @@ RETIRED: Mapping[str, Any] = {"mu": 2}
 REASONS = {
     "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig"
 }
+# Keys that came after version 0.1, with the value that means what was before them: a run with that
+# value records what older runs recorded, so that either can be resumed and compared. Those of a
+# stage stand without its name.
+ADDED: Mapping[str, Any] = {
+    "model.pretrained": "",
+    "model.size": 0,
+    "model.mean": [],
+    "model.std": [],
+    "model.interpolation": "auto",
+    "model.tune": "full",
+    "model.rank": 8,
+    "model.scale": None,
+    "model.dropout": 0.0,
+    "model.layer_decay": 1.0,
+    "model.head": "linear",
+    "model.length": None,
+    "optimizer": "sgd",
+}
+# Keys that stages did not have in released versions, with what their absence means, and defaults
+# that were others then: a run without the keys goes on as it began.
+YOUNGER: Mapping[str, Any] = {"rate": "absolute"}
+CHANGED: Mapping[str, Any] = {"stop": "none"}
 # May differ between a run and its resumption.
 MACHINE_KEYS = (
     *(
@@ -35,6 +57,7 @@ MACHINE_KEYS = (
         "data.workers",
         "data.cache",
         "data.strict",
+        "features.dir",
     ),
 )
 
@@ -214,9 +237,14 @@ def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
     hints, given = fields.types_of(kind), {}
     for name, value in values.items():
         if value is dataclasses.MISSING:
-            raise ValueError(f"{name} has no default; set it")
-        nested = dataclasses.is_dataclass(hints[name])
-        given[name] = _build(hints[name], value) if nested else copy.copy(value)
+            raise ValueError(f"{name} has no default; set it, or give Config one")
+        if not dataclasses.is_dataclass(hints[name]):
+            given[name] = copy.copy(value)
+            continue
+        try:
+            given[name] = _build(hints[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
     return kind(**given)
 
 
@@ -232,7 +260,7 @@ def _check_key(key: str, known: Mapping[str, Any], origin: str) -> None:
         section, _, name = key.rpartition(".")
         if name in REASONS and any(k.startswith(f"{section}.") for k in known):
             raise ValueError(f"unknown key {key!r}: {REASONS[name]}; leave it out ({origin})")
-        raise ValueError(f"{unknown('key', key, known)} ({origin})")
+        raise ValueError(f"{unknown_key(key, list(known))} ({origin})")
 
 
 def without_retired(
@@ -248,13 +276,42 @@ def without_retired(
     return {key: value for key, value in recorded.items() if key not in gone}
 
 
+def as_began(recorded: Mapping[str, Any], sections: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """What the sections' defaults were when a run began that records none of the keys `YOUNGER`.
+
+    Args:
+        recorded: its flat settings.
+        sections: dataclass of each section of today.
+    """
+    found: dict[str, Any] = {}
+    for section, kind in sections.items():
+        names = {field.name for field in dataclasses.fields(kind)}
+        begun = any(key.startswith(f"{section}.") for key in recorded)
+        if begun and any(n in names and f"{section}.{n}" not in recorded for n in YOUNGER):
+            old = {n: v for n, v in {**YOUNGER, **CHANGED}.items() if n in names}
+            found |= {f"{section}.{name}": value for name, value in old.items()}
+    return found
+
+
+def as_released(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings as checkpoints of older versions count them in."""
+    kept = {k: v for k, v in section.items() if k not in YOUNGER or v != YOUNGER[k]}
+    return dict(RETIRED) | kept
+
+
 def deciding(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings without those of the machine, which decide no result."""
+    """The settings without those of the machine and those of `ADDED`, which decide no result."""
     return {
         key: deciding(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in tree.items()
-        if f"{prefix}{key}" not in MACHINE_KEYS
+        if f"{prefix}{key}" not in MACHINE_KEYS and not _as_before(f"{prefix}{key}", value)
     }
+
+
+def _as_before(key: str, value: Any) -> bool:
+    """Whether an added setting has the value that means what was before it."""
+    name = key if key in ADDED else key.rpartition(".")[2]
+    return name in ADDED and bool(value == ADDED[name])
 
 
 def fingerprint(*parts: Any) -> str:
@@ -269,6 +326,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for key in before.keys() - after.keys():
         if (name := key.rpartition(".")[2]) in RETIRED:
             after[key] = RETIRED[name]
+    for key in after.keys() - before.keys():
+        if (name := key.rpartition(".")[2]) in ADDED:
+            before[key] = ADDED[name]
     keys = [k for k in sorted(before.keys() | after.keys()) if k not in MACHINE_KEYS]
     return [
         f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)

@@ -6,9 +6,11 @@ is nothing where the field may be nothing; so is an empty word.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -104,6 +106,51 @@ def _types_of(kind: type[Any]) -> dict[str, Any]:
     except NameError as error:
         raise NoSetting(str(error)) from error
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+def completed(kind: type[Any]) -> type[Any]:
+    """A configuration that derives from a dataclass, with the defaults that it gives to fields.
+
+    Without @dataclass, and where a default comes without a type, Python takes no note of it.
+
+    Raises:
+        NoSetting: a default without a type below @dataclass.
+    """
+    inherited = {field.name for base in kind.__mro__[1:] for field in _fields(base)}
+    typed_here = inspect.get_annotations(kind)
+    own = {n: v for n, v in vars(kind).items() if n in inherited and n not in typed_here}
+    own = {n: v for n, v in own.items() if not callable(v) and not isinstance(v, property)}
+    if "__dataclass_fields__" in vars(kind):
+        for name, value in own.items():
+            if value != next(f.default for f in dataclasses.fields(kind) if f.name == name):
+                raise NoSetting(
+                    f"{name} = {shown(value)} in {kind.__qualname__} has no type, so that "
+                    f"@dataclass passes it over; write {name}: {_type_name(kind, name)} = ..."
+                )
+        return kind
+    if not (inherited & vars(kind).keys() or typed_here):
+        return kind
+    hints = types_of(kind)
+    kind.__annotations__ = {**typed_here, **{name: hints[name] for name in own}}
+    for name in kind.__annotations__:
+        value = vars(kind).get(name)
+        if dataclasses.is_dataclass(value) or isinstance(value, list | dict):
+            made = functools.partial(copy.deepcopy, value)
+            setattr(kind, name, dataclasses.field(default_factory=made))
+    _types_of.cache_clear()  # it has more fields now
+    try:
+        return dataclasses.dataclass(kind)
+    except TypeError as error:  # such as a field without a default after one that has it
+        raise NoSetting(f"{kind.__qualname__}: {error}; give it a default") from error
+
+
+def _fields(kind: type[Any]) -> Sequence[dataclasses.Field[Any]]:
+    return tuple(vars(kind).get("__dataclass_fields__", {}).values())
+
+
+def _type_name(kind: type[Any], name: str) -> str:
+    found = next(field.type for field in dataclasses.fields(kind) if field.name == name)
+    return str(getattr(found, "__name__", found))
 
 
 def typed(value: Any) -> str:

@@ -13,9 +13,29 @@ from pathlib import Path
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for an unknown name: nearest names first, else all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    found = near(name, known)
+    hint = f"did you mean {' or '.join(found)}?" if found else f"known: {', '.join(known)}"
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """Up to three known names that are spelt like this one; case and hyphens do not count.
+
+    >>> near("FixMach", ["crest", "fixmatch"])
+    ['fixmatch']
+    """
+    spelt: dict[str, list[str]] = {}
+    for one in dict.fromkeys(known):
+        spelt.setdefault(respelt(one), []).append(one)
+    if same := spelt.get(respelt(name)):
+        return same[:3]
+    found = difflib.get_close_matches(respelt(name), spelt, n=3, cutoff=cutoff)
+    return [one for spelling in found for one in spelt[spelling]][:3]
+
+
+def respelt(name: str) -> str:
+    """A name in small letters and with underscores: what it is compared by."""
+    return name.lower().replace("-", "_").replace(" ", "_")
 
 
 def printable(text: str) -> str:

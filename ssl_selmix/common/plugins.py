@@ -6,14 +6,16 @@ Listing reads docstrings without importing anything, so that `--help` is quick.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl_selmix.common.names import blame, unknown
 from ssl_selmix.common.paths import expanded
@@ -82,6 +84,23 @@ def preset_text(name: str) -> str:
     if name not in presets():
         raise ValueError(unknown("preset", name, presets()))
     return (_package() / "configs" / f"{name}.yaml").read_text("utf-8")
+
+
+def preset_dataset(name: str) -> str:
+    """The data set that a shipped preset or a YAML file of settings names; "" if it names none.
+
+    Raises:
+        ValueError: there is no such preset or file.
+    """
+    import yaml
+
+    from ssl_selmix.common import text
+
+    try:
+        found = text.words(preset_text(name))
+    except yaml.YAMLError:
+        return ""  # whoever reads its settings tells of it
+    return str(found.get("dataset") or "") if isinstance(found, Mapping) else ""
 
 
 def text_of(path: Path) -> str:
@@ -155,4 +174,12 @@ def dataset(name: str) -> ModuleType:
     module = load_module("dataset", name)
     if missing := [part for part in ("Config", "load") if not hasattr(module, part)]:
         raise ValueError(f"{name} is no dataset: it lacks {' and '.join(missing)}")
+    from ssl_selmix.common import fields  # not for listings, which need no yaml
+
+    kind: Any = module.Config
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(
+            f"Config of {name} is no dataclass; derive it from ssl_selmix.splits.LongTailSplit"
+        )
+    module.Config = fields.completed(kind)  # type: ignore[attr-defined]
     return module

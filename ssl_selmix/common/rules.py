@@ -12,6 +12,7 @@ ValueError: keep must be one of best, last, not 'first'
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import math
@@ -188,7 +189,8 @@ def describe(kind: type[Any]) -> list[Setting]:
     """The settings of a configuration, those of its bases first.
 
     Meanings are read from the source: the comment on the field's line, or the comment lines right
-    above it. A field that is declared again without a comment means what it meant.
+    above it. A field that is declared again without a comment means what it meant. A class without
+    its source may have `field(metadata={"meaning": ...})`.
 
     >>> from ssl_selmix.common.config import Run
     >>> describe(Run)[0]
@@ -206,12 +208,13 @@ def describe(kind: type[Any]) -> list[Setting]:
             str(getattr(f.type, "__name__", f.type)),
             f.default_factory() if f.default_factory is not MISSING else f.default,
             tuple(rules.get(f.name, ())),
-            meanings.get(f.name, ""),
+            f.metadata.get("meaning") or meanings.get(f.name, ""),
         )
         for f in fields(kind)
     ]
 
 
+@functools.cache  # reading source takes a while
 def _comments(kind: type) -> dict[str, str]:
     """The comment of every field that a class itself declares; none without its source."""
     names = inspect.get_annotations(kind)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ssl_selmix.compare import intervals
 from ssl_selmix.compare.methods import Cell, Group, Row
+from ssl_selmix.compare.pareto import pareto
 from ssl_selmix.compare.style import (
     COLOURS,
     SPAN,
@@ -33,7 +34,7 @@ def of_group(group: Group, part: str = "test") -> Pictures:
     """All figures for which the runs hold data."""
     from ssl_selmix.compare import curves
 
-    makers: list[Callable[[Group, str], list[Picture]]] = [plane, recalls, reliability]
+    makers: list[Callable[[Group, str], list[Picture]]] = [plane, pareto, recalls, reliability]
     makers += [curves.curves, curves.pairs, curves.priors]
     found = Pictures()
     with drawing():
@@ -43,12 +44,12 @@ def of_group(group: Group, part: str = "test") -> Pictures:
                 picture.figure.draw_without_rendering()
                 picture.figure.set_layout_engine("none")
             found.made += made
-            if not made:
-                found.notes.append(f"no figure {make.__name__}: {MISSING[make.__name__]}")
+            if not made and (why := MISSING.get(make.__name__)):
+                found.notes.append(f"no figure {make.__name__}: {why}")
     return found
 
 
-MISSING = {
+MISSING = {  # not of the Pareto picture, which is for tables of SelMix and its controls
     "plane": "there is no row",
     "recalls": "no run has a second stage",
     "reliability": "the results hold no reliability data",

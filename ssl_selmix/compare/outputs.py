@@ -12,8 +12,9 @@ from rich.console import Console
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import unknown
-from ssl_selmix.compare import methods, reading, write
-from ssl_selmix.compare.tables import Choice, of_group
+from ssl_selmix.compare import methods, plain, reading, write
+from ssl_selmix.compare.against import of_group
+from ssl_selmix.compare.tables import Choice
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunFolder
 
 STDOUT = Path("-")
@@ -133,15 +134,11 @@ def _without_reference(name: str | None, groups: Sequence[methods.Group]) -> lis
     """Which tables lack the row that differences are against; refuses one that no table has."""
     if name is None:
         return []
-    rows = {group.title: [row.name for row in group.rows] for group in groups}
-    known = dict.fromkeys(row for found in rows.values() for row in found)
-    if name not in known:
+    lacking = [group.title for group in groups if plain.called(group, name) is None]
+    known = dict.fromkeys(row.name for group in groups for row in group.rows)
+    if len(lacking) == len(groups):
         raise ValueError(f"{unknown('row', name, known)} (--against)")
-    return [
-        f"no differences with {title}, which has no row {name}"
-        for title, found in rows.items()
-        if name not in found
-    ]
+    return [f"no differences with {title}, which has no row {name}" for title in lacking]
 
 
 def _half(runs: Sequence[reading.Run]) -> list[str]:

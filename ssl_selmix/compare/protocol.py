@@ -8,7 +8,7 @@ from typing import Any
 from ssl_selmix.common.config import flatten
 from ssl_selmix.common.figures import plain
 from ssl_selmix.common.names import unknown
-from ssl_selmix.compare.reading import DATA, PLACES, Run
+from ssl_selmix.compare.reading import DATA, PLACES, RULE, Run
 
 # The question that an experiment asks: runs that differ in these get tables of their own.
 CONDITIONS = ("data.labeled.", "data.unlabeled.", "data.labeled_in_pool")
@@ -50,6 +50,8 @@ def differences(runs: Sequence[Run], by: Iterable[str] = ()) -> dict[str, dict[A
             found[key] = _data_sets(runs)
             continue
         for run, values in recorded:
+            if key == RULE and key not in values:
+                continue  # no stage of it takes a step
             found.setdefault(key, {}).setdefault(_text(values.get(key, NOT_RECORDED)), run)
     return {key: values for key, values in found.items() if len(values) > 1}
 

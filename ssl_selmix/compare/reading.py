@@ -29,6 +29,7 @@ BEFORE = {"step": "joint", "processes": 1}
 PLACES = ("data.root", "data.manifest")
 # Loaders of a user's own images all have one name.
 DATA = "dataset_sha256"
+RULE = "checkpoint_rule"
 THEN = ", then "  # joins what stages differ in
 CHANGED = "is not what the run wrote when it ended (its SHA-256 is another)"
 Unit = tuple[int, str]  # seed and images: what pairs
@@ -163,14 +164,17 @@ class Run:
         own = ("split", "steps", "checkpoint_rule")
         given = {k: v for k, v in self.protocol.items() if k not in own}
         split = flatten({"data": self.protocol["split"]})
-        rules = [stage.rule for stage in self.stages if stage.algorithm != GIVEN]
+        # A stage that takes no step has one network, and no rule chooses it.
+        chosen = [s for s in self.stages if s.algorithm != GIVEN and s.steps != 0]
+        rules = [stage.rule for stage in chosen]
+        rule = THEN.join(rules if len(set(rules)) > 1 else rules[:1])
         return {
             "dataset": self.dataset,
             # Results that do not say so are not held to differ.
             **({DATA: self.data[:12]} if self.data else {}),
             "classes": len(self.class_names),
             **(BEFORE | flatten(given)),
-            "checkpoint_rule": rules[0] if len(set(rules)) == 1 else THEN.join(rules),
+            **({RULE: rule} if rules else {}),
             "steps": "unknown" if self.stages[0].steps is None else self.stages[0].steps,
             **{key: value for key, value in split.items() if key not in PLACES},
         }
@@ -395,6 +399,9 @@ def _parent(run: Run, runs: Sequence[Run]) -> tuple[Run | None, int]:
         if origin.stages and other.recorded.run_id == origin.run_id:
             return other, origin.stages
     for other in others:
+        first = other.recorded.stages[0].started_from
+        if first and origin.sha256 and first.sha256 == origin.sha256:
+            continue  # it began alike; that its stage kept these weights makes it no start
         for n, stage in enumerate(other.recorded.stages, 1):
             if origin.sha256 and stage.handed_on_sha256 == origin.sha256:
                 return other, n

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ssl_selmix.common.figures import fixed, percent
 from ssl_selmix.common.names import unknown
-from ssl_selmix.compare import intervals
+from ssl_selmix.compare import intervals, plain
 from ssl_selmix.compare.intervals import DIGITS, Estimate, Measured
 from ssl_selmix.compare.methods import Cell, Group, Row
 from ssl_selmix.compare.reading import Unit, validations
@@ -189,11 +189,12 @@ def methods(group: Group, choice: Choice) -> Sheet:
     ]
     if any(best.values()):
         notes.append("bold: best on validation, and on test better than every other row (*)")
-    title = f"{_titled(group, choice.part)}, percent, by the weights that the checkpoint rule keeps"
+    title = f"{titled(group, choice.part)}, percent, by the weights that the checkpoint rule keeps"
     return Sheet("methods", title, head, rows, notes=notes)
 
 
-def _titled(group: Group, part: str) -> str:
+def titled(group: Group, part: str) -> str:
+    """How the title of a table begins: its part, and what tells its runs from others."""
     return f"{part}, {group.title}" if group.title else part
 
 
@@ -222,8 +223,8 @@ def changes(group: Group, choice: Choice) -> Sheet:
             both = [(a, b) for a, b in zip(starts, ends, strict=True) if a and b]
             if both:
                 pairs.append((row.name, figure, [a for a, _ in both], [b for _, b in both]))
-    title = f"{_titled(group, choice.part)}, points: the last stage against its own start"
-    return _paired_sheet("changes", title, ("start", "end", "change"), pairs, choice)
+    title = f"{titled(group, choice.part)}, points: the last stage against its own start"
+    return paired_sheet("changes", title, ("start", "end", "change"), pairs, choice)
 
 
 def differences(group: Group, choice: Choice) -> Sheet:
@@ -231,7 +232,7 @@ def differences(group: Group, choice: Choice) -> Sheet:
     pairs: list[tuple[str, str, list[Measured], list[Measured]]] = []
     notes = []
     # That a table lacks the row to compare with is told once, for all tables (command.py).
-    lacks = choice.against is not None and choice.against not in [row.name for row in group.rows]
+    lacks = choice.against is not None and plain.called(group, choice.against) is None
     for figure in choice.compared:
         if len(group.rows) < 2 or lacks:
             continue
@@ -247,16 +248,16 @@ def differences(group: Group, choice: Choice) -> Sheet:
                 notes.append(f"{row.name} has no seed and images in common with {reference.name}")
     order = {row.name: i for i, row in enumerate(group.rows)}
     pairs.sort(key=lambda pair: order[pair[0]])
-    title = f"{_titled(group, choice.part)}, points: differences on the same seeds and images"
-    sheet = _paired_sheet("differences", title, ("other", "method", "difference"), pairs, choice)
+    title = f"{titled(group, choice.part)}, points: differences on the same seeds and images"
+    sheet = paired_sheet("differences", title, ("other", "method", "difference"), pairs, choice)
     sheet.notes = [*dict.fromkeys(notes), *sheet.notes, *_unequal_steps(group)]
     return sheet
 
 
 def _reference(group: Group, figure: str, against: str | None) -> tuple[Row | None, str]:
     """The row that differences are taken against, and why it is this one."""
-    if named := [row for row in group.rows if row.name == against]:
-        return named[0], f"against {named[0].name}"
+    if named := plain.called(group, against):
+        return named, f"against {named.name}"
     found = leaders(group, figure)
     if not found:
         return None, (
@@ -285,13 +286,22 @@ def _unequal_steps(group: Group) -> list[str]:
     return [f"the rows have different numbers of steps in all stages together: {told_rows}"]
 
 
-def _paired_sheet(
+def paired_sheet(
     slug: str,
     title: str,
     names: tuple[str, str, str],
     pairs: Sequence[tuple[str, str, list[Measured], list[Measured]]],
     choice: Choice,
 ) -> Sheet:
+    """Pairs of measurements as lines: both ends, the change, its interval and whether it is earned.
+
+    Args:
+        slug: of the table.
+        title: above it.
+        names: of the two ends and of the change.
+        pairs: row, figure, and its measurements at both ends over the same units.
+        choice: what the user wants to see.
+    """
     found = [intervals.difference(first, second) for _, _, first, second in pairs]
     marked = _marks([figure for _, figure, _, _ in pairs], found, choice.part)
     rows = []

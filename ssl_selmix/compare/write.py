@@ -81,14 +81,19 @@ def markdown(made: Made, notes: Sequence[str]) -> str:
             "",
         ]
         for sheet in sheets:
-            align = ["---" if i < sheet.words else "---:" for i in range(len(sheet.head))]
-            lines += [f"### {_md(sheet.title)}", "", _md_row(sheet.head), _md_row(align)]
-            lines += [
-                _md_row([f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in row])
-                for row in sheet.rows
-            ]
+            lines += [f"### {_md(sheet.title)}", "", *table_lines(sheet)]
             lines += ["", *_list(fresh(sheet.notes, seen)), ""]
     return "\n".join([*lines, *_list(fresh(notes, seen))]).rstrip() + "\n"
+
+
+def table_lines(sheet: Sheet) -> list[str]:
+    """A table alone, as GitHub-flavoured Markdown."""
+    align = ["---" if i < sheet.words else "---:" for i in range(len(sheet.head))]
+    rows = [
+        _md_row([f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in row])
+        for row in sheet.rows
+    ]
+    return [_md_row(sheet.head), _md_row(align), *rows]
 
 
 def _list(notes: Sequence[str]) -> list[str]:

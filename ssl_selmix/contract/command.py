@@ -10,9 +10,13 @@ from ssl_selmix.common.arguments import Command, Parser
 def _parser() -> Parser:
     parser = Parser(
         prog="ssl-selmix check",
-        description="Apply the contract tests to a method: a shipped one or, better, your own.",
+        description="Apply the contract tests to a method, a data set or an objective: a shipped "
+        "one or, better, your own.",
     )
-    parser.add_argument("algorithm", metavar="A", help="./file.py, module:Class or a shipped name")
+    what = "./method.py, ./data.py, ./objective.py:function, module:Class or a shipped name"
+    parser.add_argument("name", metavar="A", help=what)
+    words = "of a data set, such as data.root=PATH"
+    parser.add_argument("settings", metavar="key=value", nargs="*", help=words)
     parser.add_argument("--debug", action="store_true", help="show the tracebacks of failed checks")
     return parser
 
@@ -22,7 +26,7 @@ def _check(args: argparse.Namespace) -> int:
     from ssl_selmix.training import machine
 
     machine.use_threads(1)  # The tensors are too small to be worth sharing.
-    return 0 if report(args.algorithm, args.debug) else 1
+    return 0 if report(args.name, args.debug, args.settings) else 1
 
 
 COMMANDS = {"check": Command(_parser, _check)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_selmix.algorithm import Context, Evaluation
 from ssl_selmix.contract.settings import _shown
 from ssl_selmix.contract.subjects import (
+    Skipped,
     Subject,
     backward,
     demand,
@@ -38,7 +39,7 @@ def check_on_validation(subject: Subject, folder: Path) -> None:
     """What `on_validation` returns is detached, finite, and of a shape that can be logged."""
     data, _ = make_data()
     algorithm, ctx = subject.started(data)
-    evaluation = engine.evaluate(algorithm, data, pool=algorithm.needs_pool(0))
+    evaluation = engine.evaluate_for(algorithm, algorithm, data, 0)
     log = SilentLog(keep=True)
     fit(subject.make(data), data, folder, log=log)
     for extra in (algorithm.on_validation(evaluation, ctx), *log.extras):
@@ -159,6 +160,24 @@ def check_starts(subject_: Subject, folder: Path) -> None:
             f"{words}: predictions must be finite and {tuple(handed_on.shape)}, not "
             f"{_shown(found)}",
         )
+
+
+def check_origin(subject: Subject, folder: Path) -> None:
+    """What the stage before began with stays as it is, and another one gives another network."""
+    if not subject.kind.needs_origin:
+        raise Skipped("it needs no network but the one it starts from")
+    data, _ = make_data()
+    found = []
+    for seed in (4, 5):
+        origin = make_net(data, seed)
+        before = digest(origin)
+        fitted = fit(subject.make(data), data, folder / str(seed), origin=origin)
+        demand(digest(origin) == before, "ctx.origin was changed; work on a copy of it")
+        found.append(digest(fitted.algorithm.export()))
+    demand(
+        found[0] != found[1],
+        "whatever ctx.origin is, the same network is handed on; leave out needs_origin",
+    )
 
 
 def check_state(subject: Subject, folder: Path) -> None:

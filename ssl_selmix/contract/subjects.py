@@ -100,6 +100,11 @@ def make_net(data: Data, seed: int = 1) -> Classifier:
     return models.build(models.Config("cnn-4"), len(data.class_names), 1)
 
 
+def origin_for(algorithm: Algorithm, data: Data) -> Classifier | None:
+    """What the stage before a method began with, if the method needs it."""
+    return make_net(data, seed=4) if algorithm.needs_origin else None
+
+
 @dataclass(frozen=True)
 class Subject:
     """The algorithm under test: its short name, its class, and settings beside `contract_cases`."""
@@ -128,8 +133,14 @@ class Subject:
         """An algorithm after the validation that comes before its first step."""
         algorithm = self.make(data, **options).train()
         teacher = self.make(data, **options).requires_grad_(False)
-        ctx = Context(0, TINY["steps"], teacher)
-        evaluation = engine.evaluate(teacher, data, pool=algorithm.needs_pool(0))
+        ctx = Context(
+            0,
+            TINY["steps"],
+            teacher,
+            evaluate=lambda model: engine.evaluate(model, data),
+            origin=origin_for(algorithm, data),
+        )
+        evaluation = engine.evaluate_for(algorithm, teacher, data, 0)
         algorithm.on_validation(evaluation, ctx)
         return algorithm, ctx
 
@@ -174,6 +185,7 @@ def fit(
     diagnostics: Diagnostics | None = None,
     log: StageLog | None = None,
     pauses: engine.Pauses | None = None,
+    origin: Classifier | None = None,
 ) -> engine.Fitted:
     """A whole stage."""
     return engine.fit(
@@ -181,6 +193,7 @@ def fit(
         resume=resume,
         diagnostics=diagnostics,
         pauses=pauses,
+        origin=origin_for(algorithm, data) if origin is None else origin,
     )
 
 

@@ -20,13 +20,15 @@ from ssl_selmix.metrics import tail_size
 class Task:
     """What an algorithm may know about the problem before it sees an image.
 
-    Shape: labeled_counts (K,) float64; num_unlabeled and num_validation count images.
+    Shape: labeled_counts (K,) float64; num_unlabeled and num_validation count images; image_shape
+    is C×H×W of what the network takes, empty where nobody said it.
     """
 
     class_names: tuple[str, ...]
     labeled_counts: Tensor
     num_unlabeled: int
     num_validation: int
+    image_shape: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -88,7 +90,10 @@ class Draw:
 
 
 class SeededView(NamedTuple):
-    """An augmentation by its name, weak or strong, and the seed of its random numbers."""
+    """An augmentation by its name, weak or strong, and the seed of its random numbers.
+
+    The view named plain is the image as it is.
+    """
 
     name: str
     seed: int

@@ -154,6 +154,7 @@ class FileSet:
     apart: int = 0
     memory: Path | None = None  # folder that keeps the digests of the files; see `hashes`
     strict: bool = True  # refuse a JPEG that is damaged in its middle
+    groups: npt.NDArray[np.int64] | None = None  # as of an ImageSet
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 

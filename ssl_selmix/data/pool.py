@@ -105,6 +105,9 @@ class LazyViews:
 
     def _make(self, view: int, rows: Tensor | None = None) -> Tensor:
         name, seed = self._views[view]
+        if name == "plain":
+            index = self._index if rows is None else self._index[rows]
+            return self._pool.normalise(self._pool.take(index))
         augmentation = self._pool.augmentation(name)
         # Drawn for all images, so that an image looks the same alone as in the whole batch.
         params = augmentation.draw(len(self._index), torch.Generator().manual_seed(seed))
@@ -215,7 +218,8 @@ class Data:
     def task(self) -> Task:
         """What algorithms may know."""
         counts = torch.bincount(self.labels, minlength=len(self.class_names)).double()
-        return Task(self.class_names, counts, len(self.unlabeled), len(self.validation))
+        held_out = len(self.validation)
+        return Task(self.class_names, counts, len(self.unlabeled), held_out, self.image_shape)
 
     def at_stage(self, stage: str) -> Data:
         """The same data with the random streams of another stage."""
@@ -267,6 +271,38 @@ class Data:
                 rows = torch.randint(len(self.labeled), (batch,), generator=generator)
             pool = torch.randint(max(1, len(self.unlabeled)), (size,), generator=generator)
             yield Draw(step, self.labeled[rows], self.labels[rows], self.unlabeled[pool], pool)
+
+    def undersampled(self, batch: int, start: int, *, renew: bool = True) -> Iterator[Batch]:
+        """Endless batches of labeled images that run through balanced subsets, epoch by epoch.
+
+        A subset has as many images of each class as the rarest of those that have any, drawn
+        without replacement (Buda et al., Neural Networks 2018), and every epoch its own order.
+        With `renew` every epoch draws another subset, else all have the first one.
+        """
+        return self.stream(self._undersampled(batch, start, renew), ())
+
+    def _undersampled(self, batch: int, start: int, renew: bool) -> Iterator[Draw]:
+        none = torch.empty(0, dtype=torch.int64)
+        size = len(self._subset(0))
+        for step in count(start):
+            first, last = step * batch, (step + 1) * batch  # places in the row of all epochs
+            epochs = range(first // size, -(-last // size))
+            row = torch.cat([self._epoch(epoch, renew) for epoch in epochs])
+            rows = row[first - epochs[0] * size :][:batch]
+            yield Draw(step, self.labeled[rows], self.labels[rows], self.unlabeled[none], none)
+
+    def _epoch(self, epoch: int, renew: bool) -> Tensor:
+        """The rows of an epoch's subset in its order."""
+        rows = self._subset(epoch if renew else 0)
+        return rows[torch.randperm(len(rows), generator=self.generator("order", epoch))]
+
+    def _subset(self, number: int) -> Tensor:
+        """Rows of labeled images, of every class equally many, sorted by class."""
+        shuffled = torch.randperm(len(self.labels), generator=self.generator("subset", number))
+        rows = shuffled[self.labels[shuffled].argsort(stable=True)]
+        counts = torch.bincount(self.labels)
+        place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[self.labels[rows]]
+        return rows[place < counts[counts > 0].min()]
 
     def stream(self, draws: Iterable[Draw], views: Sequence[str]) -> Iterator[Batch]:
         """The batches that were drawn, labeled images weakly augmented, unlabeled in these views.

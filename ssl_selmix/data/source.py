@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.augment.tensor import Strong, Weak
+from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.pool import Data, MemoryPool, Normalisation, Pools
 from ssl_selmix.splits import Split
@@ -48,7 +49,8 @@ class ImageSet:
     Shape: train N×C×H×W uint8, train_labels (N,) int64; test parts alike, or None when the test
     images are to be held out of `train`; extra_unlabeled U×C×H×W uint8 or None. mean and std are
     per channel, in units of 0..255. The last `apart` images of `train` are those of a validation
-    part of its own: validation and test images are drawn from them, and no others.
+    part of its own: validation and test images are drawn from them, and no others. `groups` says
+    which images of `train` stay together, for instance those of one patient.
     """
 
     train: Tensor
@@ -62,6 +64,7 @@ class ImageSet:
     weak: Weak = field(default_factory=Weak)
     strong: Strong = field(default_factory=lambda: Strong(weak=Weak()))
     apart: int = 0
+    groups: np.ndarray | None = None  # (N,) int64
 
     def sha256(self) -> str:
         """Identity of the images: a digest of all pixels."""
@@ -117,7 +120,7 @@ class Diagnostics:
         }
 
 
-Source = ImageSet | FileSet
+Source = ImageSet | FileSet | FeatureSet
 
 
 def assemble(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data.download import Downloaded, cifar
 from ssl_selmix.splits import Counts
@@ -22,6 +24,11 @@ class Config(Downloaded):
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500
+
+
+def files(config: Config) -> list[Path]:
+    """The unpacked folder: see `runs.kept`."""
+    return [expanded(config.root) / "cifar-10-batches-py"]
 
 
 def load(config: Config) -> ImageSet:

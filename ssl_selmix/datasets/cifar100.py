@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data.download import Downloaded, cifar
 from ssl_selmix.splits import Counts
@@ -18,6 +20,11 @@ class Config(Downloaded):
     labeled: Counts = field(default_factory=lambda: Counts(largest=150, rho=10.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=300, rho=10.0))
     validation: int | float | str = 50
+
+
+def files(config: Config) -> list[Path]:
+    """The unpacked folder: see `runs.kept`."""
+    return [expanded(config.root) / "cifar-100-python"]
 
 
 def load(config: Config) -> ImageSet:

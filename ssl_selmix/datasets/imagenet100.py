@@ -33,7 +33,7 @@ class Config(LongTailSplit):
     there, because labeled and unlabeled images leave one of the 1,300 training images.
     """
 
-    root: str = ""
+    root: str = ""  # the folder with train/<synset>/* and val/<synset>/*
     classes: str = ""  # empty: the published list; a file with a synset per line; all: as found
     size: int = 224  # of the views, size×size pixels
     workers: int | None = None  # processes that read images; None: one for each core; 0: none

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data.download import STRONG, WEAK, Downloaded, open_part, pool
 from ssl_selmix.splits import Counts
@@ -39,6 +41,11 @@ class Config(Downloaded):
         super().__post_init__()
         if not 8 <= self.size <= LARGEST:
             raise ValueError(f"size must be 8 to {LARGEST} pixels, not {self.size}")
+
+
+def files(config: Config) -> list[Path]:
+    """The unpacked folder: see `runs.kept`."""
+    return [expanded(config.root) / "stl10_binary"]
 
 
 def load(config: Config) -> ImageSet:

@@ -92,6 +92,8 @@ def posthoc(
     # Half an image: a class at recall 0 ranks below one with a single hit, without a spike.
     goal = goals.Goal(built, mass, least_recall=0.5 / float(counts.max()))
     protect = isinstance(objective, str) and objective == "min_recall" and not constraints
+    if rule == "offsets":
+        goal = goal.with_margin(len(classes))
     how = settings_of(goal, rule, calibrate == "temperature", protect)
     found = cross_fit(values, classes, how, folds, seed)
     reported = _reported(found, values, classes, how, folds, seed)
@@ -147,6 +149,11 @@ def _notes(
         notes.append(
             f"Mean recall on the fitting images is kept above {goal.known.least_mean:.1%}, "
             f"{goals.MEAN_FLOOR:.0%} below the best of offsets: the worst class alone costs more."
+        )
+    if how.rule == "offsets" and goal.known is not None and goal.known.covered is not None:
+        notes.append(
+            f"Coverage is fitted to at least {goal.known.least * goal.num_classes:.1%} of 1/K, a "
+            "margin above what was asked, so that it is kept on other images too."
         )
     few = np.flatnonzero(counts < FEW_IMAGES)
     if len(few):

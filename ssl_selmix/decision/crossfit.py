@@ -121,16 +121,18 @@ def between(found: Fit, strength: float | None) -> Array:
 
 
 def _allowed(scores: Array, labels: Array, whole: Fit) -> list[int]:
-    """Strengths that keep the constraints on the fitting images, if the fitted rule keeps them."""
-    everything = list(range(len(STRENGTHS)))
-    if not whole.goal.constrained:
-        return everything
+    """Strengths that keep the constraints on the fitting images, if the fitted rule keeps them.
 
-    def broken(i: int) -> bool:
-        predicted = best_classes(scores, between(whole, STRENGTHS[i]))
-        return whole.goal.violated(confusion_of(labels, predicted, whole.goal.mass))
-
-    return [i for i in everything if i == everything[-1] or not broken(i)]
+    None may serve the objective worse there than the scores do as they are.
+    """
+    goal = whole.goal
+    found = [
+        confusion_of(labels, best_classes(scores, between(whole, strength)), goal.mass)
+        for strength in STRENGTHS
+    ]
+    last, unmoved = len(STRENGTHS) - 1, found[STRENGTHS.index(None)]
+    kept = [i for i, c in enumerate(found) if i == last or not goal.violated(c)]
+    return [i for i in kept if not goal.worse(found[i], unmoved)] or [STRENGTHS.index(None)]
 
 
 def _best_strength(

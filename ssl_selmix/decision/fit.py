@@ -93,6 +93,12 @@ def fit(scores: Array, labels: Array, how: Settings, start: Calibration | None =
     if how.protect_mean:
         goal = _with_floor(sample, goal, anchor)
     offsets = _fit_offsets(sample, goal, anchor, how)
+    unmoved = sample.of(best_classes(scores, np.zeros_like(anchor)))
+    if how.protect_mean and goal.worse(sample.of(best_classes(scores, offsets)), unmoved):
+        # No rule above the floor serves the worst class as well as the scores do, which lie below.
+        recall = unmoved.diagonal() / unmoved.sum(1)
+        goal = goal.with_least_mean(float(recall.mean()))
+        offsets = _fit_offsets(sample, goal, anchor, how)
     if how.rule == "offsets":
         rule = DecisionRule("offsets", vector=offsets - offsets.mean())
     elif how.rule == "gains":

@@ -128,6 +128,21 @@ class Goal:
         """The same goal under a floor on mean recall; only for a worst class."""
         return self._changed(least_mean=least)
 
+    def with_margin(self, images: int) -> Goal:
+        """The same goal, bounds on coverage raised by their standard error on so many images.
+
+        A rule that just keeps a bound on the images it is fitted to misses it on half of all
+        others. At most half of the way to the coverage of classes that all have the same is taken:
+        what is left is needed to serve the objective.
+        """
+        if self.known is None or self.known.covered is None:
+            return self
+        classes = int(np.bincount(self.known.covered).min())
+        share = min(classes * self.known.least, 1.0)
+        error = float(np.sqrt(share * (1 - share) / images)) / classes
+        room = max(1 / self.num_classes - self.known.least, 0.0)
+        return self._changed(least=self.known.least + min(error, room / 2))
+
     def with_penalty(self, penalty: float) -> Goal:
         """The same goal, its constraints softer: coordinate ascent gets stuck at a sharp edge."""
         goal = self._changed(penalty=penalty)
@@ -163,6 +178,14 @@ class Goal:
             if recall.mean() < self.known.least_mean - 1e-9:
                 return True
         return self.objective.feasibility(torch.from_numpy(confusion)) < -1e-9
+
+    def worse(self, confusion: Array, than: Array) -> bool:
+        """Whether the objective is lower, or its own constraints are violated by more. (K, K)."""
+        one, other = (torch.from_numpy(matrix) for matrix in (confusion, than))
+        first, second = self.objective.feasibility(one), self.objective.feasibility(other)
+        if abs(first - second) > 1e-9:
+            return first < second
+        return self.objective.metric(one) < self.objective.metric(other) - 1e-9
 
     @property
     def constrained(self) -> bool:

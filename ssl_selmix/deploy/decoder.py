@@ -44,6 +44,12 @@ class Decoder:
     """
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
+        if len(manifest["image_shape"]) == 1:
+            raise ValueError(
+                f"the run was trained on {manifest['image_shape'][0]} features and takes no image "
+                "file; pass features to ssl_selmix.load(run).predict, or train on the images with "
+                "features=cached"
+            )
         self.channels, self.height, self.width = manifest["image_shape"]
         if self.channels not in (1, 3):
             raise ValueError(

@@ -87,7 +87,7 @@ def of_run(
     plan = reopen(run, settings, trust)
     inputs = reload(plan)
     data = inputs.data
-    net = load.load(run).net.prepared(Execution(plan.run.precision), data.device)
+    net = inputs.of_inputs(load.load(run).net).prepared(Execution(plan.run.precision), data.device)
     model = Algorithm(net, data.task, Algorithm.Config())
     if not data.task.num_unlabeled:
         raise ValueError(f"{run} has no unlabeled images, whose class distribution to estimate")

@@ -28,7 +28,7 @@ from ssl_selmix.deploy.decoder import UNTOLD, Decoder
 from ssl_selmix.runs.folder import MANIFEST, RunFolder, check_free, open_run
 from ssl_selmix.runs.formats import BATCHES, WRITERS, Deployed, deviation
 from ssl_selmix.runs.plan import reopen
-from ssl_selmix.runs.weights import Predictor
+from ssl_selmix.runs.weights import Predictor, normalisation
 
 FORMATS = tuple(WRITERS)
 AS_GIVEN = "as the model took them in finetune, which was not told of a normalisation"
@@ -188,6 +188,7 @@ def _write(
 def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
     """What somebody needs to know who has the file and neither the run nor this package."""
     manifest = opened.manifest
+    mean, std = normalisation(manifest)
     inside = "pixels in 0..255, which the model normalises by mean and std"
     told = manifest["preprocessing"] is not None
     outside = "(pixels in 0..255 - mean) / std, per channel"
@@ -201,8 +202,8 @@ def _about(kind: str, opened: RunFolder, model: Deployed) -> dict[str, Any]:
             "values": (inside if model.normalise else outside) if told else AS_GIVEN,
         },
         "output": "logits, N×K",
-        "mean": manifest["mean"],
-        "std": manifest["std"],
+        "mean": mean,
+        "std": std,
         "trained_in": opened.precision,
         "versions": {name: version(name) for name in ("ssl-selmix", "torch")},
     }

@@ -22,7 +22,7 @@ from ssl_selmix.common.processes import default_workers
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.deploy.decoder import Chunk, Decoder, chunks
 from ssl_selmix.images.find import find
-from ssl_selmix.models.execution import Execution, precision_of
+from ssl_selmix.models.execution import Execution, channels_last, precision_of
 from ssl_selmix.runs.folder import RunFolder, Source, open_run
 from ssl_selmix.training import machine
 
@@ -63,7 +63,7 @@ class Network:
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities n×K, float64 on the CPU, of images n×C×H×W in 0..255."""
-        x = images.to(self._device).contiguous(memory_format=torch.channels_last)
+        x = channels_last(images.to(self._device))
         return self._model(x).double().softmax(1).cpu()  # type: ignore[no-any-return]
 
     def workers_for(self, num: int) -> int:

@@ -57,8 +57,9 @@ def of_run(run: Path, settings: Sequence[str] = ()) -> Scores:
         opened.check()
         return replace(of_file(opened.scores()), source=f"{run}, validation images")
     plan = reopen(run, settings)
-    data = reload(plan).data
-    net = load.load(run).net.prepared(Execution(plan.run.precision), data.device)
+    inputs = reload(plan)
+    data = inputs.data
+    net = inputs.of_inputs(load.load(run).net).prepared(Execution(plan.run.precision), data.device)
     seen = engine.evaluate(Algorithm(net, data.task, Algorithm.Config()), data)
     source = f"{run}, validation images"
     return Scores(source, seen.logits.cpu(), seen.labels.cpu(), data.class_names, task=data.task)

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ssl_selmix import decision, metrics
-from ssl_selmix.algorithm import Algorithm
+from ssl_selmix import metrics
 from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console, warn
@@ -31,10 +30,18 @@ from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
-from ssl_selmix.finetuning import checks, given, record
+from ssl_selmix.finetuning import checks, controls, given, record
+from ssl_selmix.finetuning.controls import logits_of
 from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.known import name_of
-from ssl_selmix.finetuning.surgery import check_training, head_of, merged, split_classifier
+from ssl_selmix.finetuning.surgery import (
+    check_training,
+    head_of,
+    merged,
+    split_classifier,
+    tune_body,
+)
+from ssl_selmix.methods.weight_line import weights_of
 from ssl_selmix.models import Classifier
 from ssl_selmix.objectives import Function, Objective, get
 from ssl_selmix.runs.folder import RESULTS
@@ -58,8 +65,12 @@ class Result:
     of each class. history has a row per re-estimation.
 
     rule holds the offsets that `posthoc` added to the classifier's bias, with their figures on the
-    validation images (before, after, cross_fitted); fine_tuned are the figures of SelMix alone, on
-    `measured_on`. Both are None without posthoc; fine_tuned is, too, if nothing was trained.
+    validation images (before, after, cross_fitted); fine_tuned are the figures before these were
+    added, on `measured_on`. Both are None without posthoc; fine_tuned is, too, if nothing was
+    trained. alpha is the point that `wise_ft` chose, 0 the start and 1 the end of training.
+
+    rows has the figures on `measured_on` of all that was compared, `start` first: with posthoc also
+    those of offsets on the start alone, which training has to beat. `table()` shows them.
     """
 
     model: nn.Module
@@ -71,7 +82,13 @@ class Result:
     measured_on: str
     rule: DecisionRule | None = None
     fine_tuned: dict[str, Any] | None = None
+    alpha: float | None = None
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: Tensor | None = field(default=None, repr=False)  # by which `export` checks a file
+
+    def table(self) -> str:
+        """The rows as text, in percent."""
+        return controls.table(self.rows)
 
     def export(self, path: str | Path, *, tolerance: float = 1e-5) -> Path:
         """Write the model as ONNX (a name in .onnx) or torch.export (in .pt2), loaded and checked.
@@ -136,8 +153,11 @@ def finetune(
     test: LabeledImages | None = None,
     objective: str | Function | Objective = "min_recall",
     posthoc: bool | Literal["only"] = False,
+    wise_ft: bool = False,
     steps: int = 500,
     classifier: str | None = None,
+    tune: str = "full",
+    rank: int = 8,
     augment: Callable[[Tensor], Tensor] | None = None,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
@@ -164,8 +184,14 @@ def finetune(
         objective: a name, or a function of the joint confusion matrix; see `objectives.get`.
         posthoc: True: then choose offsets for the objective on the validation images, and add them
             to the classifier's bias (`ssl_selmix.posthoc`); "only": do so in the place of training.
+        wise_ft: then take the best on validation of 21 networks on the line between the weights
+            as they were and as training left them (Wortsman et al., CVPR 2022), before any offsets.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
+        tune: what learns beside the classifier, as `model.tune`: "full", all that is not frozen;
+            "head", nothing; "bias"; "norm"; "lora", low-rank updates by peft, which the returned
+            model has in its matrices. What is frozen keeps its batch statistics.
+        rank: of lora's updates.
         augment: applied to each training batch N×C×H×W.
         class_names: names for the logs.
         preprocessing: how image files become what the model takes, recorded in `out` for `predict`
@@ -187,10 +213,20 @@ def finetune(
     """
     _check_arguments(seed, augment, class_names, progress)
     place = _place(out)
-    net = split_classifier(model, classifier)
+    net = tune_body(split_classifier(model, classifier), tune, rank, type(model).__name__)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
     config = _config(settings, steps, objective, posthoc)
+    if wise_ft and tune == "lora":
+        raise ValueError(
+            "wise_ft takes networks on a line between weights, on which low-rank updates do not "
+            "lie; leave it out, or tune something else"
+        )
+    if not isinstance(wise_ft, bool) or (wise_ft and posthoc == "only"):
+        raise ValueError(
+            f"wise_ft must be True or False, and False if posthoc='only' trains nothing, not "
+            f"{wise_ft!r}"
+        )
     data = given.assemble(
         model, net, labeled, validation, unlabeled, test, augment, class_names, seed
     )
@@ -202,45 +238,45 @@ def finetune(
     with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
         check_training(net, data.take(data.labeled[: config.batch]))
         selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
-        before = _logits(selmix, data)
+        network = _network(model, net, data, how, known=place is not None)
+        compared = controls.Compared(data, place, _told(objective), network)
+        before = compared.start(selmix)
         _warn_of_chance(before, data)
         _warn_of_few(data)
-        start = engine.Fitted(selmix, 0, 0, 0.0)
-        network = _network(model, net, data, how, known=place is not None)
-        started = record.measured("start", start, data, network) if place is not None else None
-        fitted, history = (
-            (start, []) if posthoc == "only" else _train(selmix, data, place, progress)
-        )
-    measured = copy.deepcopy(selmix.objective).cpu()
-    k, tail = len(data.class_names), data.task.tail
-    rule, fine_tuned, kept = None, None, fitted.algorithm
-    if posthoc:
+        fitted, alpha = engine.Fitted(selmix, 0, 0, 0.0), None
+        history: list[dict[str, Any]] = []
         if posthoc != "only":
-            trained = _logits(kept, data)
-            fine_tuned = metrics.evaluate(trained, data.test_labels, k, tail=tail)
-        # By its name the worst class has a floor under mean recall.
-        asked = objective if objective == "min_recall" else measured
-        rule = _shift(kept, data, asked, seed, place, _out(progress))
-    after = _logits(kept, data)
+            if posthoc:
+                compared.beside(selmix, _asked(objective, selmix.objective), seed)
+            begun = weights_of(net) if wise_ft else {}
+            fitted, history = _train(selmix, data, place, progress)
+            told = asdict(config) | {"posthoc": False} | ({"tune": tune} if tune != "full" else {})
+            compared.add(controls.TRAINED, fitted, "selmix", told)
+            if wise_ft:
+                alpha = compared.between(fitted.algorithm, begun, selmix.objective)
+    measured = copy.deepcopy(selmix.objective).cpu()
+    kept, rule, fine_tuned = fitted.algorithm, None, None
+    if posthoc:
+        fine_tuned = compared.last if compared.trained else None
+        rule = compared.shift(kept, _asked(objective, measured), seed, _out(progress))
+    after = logits_of(kept, data)
     change, interval = bootstrap(measured, before, after, data.test_labels, seed)
     tuned = merged(model, kept.export(), classifier, keep_bias=rule is not None)
-    if place is not None and started is not None:
-        name = "posthoc" if posthoc == "only" else "selmix"
-        stage = record.measured(name, fitted, data, network)
-        record.save_handed_on(place, name, kept.export(), network)
-        record.save_scores(place, engine.evaluate(kept, data), data.class_names)
-        record.save_model(place, tuned)
-        record.write(place, data, config, started, stage, network, posthoc=posthoc)
+    if place is not None:
+        record.save_model(place, tuned)  # whose digest is among the results
+        compared.write(kept)
     return Result(
         model=tuned,
         history=[row for row in history if row["kind"] == "validation"],
-        before=metrics.evaluate(before, data.test_labels, k, tail=tail),
-        after=metrics.evaluate(after, data.test_labels, k, tail=tail),
+        before=compared.rows[controls.START],
+        after=compared.last,
         change=change,
         interval=interval,
         measured_on="validation" if test is None else "test",
         rule=rule,
         fine_tuned=fine_tuned,
+        alpha=alpha,
+        rows=compared.rows,
         examples=data.take(data.validation[: sum(BATCHES)]).float().cpu(),
     )
 
@@ -256,6 +292,18 @@ def _network(
     )
 
 
+def _told(objective: str | Function | Objective) -> str:
+    """What results.json calls an objective."""
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", "of its own")
+
+
+def _asked(
+    objective: str | Function | Objective, measured: Objective
+) -> str | Function | Objective:
+    """What offsets are chosen for: by its name the worst class has a floor under mean recall."""
+    return objective if objective == "min_recall" else copy.deepcopy(measured).cpu()
+
+
 def _train(
     selmix: SelMix, data: Data, out: Path | None, progress: bool
 ) -> tuple[engine.Fitted, list[dict[str, Any]]]:
@@ -268,28 +316,6 @@ def _train(
         fitted = engine.fit(selmix, data, folder, log, "finetune")
         rows = (folder / "metrics.jsonl").read_text().splitlines()
     return fitted, [json.loads(row) for row in rows]
-
-
-def _shift(
-    algorithm: Algorithm,
-    data: Data,
-    objective: str | Function | Objective,
-    seed: int,
-    out: Path | None,
-    console: Console,
-) -> DecisionRule:
-    """Offsets for the objective, fitted to the validation logits and added to the bias."""
-    seen = engine.evaluate(algorithm, data)
-    rule = decision.posthoc(seen.logits, seen.labels, objective=objective, seed=seed)
-    bias = algorithm.net.classifier.bias
-    with torch.no_grad():
-        bias.add_(rule.offsets.to(bias))
-    for note in rule.notes:
-        console.print(f"posthoc: {note}", highlight=False, markup=False)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        rule.save(out / "rule.npz")
-    return rule
 
 
 def _place(out: Any) -> Path | None:
@@ -375,11 +401,6 @@ def _own(objective: str | Function | Objective, data: Data) -> Objective | None:
 
 def _out(progress: bool) -> Console:
     return console() if progress else Console(quiet=True)
-
-
-def _logits(algorithm: Algorithm, data: Data) -> Tensor:
-    num = len(data.test_labels)
-    return engine.predict(algorithm, data.test_batches(), num, keep_features=False)[1]
 
 
 def bootstrap(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import uuid
@@ -17,7 +16,6 @@ from torch import nn
 
 from ssl_selmix import models
 from ssl_selmix.algorithm import Evaluation
-from ssl_selmix.algorithms.selmix import SelMix
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.text import dump
 from ssl_selmix.data import Data
@@ -75,12 +73,9 @@ def measured(name: str, fitted: engine.Fitted, data: Data, network: Network) -> 
 def write(
     folder: Path,
     data: Data,
-    settings: SelMix.Config,
     start: dict[str, Any],
-    stage: dict[str, Any],
+    stages: Sequence[dict[str, Any]],
     network: Network,
-    *,
-    posthoc: bool | str,
 ) -> None:
     """Write results.json, by which runs on the same labels and images can be compared.
 
@@ -90,27 +85,24 @@ def write(
     Args:
         folder: that of the caller.
         data: of the caller.
-        settings: of SelMix.
         start: the model as it was given, measured.
-        stage: the model that came out, measured.
+        stages: the model after each thing that was done to it, measured.
         network: how it is built again.
-        posthoc: what the caller asked for.
     """
     k = len(data.class_names)
     labels = {"labeled": data.labels, "validation": data.validation_labels}
     labels |= {"test": data.test_labels}
     counts = {part: torch.bincount(y, minlength=k).tolist() for part, y in labels.items()}
-    given = start["handed_on_sha256"]
+    given = [one["handed_on_sha256"] for one in (start, *stages)]
     told = {part: y.tolist() for part, y in labels.items()}
     run_id = uuid.uuid4().hex
     seen: dict[str, Any] = {"labels": told, "unlabeled": len(data.unlabeled)}
     seen |= {"image_shape": list(data.image_shape)}
-    stage = stage | {"settings": dataclasses.asdict(settings) | {"posthoc": posthoc}}
     folder.mkdir(parents=True, exist_ok=True)
     if network.name is not None:
         about = {"run_id": run_id, "class_names": list(data.class_names), "counts": counts}
         write_manifest(folder, seen | about, network)
-        write_config(folder, data.seed, network, stage)
+        write_config(folder, data.seed, network, stages)
     content = {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -123,14 +115,14 @@ def write(
         "tail": data.task.tail,
         "protocol": {
             "split": {},
-            "checkpoint_rule": {stage["algorithm"]: settings.keep},
-            "steps": [stage["steps"]],
+            "checkpoint_rule": {s["algorithm"]: s["settings"].get("keep", "last") for s in stages},
+            "steps": [stage["steps"] for stage in stages],
         },
         "start": start,
         "stages": [
-            stage
             # Of no run: the identity is that of the weights, lest one be guessed from figures.
-            | {"started_from": {"sha256": given, "run_id": given[:32]}}
+            stage | {"started_from": {"sha256": sha256, "run_id": given[0][:32]}}
+            for stage, sha256 in zip(stages, given, strict=False)
         ],
     }
     results = checked(Results, content).plain()
@@ -150,19 +142,23 @@ def write_manifest(folder: Path, seen: dict[str, Any], network: Network) -> None
     write_atomically(folder / MANIFEST, (json.dumps(content) + "\n").encode())
 
 
-def write_config(folder: Path, seed: int, network: Network, stage: dict[str, Any]) -> None:
+def write_config(
+    folder: Path, seed: int, network: Network, stages: Sequence[dict[str, Any]]
+) -> None:
     """Write the settings as a run does."""
-    name = stage["algorithm"]
-    content = {"algorithms": [name], "dataset": FINETUNE, "seed": seed, "precision": "fp32"}
+    names = [stage["algorithm"] for stage in stages]
+    content = {"algorithms": names, "dataset": FINETUNE, "seed": seed, "precision": "fp32"}
     content["model"] = {"name": network.name, "bn_momentum": models.Config().bn_momentum}
-    content[name] = stage["settings"]
+    content |= {stage["algorithm"]: stage["settings"] for stage in stages}
     write_atomically(folder / CONFIG, dump(content).encode())
 
 
-def save_handed_on(folder: Path, name: str, net: models.Classifier, network: Network) -> None:
-    """Write the weights as a run's stage does, if the network can be built by its name."""
+def save_handed_on(
+    folder: Path, stages: Sequence[dict[str, Any]], net: models.Classifier, network: Network
+) -> None:
+    """Write the weights as a run's last stage does, if the network can be built by its name."""
     if network.name is not None:
-        stage = folder / f"1-{name}"
+        stage = folder / f"{len(stages)}-{stages[-1]['algorithm']}"
         stage.mkdir(parents=True, exist_ok=True)
         weights.save(network.handed_on(net), stage, FINETUNE)
 

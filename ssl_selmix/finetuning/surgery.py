@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ssl_selmix import models
 from ssl_selmix.common.names import unknown
 from ssl_selmix.models import Classifier
 from ssl_selmix.models.execution import in_mode
@@ -40,6 +41,19 @@ def split_classifier(model: nn.Module, name: str | None = None) -> Classifier:
     net = Classifier(backbone, head)
     net.classifier.requires_grad_(True)
     return net
+
+
+def tune_body(net: Classifier, tune: str, rank: int, name: str) -> Classifier:
+    """The network, of whose body `tune` says what learns.
+
+    Raises:
+        ValueError: there is nothing of that kind, or the model would come back with new layers.
+    """
+    if tune == "adapter":
+        raise ValueError(
+            "tune='adapter' adds layers, which the returned model would lack; use tune='lora'"
+        )
+    return models.tune(net, models.Config(name, tune=tune, rank=rank))
 
 
 def head_of(model: nn.Module, name: str | None) -> nn.Linear:

@@ -22,7 +22,7 @@ from ssl_selmix.models import Classifier
 class Config(Checked):
     """Hyper-parameters of ReMixMatch, by the names of its paper."""
 
-    strong_views: int = at_least(1, 2)  # K; 8 in the paper, 2 in the code of its successors
+    strong_views: int = at_least(1, 2)  # K strong views; 8 in the paper, 2 in later code
     temperature: float = positive(0.5)  # T, sharpens the guesses
     mixup_alpha: float = positive(0.75)  # alpha of lambda ~ Beta(alpha, alpha)
     lambda_u: float = at_least(0, 1.5)  # lambda_U, weight of the mixed unlabeled images

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.models import Classifier
+from ssl_selmix.models.execution import channels_last
 
 BUCKETS = 8  # sizes that a lazy step rounds up to, where a new size costs more than more images
 
 
 def together(net: Classifier, images: Sequence[Tensor]) -> list[Tensor]:
     """Features of several batches of images from one forward pass, which shares statistics."""
-    x = torch.cat(list(images)).contiguous(memory_format=torch.channels_last)
+    x = channels_last(torch.cat(list(images)))
     return list(net.features(x).split([len(part) for part in images]))
 
 
@@ -36,7 +37,7 @@ def _views_together(
     wanted = torch.arange(len(batch.index_u)) if rows is None else rows
     own = world.rows(len(wanted), wanted.device)
     parts = [world.own(batch.x), *(batch.u.select(v, wanted[own]) for v in views)]
-    x = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    x = channels_last(torch.cat(parts))
     shares = net.share_features(x).split([len(part) for part in parts])
     nums = [len(batch.x), *(len(wanted) for _ in views)]
     return [world.gather(h, num) for h, num in zip(shares, nums, strict=True)]

@@ -2,5 +2,6 @@
 
 from ssl_selmix.models.backbones import Config, build
 from ssl_selmix.models.classifier import Classifier
+from ssl_selmix.models.tuning import merged, tune
 
-__all__ = ["Classifier", "Config", "build"]
+__all__ = ["Classifier", "Config", "build", "merged", "tune"]

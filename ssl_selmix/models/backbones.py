@@ -1,29 +1,94 @@
-"""The networks by name: Wide ResNets, small CNNs, torchvision's and timm's."""
+"""The networks by name: Wide ResNets, small CNNs, torchvision's, timm's and open_clip's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_selmix.common.rules import Checked, within
+from ssl_selmix.common.rules import Checked, at_least, one_of, positive, within
+from ssl_selmix.models import heads
+from ssl_selmix.models.adapters import add_adapters
 from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.classifier import Classifier
+from ssl_selmix.models.input import MODES, ToSize
+from ssl_selmix.models.libraries import LIBRARIES, RGB
+
+FEATURES = "features"  # the name of a network without a body
 
 
 @dataclass
 class Config(Checked):
-    """Which network to build."""
+    """Which network to build, from which weights it starts, and what of it is trained."""
 
-    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME or timm:NAME
+    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME, timm:NAME or
+    # open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
-    # The FixMatch code uses 0.001, for runs of 2^20 steps.
+    # of batch statistics; the FixMatch code uses 0.001, for runs of 2^20 steps
     bn_momentum: float = within("(0, 1]", 0.1)
+    # true: the library's weights of that name; or a FILE of them, .pth or .safetensors
+    pretrained: str = ""
+    # pixels a side, to which images are enlarged on the device; 0: the size that a pre-trained
+    # network was trained on, and that of the data without `pretrained`
+    size: int = at_least(0, 0)
+    mean: list[float] = field(default_factory=list)  # per channel, in 0..1; empty: the network's
+    std: list[float] = field(default_factory=list)  # likewise
+    interpolation: str = one_of("auto", *MODES)  # of the enlargement; auto: the network's
+    # what is trained beside the classifier: full, everything; head, nothing; lora, low-rank
+    # updates; adapter, small layers beside those of a transformer; bias; norm
+    tune: str = one_of("full", "head", "lora", "adapter", "bias", "norm")
+    rank: int = at_least(1, 8)  # of lora's updates; width of an adapter
+    scale: float | None = positive(None)  # of what they add; None: 1 for lora, 0.1 for adapter
+    dropout: float = within("[0, 1)", 0.0)  # of what they take in
+    # linear; cosine: of directions alone; mlp-WIDTH: a hidden layer before the linear one
+    head: str = "linear"
+    # to which all features are brought; 0: as they are; None: 8 for a body that stays as it is (16
+    # for head=cosine, whose scale it is), and else 0
+    length: float | None = at_least(0, None)
+    layer_decay: float = within("(0, 1]", 1.0)  # of the rate, from each layer to the one below
+
+    def __post_init__(self) -> None:
+        """Refuse settings that have no meaning without others."""
+        super().__post_init__()
+        heads.check(self.head)
+        if self.head == "cosine" and self.length == 0:
+            raise ValueError("length=0 leaves a cosine no scale; set length=16, say")
+        if self.pretrained.lower() == "false":
+            self.pretrained = ""
+        library = self.name.partition(":")[0]
+        if self.starts_trained and library not in LIBRARIES:
+            raise ValueError(
+                f"pretrained={self.pretrained} needs a network of {', '.join(LIBRARIES)}, and "
+                f"there are no weights of {self.name}; start from a file with --init"
+            )
+        for name in ("mean", "std") if not self.starts_trained else ():
+            if getattr(self, name):
+                raise ValueError(f"{name} is that of pre-trained networks; set pretrained, too")
+        if self.std and min(self.std) <= 0:
+            raise ValueError(f"std must be > 0, not {self.std}")
+        if self.interpolation != "auto" and not self.size and not self.starts_trained:
+            raise ValueError(f"interpolation={self.interpolation} enlarges nothing; set size")
+        low_rank = self.tune in ("lora", "adapter")
+        for name in ("rank", "scale", "dropout"):
+            if not low_rank and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}={getattr(self, name)} needs tune=lora or tune=adapter")
+        if self.layer_decay < 1 and self.tune == "head":
+            raise ValueError("layer_decay needs layers that learn; leave out tune=head")
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the body has weights of somebody else before the first step."""
+        return bool(self.pretrained)
+
+    @property
+    def mode(self) -> str:
+        """The interpolation that enlarges images."""
+        return "bilinear" if self.interpolation == "auto" else self.interpolation
 
 
 class _Block(nn.Module):
@@ -92,59 +157,65 @@ def _initialised(backbone: nn.Sequential) -> nn.Sequential:
     return backbone
 
 
-def _from_torchvision(name: str, channels: int) -> tuple[nn.Module, int]:
-    from torchvision.models import get_model, list_models
-
-    if name not in list_models():
-        raise ValueError(f"torchvision has no model {name!r}; torchvision.models.list_models()")
-    return without_head(get_model(name, weights=None), channels)
-
-
-def _from_timm(name: str, channels: int) -> tuple[nn.Module, int]:
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError("model.name=timm:... needs timm; pip install timm") from error
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; timm.list_models() has the names")
-    backbone = timm.create_model(name, num_classes=0, in_chans=channels)
-    # Some timm models widen their features just before the head.
-    width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    return backbone, int(width)  # type: ignore[arg-type]
-
-
-def without_head(model: nn.Module, channels: int = 3) -> tuple[nn.Module, int]:
-    """The model with its last linear layer replaced by nothing, and that layer's input size."""
-    linears = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not linears or channels != 3:
-        raise ValueError("this model takes RGB images and ends in a linear layer; choose another")
-    name, head = linears[-1]
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Identity())
-    return model, head.in_features
-
-
 def build(config: Config, num_classes: int, channels: int) -> Classifier:
     """The network named in the configuration, randomly initialised from the global generator."""
+    with _apart(config):
+        backbone, num_features = _body(config, channels)
+    net = on_top_of(backbone, num_features, config, num_classes)
+    net.rebuild = partial(build, config, num_classes, channels)
+    if config.size:
+        net.to_size = ToSize(config.size, config.mode, RGB if config.starts_trained else channels)
+    return net
+
+
+def _apart(config: Config) -> AbstractContextManager[None]:
+    """A body that stays as it is draws nothing from the generator: its head begins alike without.
+
+    So a run on features that were computed once begins with the head of a run on images.
+    """
+    found: AbstractContextManager[None] = torch.random.fork_rng([])
+    return found if config.tune == "head" else nullcontext()
+
+
+def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
+    """The body, randomly initialised, and its number of features."""
     kind, _, rest = config.name.partition(":")
-    sources: dict[str, Callable[[str, int], tuple[nn.Module, int]]] = {
-        "torchvision": _from_torchvision,
-        "timm": _from_timm,
-    }
+    # Pre-trained networks have seen colours, and are shown grey images as such.
+    channels = RGB if config.starts_trained else channels
     if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?", config.name):
         stride = 2 if wrn[3] else 1
         backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels, stride)
+    elif config.name == FEATURES:
+        # What comes in is features already.
+        backbone, num_features = nn.Identity(), channels
     elif cnn := re.fullmatch(r"cnn-(\d+)", config.name):
         backbone, num_features = small_cnn(int(cnn[1]), channels)
-    elif kind in sources:
-        backbone, num_features = sources[kind](rest, channels)
+    elif kind in LIBRARIES:
+        backbone, num_features = LIBRARIES[kind].build(rest, channels, config.size)
     else:
         raise ValueError(
             f"model.name {config.name!r} is unknown; use wrn-DEPTH-WIDTH (wrn-28-2), cnn-WIDTH "
-            "(cnn-32), torchvision:NAME or timm:NAME"
+            "(cnn-32), torchvision:NAME, timm:NAME, open_clip:NAME, or features for --dataset "
+            "features"
         )
     for module in batch_norms(backbone):
         module.momentum = config.bn_momentum
-    classifier = nn.Linear(num_features, num_classes)
+    if config.tune == "adapter":
+        add_adapters(backbone, config.name, config.rank, config.scale, config.dropout)
+    return backbone, num_features
+
+
+def on_top_of(body: nn.Module, num_features: int, config: Config, num_classes: int) -> Classifier:
+    """The body with the neck and the linear layer of the configuration, random ones."""
+    ready = config.tune == "head" or config.name == FEATURES
+    neck = heads.neck(config.head, config.length, num_features, ready)
+    classifier = nn.Linear(heads.hidden(config.head) or num_features, num_classes)
     nn.init.zeros_(classifier.bias)
-    return Classifier(backbone, classifier, rebuild=partial(build, config, num_classes, channels))
+    return Classifier(body, classifier, neck=neck)
+
+
+def without_body(config: Config, num_features: int, num_classes: int) -> Classifier:
+    """The network of the configuration for features that its body has made already."""
+    net = on_top_of(nn.Identity(), num_features, config, num_classes)
+    net.rebuild = partial(without_body, config, num_features, num_classes)
+    return net

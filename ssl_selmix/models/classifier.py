@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.execution import Execution, placed
 
 if TYPE_CHECKING:
@@ -31,13 +32,39 @@ class Classifier(nn.Module):
         classifier: nn.Linear,
         *,
         rebuild: Callable[[], Classifier] | None = None,
+        to_size: nn.Module | None = None,
+        neck: nn.Module | None = None,
     ) -> None:
-        """With `rebuild`, which returns an untrained network, this one can begin anew."""
+        """With `rebuild`, which returns an untrained network, this one can begin anew.
+
+        `to_size` brings images to what the body takes; it has no tensors. `neck` is what lies
+        between the body and the classifier, and makes the features.
+        """
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
+        self.to_size = to_size
+        self.neck = neck
         self.rebuild = rebuild
         self.execution = Execution()
+        self.frozen = ""  # body: stays in evaluation mode; norms: its batch norms do
+        self.layer_decay = 1.0  # of the rate, from the classifier down to the first layer
+        self.adapted = False  # the body has low-rank updates beside its weights
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode in which what `frozen` names stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen == "body":
+            self.backbone.eval()
+        elif self.frozen == "norms":
+            for module in batch_norms(self.backbone):
+                module.eval()
+        return self
+
+    @property
+    def body(self) -> nn.Module:
+        """All that makes features: the backbone, and the neck if there is one."""
+        return self.backbone if self.neck is None else nn.Sequential(self.backbone, self.neck)
 
     def prepared(self, execution: Execution, device: torch.device | None = None) -> Self:
         """The network itself, which computes in this way; channels last, on the device if named."""
@@ -63,8 +90,17 @@ class Classifier(nn.Module):
 
     def share_features(self, x: Tensor) -> Tensor:
         """Features n×D of images n×C×H×W that are this process's share of a batch."""
+        runner = self.execution.runner
+        return self._passed(runner if runner is not None and self.training else self.body, x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What the backbone alone makes of images n×C×H×W, n×D: features before the neck."""
+        return self._passed(self.backbone, x)
+
+    def _passed(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         how = self.execution
-        body = how.runner if how.runner is not None and self.training else self.backbone
+        if self.to_size is not None:
+            x = self.to_size(x)
         if how.dtype is None:
             return body(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, how.dtype):
@@ -76,7 +112,7 @@ class Classifier(nn.Module):
         return self.classifier(self.features(x))  # type: ignore[no-any-return]
 
     def begin_anew(self) -> None:
-        """Random weights from the global generator, as the network was built.
+        """Random weights from the global generator, as the network was built; what is frozen stays.
 
         Raises:
             ValueError: the network was put together without `rebuild`.
@@ -86,7 +122,11 @@ class Classifier(nn.Module):
                 "this network cannot be made anew; build it with models.build, or give "
                 "Classifier(..., rebuild=) a function that returns an untrained one"
             )
-        self.load_state_dict(self.rebuild().state_dict())
+        fresh = self.rebuild().state_dict()
+        if self.frozen:
+            kept = {name for name, p in self.named_parameters() if p.requires_grad}
+            fresh = {k: fresh[k] if k in kept else v for k, v in self.state_dict().items()}
+        self.load_state_dict(fresh)
 
 
 class Decided(nn.Linear):

@@ -49,6 +49,11 @@ def placed(module: Module, device: torch.device | None = None) -> Module:
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Images with their channels last in memory; features, which have none, as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
 def precision_of(name: str, device: torch.device) -> str:
     """The number format of the network's body; auto is bf16 where the hardware computes in it."""
     if name != "auto":
@@ -117,8 +122,8 @@ class ViewsConfig:
     strong views only those whose pseudo-label counts; the others would add exactly zero.
     """
 
-    split: bool = False
-    lazy: bool = False
+    split: bool = False  # weak views pass first, without gradient and with their own statistics
+    lazy: bool = False  # as split, and strong views only where the pseudo-label counts
 
     @property
     def name(self) -> str:

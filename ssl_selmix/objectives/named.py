@@ -235,6 +235,7 @@ def import_function(where: str) -> Function:
 class Config(Checked):
     """Which objective an algorithm trains for; an option that is None is the objective's own."""
 
+    # what is raised: a name of `ssl-selmix list`, or ./file.py:function of the confusion matrix
     objective: str = "min_recall"
     constraints: list[str] = field(default_factory=list)  # ./file.py:function, to be >= 0
     step_size: float | None = positive(None)  # of the recall multipliers (val_lr); None: 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shlex
@@ -39,6 +40,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+@functools.cache  # what is imported stays what it is
 def commit() -> str | None:
     """Commit of the checkout of this code, -dirty if it was changed; None outside of one."""
     folder = Path(__file__).resolve().parent

@@ -6,6 +6,7 @@ Resuming, loading, predicting, exporting, `--init`, sweeps and comparisons all l
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_selmix.common.config import fingerprint, flatten
+from ssl_selmix.common.config import compose, fingerprint, flatten
 from ssl_selmix.common.names import short_name
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.text import value
@@ -226,7 +227,7 @@ class RunFolder:
             checked(Manifest, content)
             self._check_bound(MANIFEST, content)
             # Version 0.1 recorded none.
-            return {"preprocessing": released.preprocessing(content), **content}
+            return content if "preprocessing" in content else released.completed(content)
 
     @cached_property
     def results(self) -> Results:
@@ -386,7 +387,9 @@ class RunFolder:
 
         state = self.weights()
         with named(self.file(CONFIG)):
-            model = models.Config(self.network, self.settings["model.bn_momentum"])
+            known = {f"model.{f.name}" for f in dataclasses.fields(models.Config)}
+            told = {key: value for key, value in self.settings.items() if key in known}
+            model = compose({"model": models.Config}, [(CONFIG, told)])[0]["model"]
         with named(self.place(len(self.stages) - 1) / weights.HANDED_ON):
             return weights.predictor(model, self.manifest, state)
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from ssl_selmix import models
 from ssl_selmix.common.atomic import beside
 from ssl_selmix.models.classifier import Decided
+from ssl_selmix.models.input import ToSize
+from ssl_selmix.models.libraries import timm_sized
 from ssl_selmix.runs.weights import Predictor
 
 INPUT, OUTPUT = "images", "logits"
@@ -61,7 +63,8 @@ class Deployed(Named):
 
     def __init__(self, model: Predictor, name: str, normalise: bool) -> None:
         super().__init__(model.net, name)
-        self.normalise = normalise
+        self.normalise, self.config = normalise, model.config
+        self.image_shape = model.image_shape
         self.channels, self.num_classes = model.image_shape[0], len(model.class_names)
         self.register_buffer("mean", model.mean)
         self.register_buffer("std", model.std)
@@ -190,15 +193,37 @@ def _state_dict(model: Deployed, path: Path, inputs: Sequence[Tensor]) -> Found:
             except RuntimeError:  # it has tensors that are left out here, such as auxiliary heads
                 pass
             else:
-                if deviation(net.eval(), model, inputs) < OTHER_NETWORK:
-                    return net, {"load": _code(code, path)}
+                sized, line = _sized(net.eval(), model)
+                if deviation(sized, model, inputs) < OTHER_NETWORK:
+                    return sized, {"load": _code(code, path) + line}
         _save(path, partial(torch.save, dict(tensors)))
-        own = models.build(models.Config(model.name), model.num_classes, model.channels)
+        own = models.build(model.config, model.num_classes, model.channels)
         own.load_state_dict(torch.load(path, weights_only=True))
-    arguments = f"models.Config({model.name!r}), {model.num_classes}, {model.channels}"
+    config = f"models.Config({', '.join([repr(model.name), *_options(model)])})"
+    arguments = f"{config}, {model.num_classes}, {model.channels}"
     return own.eval(), {
         "load": _code(f"from ssl_selmix import models\n\nnet = models.build({arguments})", path)
     }
+
+
+def _sized(net: nn.Module, model: Deployed) -> tuple[nn.Module, str]:
+    """A library's network on images of the run's size, and the line that enlarges them so."""
+    to_size = model.net.to_size
+    if not isinstance(to_size, ToSize) or model.image_shape[1:] == (to_size.size, to_size.size):
+        return net, ""
+    size, mode = (to_size.size, to_size.size), to_size.interpolation
+    line = f"net = torch.nn.Sequential(torch.nn.Upsample({size}, mode={mode!r}), net)\n"
+    return nn.Sequential(nn.Upsample(size, mode=mode), net), line
+
+
+def _options(model: Deployed) -> list[str]:
+    """What decides the shape of a network beside its name, as arguments."""
+    config = model.config
+    names = ["size", "interpolation"] if config.size else []
+    names += ["tune", "rank", "scale"] if config.tune == "adapter" else []
+    # A pre-trained network takes colours; building one reads no weights.
+    grey = ["pretrained='true'"] if config.starts_trained and model.channels == 1 else []
+    return [f"{name}={getattr(config, name)!r}" for name in names] + grey
 
 
 def _code(network: str, path: Path) -> str:
@@ -231,10 +256,12 @@ def _theirs(model: Deployed) -> tuple[nn.Module, str, str] | None:
     if library == "timm":
         import timm
 
-        net = timm.create_model(name, num_classes=k, in_chans=model.channels)
+        sized = timm_sized(name, model.config.size)
+        net = timm.create_model(name, num_classes=k, in_chans=model.channels, **sized)
         head = net.get_classifier()  # type: ignore[operator]
         heads = [key for key, module in net.named_modules() if module is head]
-        made = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels})"
+        more = "".join(f", {key}={value}" for key, value in sized.items())
+        made = f"timm.create_model({name!r}, num_classes={k}, in_chans={model.channels}{more})"
         return (net, heads[0], f"import timm\n\nnet = {made}") if heads else None
     return None
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ssl_selmix import data
+from ssl_selmix import data, models
+from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, manifest
-from ssl_selmix.runs.folder import split_of
+from ssl_selmix.models import heads
+from ssl_selmix.runs import cached, kept
+from ssl_selmix.runs.folder import RunFolder, split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
 from ssl_selmix.training import machine
@@ -24,7 +29,7 @@ def reload(plan: Plan) -> Inputs:
     """
     machine.use_threads(plan.run.threads)
     machine.use_repeatable_kernels()
-    inputs = load_data(plan)
+    inputs = load_data(plan, trained=RunFolder(plan.out).weights() if plan.cached else None)
     check_images(plan, inputs.sha256, "give the folder that has the run's images (data.root)")
     return inputs
 
@@ -39,6 +44,16 @@ class Inputs:
     images_sha256: str
     extra: dict[str, Any]
     preprocessing: dict[str, Any]  # how image files become what the network takes
+    # The network whose body made the features, if these are in the place of the images.
+    body: models.Classifier | None = None
+
+    def whole(self, net: models.Classifier) -> models.Classifier:
+        """A network for images of one that was trained on these inputs: itself, or on its body."""
+        return net if self.body is None else heads.joined(self.body, net)
+
+    def of_inputs(self, net: models.Classifier) -> models.Classifier:
+        """The other way: of a network for images, what takes these inputs."""
+        return net if self.body is None else heads.parted(net)
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -53,23 +68,38 @@ class Inputs:
         return config.fingerprint(manifest.content(self.split, self.images_sha256, **self.extra))
 
 
-def load_data(plan: Plan) -> Inputs:
-    """Decode the images, draw the split, put the pool on the device."""
+def load_data(
+    plan: Plan, *, extract: bool = True, trained: Mapping[str, Tensor] | None = None
+) -> Inputs:
+    """Decode the images, draw the split, put the pool on the device.
+
+    Args:
+        plan: of the run.
+        extract: of a run on features, let the body make them; False: look at the images alone.
+        trained: of a run that exists, the weights that it ended with.
+    """
     settings, seed = plan.config["data"], plan.run.seed
-    source: data.Source = plan.dataset.load(settings)
+    source, sha256 = kept.load(plan)
     names = list(source.class_names)
     if source.test is None and not settings.test:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
     if not settings.validation:
         raise ValueError("every class needs validation images; set data.validation=20, say")
-    if settings.unlabeled.shape == "unknown" and source.extra_unlabeled is None:
+    needed = any(issubclass(kind.Config, Algorithm.PoolConfig) for _, kind in plan.algorithms)
+    if settings.unlabeled.shape == "unknown" and source.extra_unlabeled is None and needed:
         raise ValueError(
             "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "
             f"{plan.request.dataset} has none; draw them with another shape, such as long_tail"
         )
-    sha256 = source.sha256()
     split = _split(plan, source, sha256)
-    loaded, diagnostics = data.assemble(source, split, seed, plan.device)
+    preprocessing = cached.preprocessing_of(plan.config["model"], source)
+    shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+    shown_source, body = replace(source, **shown), None
+    if plan.cached and extract:
+        seen, body = cached.features_of(plan, shown_source, sha256, preprocessing, trained)
+        loaded, diagnostics = data.assemble(seen, split, seed, plan.device)
+    else:
+        loaded, diagnostics = data.assemble(shown_source, split, seed, plan.device)
     extra: dict[str, Any] = {
         "dataset": plan.request.dataset,
         "class_names": names,
@@ -81,16 +111,23 @@ def load_data(plan: Plan) -> Inputs:
         extra["extra_unlabeled"] = len(source.extra_unlabeled)
     if source.apart:
         extra["apart"] = source.apart
-    scale = {"mean": extra["mean"], "std": extra["std"]}
-    return Inputs(loaded, diagnostics, split, sha256, extra, source.preprocessing() | scale)
+    if source.groups is not None:
+        extra["groups"] = data.source.sha256_of_arrays(source.groups)
+    return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing, body)
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:
     """The split that `data.manifest` names, on these images, or else a new one."""
     settings, names = plan.config["data"], list(source.class_names)
     if not plan.manifest_sha256:
+        own = {} if source.groups is None else {"groups": source.groups}
         drawn: Split = settings.draw(
-            source.train_labels, len(names), plan.run.seed, class_names=names, apart=source.apart
+            source.train_labels,
+            len(names),
+            plan.run.seed,
+            class_names=names,
+            apart=source.apart,
+            **own,
         )
         return drawn
     split = manifest.load(settings.manifest, sha256)

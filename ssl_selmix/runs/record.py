@@ -115,7 +115,7 @@ class Record:
             "schema": SCHEMA,
             "run_id": uuid.uuid4().hex,  # draws from the machine, not from the run's generators
             "preprocessing": inputs.preprocessing,
-            "command": plan.request.command,
+            "command": plan.command,
         }
         checked(Manifest, told)
         manifest.save(inputs.split, folder / MANIFEST, inputs.images_sha256, **told)
@@ -156,7 +156,8 @@ class Record:
             "counts": inputs.counts,
             "class_names": list(inputs.data.class_names),
             "tail": inputs.data.task.tail,
-            "model": config.deciding(plan.plain["model"]),
+            "model": config.deciding(plan.plain["model"], "model."),
+            **({"pretrained": plan.pretrained.plain()} if plan.pretrained else {}),
             "protocol": {"split": {}, "checkpoint_rule": {}, "steps": []},
             "stages": [],
         }

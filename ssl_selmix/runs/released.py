@@ -41,6 +41,11 @@ def preprocessing(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def completed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with a preprocessing."""
+    return {"preprocessing": preprocessing(manifest), **manifest}
+
+
 def numbered(content: Any) -> Any:
     """Results with a schema and an identity: a digest of all they say, where none is recorded."""
     if not isinstance(content, dict) or "schema" in content:

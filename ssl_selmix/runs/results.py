@@ -191,6 +191,16 @@ class Protocol(Section):
     steps: list[Whole]
 
 
+class Pretrained(Section):
+    """The weights of somebody else that the body of the network started from."""
+
+    name: Name  # of the network
+    source: Name  # the file, or the library's
+    sha256: Name  # digest of the body's tensors
+    licence: str | None = None  # of the library's weights of that name; None: not told
+    input: str  # size, interpolation and normalisation of what the network takes
+
+
 class Results(Section):
     """results.json: written anew whenever a stage is finished."""
 
@@ -205,6 +215,7 @@ class Results(Section):
     class_names: list[str] | None = None
     tail: list[Whole] | None = None  # classes that min_ht_recall takes for the tail; None: unknown
     model: dict[str, Any] | None = None  # the section `model` of the configuration
+    pretrained: Pretrained | None = None
     protocol: Protocol
     start: Stage | None = None  # the weights of --init, measured before any step
     stages: list[Stage]
@@ -242,8 +253,8 @@ class Results(Section):
 class Preprocessing(Section):
     """How image files become what the network takes."""
 
-    kind: Literal["whole", "central_square"]
-    size: list[Whole]  # height and width, pixels
+    kind: Literal["whole", "central_square", "features"]  # features: of no image file
+    size: list[Whole]  # height and width, pixels; number of features
     resize: Whole | None = None  # shorter side before the square is cut out, pixels
     interpolation: Literal["bilinear"] = "bilinear"
     mean: list[Number]  # per channel, in units of 0..255
@@ -272,11 +283,12 @@ class Manifest(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         told = ""
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
             told = f"image_shape is {self.image_shape}, not three integers of at least 1"
         for name in ("mean", "std") if not told else ():
-            if len(values := getattr(self, name)) != self.image_shape[0]:
-                told = f"{name} is {values}, not {self.image_shape[0]} number(s)"
+            num = self.image_shape[0] if len(self.image_shape) == 3 else 1  # one for all features
+            if len(values := getattr(self, name)) != num:
+                told = f"{name} is {values}, not {num} number(s)"
         if not told and min(self.std) <= 0:
             told = f"std is {self.std}, not > 0"
         if told:

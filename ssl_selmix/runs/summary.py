@@ -24,6 +24,15 @@ FIGURES = {
 FEW = 10  # validation images of a class, below which its recall is said to be uncertain
 
 
+def weights(found: Mapping[str, Any]) -> str:
+    """The weights of somebody else that a run started from, in a line."""
+    licence = found.get("licence") or "not told by the library, look it up"
+    return (
+        f"weights: {found['name']} from {found['source']}, SHA-256 {found['sha256'][:12]}, licence "
+        f"{licence}; {found['input']}"
+    )
+
+
 def show(results: Mapping[str, Any], class_names: Sequence[str], out: Console) -> None:
     """Print a table per part (validation, test) and recall per class, in percent."""
     stages = [results["start"]] if "start" in results else []
@@ -31,6 +40,8 @@ def show(results: Mapping[str, Any], class_names: Sequence[str], out: Console) -
     for part in ("validation", "test"):
         out.print(_summary(stages, part))
     out.print(_per_class(stages, class_names))
+    if results.get("pretrained"):
+        out.print(weights(results["pretrained"]), highlight=False, markup=False)
 
 
 def _percent(value: float | None) -> str:

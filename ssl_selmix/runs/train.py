@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,8 @@ from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.common.stopping import Stop
 from ssl_selmix.data import Data
 from ssl_selmix.data.workers import WorkerDied
-from ssl_selmix.models import batch_norm, classifier, execution
+from ssl_selmix.models import batch_norm, classifier, execution, heads
+from ssl_selmix.models.backbones import FEATURES, without_body
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import GAIN, load_into
 from ssl_selmix.runs import load, summary, weights
@@ -28,7 +30,7 @@ from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.runs.record import Record
 from ssl_selmix.runs.results import Protocol, Stage, StartedFrom, checked
-from ssl_selmix.training import engine, machine
+from ssl_selmix.training import checkpoint, engine, machine
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -43,17 +45,17 @@ def run(request: Request) -> dict[str, Any]:
     stop = Stop(request.deadline)
     with stop.listening():
         plan = Plan(request)
-        # What is refused now leaves no folder behind; asking for its digest reads --init.
-        _check_first(plan)
-        _ = plan.init_sha256
+        # What is refused now leaves no folder behind; asking for their digests reads the weights.
+        check_first(plan)
+        _ = plan.init_sha256, plan.begun, plan.pretrained and plan.pretrained.sha256
         with processes.joined(plan.device) as world, ExitStack() as held:
             record = Record(plan, world, held)
             with _told_how_to_go_on(record):
                 training = Training(plan, world, record, stop)
                 training.check()
-                net = training.start()
+                nets = [training.begun(), training.start()]  # what stages began with, oldest first
                 for index in range(len(plan.stages)):
-                    net = training.train(index, net)
+                    nets = training.train(index, *nets)
                 return training.finish()
 
 
@@ -74,7 +76,13 @@ class Training:
         machine.use_repeatable_kernels()
         self.plan, self.world, self.out = plan, world, console()
         self.record, self.pauses = record, engine.Pauses(stop, plan.run.checkpoint_minutes)
-        _announce(plan, self.out)
+        announce(plan, self.out)
+        if plan.request.resume and not record.resumes:
+            told = "  --resume: there is no run in this folder yet, a new one begins"
+            self.out.print(told, highlight=False, markup=False)
+        if plan.pretrained is not None:
+            line = summary.weights(plan.pretrained.plain())
+            self.out.print(f"  {line}", highlight=False, markup=False)
         self.inputs = load_data(plan)
 
     def check(self) -> None:
@@ -87,20 +95,15 @@ class Training:
                 "the same files and the same command, and set precision if their machines differ"
             )
         self._check_origin()
-        channels = loaded.image_shape[0]
-        _check_sizes(plan, loaded)
-        planned = [build(plan, i, loaded.task, channels, None) for i in range(len(plan.stages))]
-        _check_batches(planned)
-        _check_heads(plan, planned)
-        _set_threads(plan, planned, loaded, self.out)
+        planned(plan, inputs, self.out)
         summary.tell_small_classes(inputs.counts["validation"], loaded.class_names, self.out)
         self.results = self.record.begin(inputs, self.out)
 
     def _check_origin(self) -> None:
         plan, inputs = self.plan, self.inputs
-        network, precision = plan.config["model"].name, plan.run.precision
+        model, precision = plan.plain["model"], plan.run.precision
         images = inputs.images_sha256
-        for note in load.check_origin(plan.request.init, network, precision, inputs.split, images):
+        for note in load.check_origin(plan.request.init, model, precision, inputs.split, images):
             self.out.print(f"  --init: {note}", highlight=False, markup=False)
 
     def start(self) -> models.Classifier | None:
@@ -111,12 +114,39 @@ class Training:
         self.results.start = checked(Stage, measured)
         return net
 
-    def train(self, index: int, net: models.Classifier | None) -> models.Classifier:
-        """Train a stage, or read it if it is finished; what it hands on."""
+    def begun(self) -> models.Classifier | None:
+        """What the stage that made the weights of --init began with; None: no stage asks for it."""
+        if not self.plan.begun:
+            return None
+        net = _built(self.plan, self.inputs)
+        for note in load_into(net, self.plan.begun):
+            self.out.print(f"  what --init began with: {note}", highlight=False, markup=False)
+        net = self.inputs.of_inputs(net)
+        return net.prepared(Execution(self.plan.run.precision), self.inputs.data.device)
+
+    def train(
+        self, index: int, origin: models.Classifier | None, net: models.Classifier | None
+    ) -> list[models.Classifier | None]:
+        """Train a stage, or read it if it is finished; what it began with, and what it hands on.
+
+        Args:
+            index: of the stage.
+            origin: what the stage before began with.
+            net: what it handed on; the stage changes it.
+        """
         plan, loaded = self.plan, self.inputs.data
-        algorithm = build(plan, index, loaded.task, loaded.image_shape[0], net)
-        execution.placed(algorithm, plan.device)
+        began = None
+        if net is not None and any(kind.needs_origin for _, kind in plan.algorithms[index + 1 :]):
+            began = copy.deepcopy(net)
         sha256 = plan.fingerprint(index, self.inputs.sha256)
+        # What resumes has its weights, and may have lost the file that they began with.
+        trained = net is None and not self._has_checkpoint(index, sha256)
+        channels = loaded.image_shape[0]
+        of_features = self.inputs.body is not None
+        algorithm = build(
+            *(plan, index, loaded.task, channels, net), trained=trained, of_features=of_features
+        )
+        execution.placed(algorithm, plan.device)
         new = index >= len(self.results.stages)
         fitted = engine.fit(
             algorithm,
@@ -128,13 +158,22 @@ class Training:
             diagnostics=self.inputs.diagnostics,
             measure_last=new,
             pauses=self.pauses,
+            origin=origin,
         )
-        handed_on = fitted.algorithm.export().requires_grad_(True)
+        handed_on = heads.ended(fitted.algorithm.export()).requires_grad_(True)
         if new:
             self._add(index, fitted, handed_on, sha256)
         else:
             self._check_handed_on(index, handed_on, sha256)
-        return handed_on
+        return [began, handed_on]
+
+    def _has_checkpoint(self, index: int, sha256: str) -> bool:
+        """Whether a stage on pre-trained weights can go on from what it saved."""
+        if self.plan.pretrained is None or not self.plan.request.resume:
+            return False
+        place = self.plan.out / self.plan.stages[index]
+        found = processes.from_first(lambda: checkpoint.newest(place, sha256), self.world)
+        return found.state is not None
 
     def _check_handed_on(self, index: int, net: models.Classifier, sha256: str) -> None:
         """Let a finished stage hand on what results.json tells, whichever of its files is damaged.
@@ -145,7 +184,7 @@ class Training:
         recorded = self.results.stages[index].handed_on_sha256
         if recorded is None:  # version 0.1
             return
-        kept = self.record.handed_on(index, recorded, sha256)
+        kept, net = self.record.handed_on(index, recorded, sha256), self.inputs.whole(net)
         same, place = weights.sha256_of(net) == recorded, self.plan.out / self.plan.stages[index]
         if same and kept is None:
             self.record.repair(index, net, sha256)
@@ -167,13 +206,14 @@ class Training:
         name = plan.algorithms[index][0]
         stage = _measure(name, fitted, inputs.data.at_stage(plan.stages[index]))
         # Repeat the stage's settings, so that results.json can be read without config.yaml.
-        stage |= {"settings": plan.plain[name]}
-        stage |= {"handed_on_sha256": weights.sha256_of(handed_on)}
+        stage |= {"settings": config.deciding(plan.plain[name], f"{name}.")}
+        whole = inputs.whole(handed_on)
+        stage |= {"handed_on_sha256": weights.sha256_of(whole)}
         if (origin := self._origin(index)) is not None:
             stage |= {"started_from": origin.plain()}
-        told = _protocol(plan, inputs, fitted.algorithm.net)
+        told = _protocol(plan, inputs, inputs.whole(fitted.algorithm.net))
         self.results.protocol = checked(Protocol, told)
-        self.record.add(self.results, stage, handed_on, sha256)
+        self.record.add(self.results, stage, whole, sha256)
 
     def _origin(self, index: int) -> StartedFrom | None:
         """What a stage began with: weights of another run, or what the stage before handed on."""
@@ -196,6 +236,27 @@ class Training:
         return found
 
 
+def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
+    """The algorithms of all stages on new networks; refuses what would end one of them.
+
+    Raises:
+        ValueError: a stage cannot be trained on these images, or not after the one before it.
+    """
+    loaded, of_features = inputs.data, inputs.body is not None
+    _check_sizes(plan, loaded)
+    _check_kind(plan, loaded)
+    channels = loaded.image_shape[0]
+    found = [
+        build(plan, i, loaded.task, channels, None, of_features=of_features)
+        for i in range(len(plan.stages))
+    ]
+    _check_batches(found)
+    _check_pixels(plan, found, loaded)
+    _check_heads(plan, found)
+    _set_threads(plan, found, loaded, out)
+    return found
+
+
 def _check_sizes(plan: Plan, loaded: Data) -> None:
     """Refuse batches that no machine of this size holds, before anything is made for them."""
     world, bytes_each = processes.world(), 4 * math.prod(loaded.image_shape)
@@ -211,13 +272,37 @@ def _check_sizes(plan: Plan, loaded: Data) -> None:
             )
 
 
-def _check_first(plan: Plan) -> None:
+def _check_kind(plan: Plan, loaded: Data) -> None:
+    """Refuse a network of images for features, and one without a body for images."""
+    name, shape = plan.config["model"].name, loaded.image_shape
+    if (len(shape) == 1) == (name == FEATURES or plan.cached):
+        return
+    if name == FEATURES:
+        raise ValueError(
+            f"model.name={FEATURES} is for --dataset features, and {plan.request.dataset} has "
+            "images; choose another network"
+        )
+    raise ValueError(
+        f"{plan.request.dataset} gives {shape[0]} features an image, of which {name} makes "
+        f"nothing; set model.name={FEATURES}"
+    )
+
+
+def check_first(plan: Plan) -> None:
     """Refuse a first stage that only changes weights, without weights to change."""
     name, kind = plan.algorithms[0]
-    if not kind.trains and not plan.request.init:
+    model = plan.config["model"]
+    body = model.name == FEATURES or model.starts_trained
+    if not kind.trains and not plan.request.init and (kind.needs_classifier or not body):
         raise ValueError(
             f"{name} trains nothing and cannot come first; let it follow a method that does, such "
             f"as --algo fixmatch --then {name}, or give it weights with --init"
+        )
+    second = [one for one, kind in plan.algorithms[1:2] if kind.needs_origin]
+    if second and not plan.request.init:
+        raise ValueError(
+            f"{second[0]} needs two networks, and {name} before it begins with random weights; "
+            f"put a stage between them, such as --algo {name} --then selmix --then {second[0]}"
         )
 
 
@@ -234,6 +319,16 @@ def _check_heads(plan: Plan, planned: Sequence[Algorithm]) -> None:
             f"--init {plan.request.init} ends in a gain matrix, which no stage can start from; "
             "give the model.pt of the stage before it"
         )
+
+
+def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> None:
+    """Refuse methods that do something to images where there are features in their place."""
+    for (name, _), algorithm in zip(plan.algorithms, planned, strict=True):
+        why = algorithm.needs_pixels(algorithm.config)
+        if len(loaded.image_shape) == 1 and why:
+            raise ValueError(
+                f"{name} cannot work on features: {why}; choose another method, or train on images"
+            )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
@@ -258,10 +353,15 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
         flops = machine.flops_per_step(algorithms[0].net, shape, images)
     except Exception as error:  # whatever the network says of images that it was not made for
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        side = plan.config["model"].size
+        size, setting = (
+            (f"{side}×{side} pixels", "model.size")
+            if side
+            else ("×".join(map(str, shape)), "data.size where the data set has it")
+        )
         raise ValueError(
-            f"model.name={plan.config['model'].name} cannot take images of "
-            f"{'×'.join(map(str, shape))} ({reason}); choose another network, or data.size where "
-            "the data set has it"
+            f"model.name={plan.config['model'].name} cannot take images of {size} ({reason}); "
+            f"choose another network, or {setting}"
         ) from error
     threads = machine.use_threads(plan.run.threads or machine.threads_for(flops))
     why = "as asked" if plan.run.threads else f"for {flops / 1e9:.3g} GFLOP a step"
@@ -283,13 +383,29 @@ def _set_threads(plan: Plan, algorithms: Sequence[Algorithm], loaded: Data, out:
 
 
 def build(
-    plan: Plan, stage: int, task: Task, channels: int, net: models.Classifier | None
+    plan: Plan,
+    stage: int,
+    task: Task,
+    channels: int,
+    net: models.Classifier | None,
+    *,
+    trained: bool = False,
+    of_features: bool = False,
 ) -> Algorithm:
-    """The algorithm of a stage, on the given network or on a new one."""
+    """The algorithm of a stage, on the given network or on a new one, perhaps a pre-trained one.
+
+    With `of_features` a new network has no body, and `channels` is the number of features.
+    """
     name, kind = plan.algorithms[stage]
     torch.manual_seed(seed_of(plan.run.seed, plan.stages[stage], "init"))
     if net is None:
-        net = models.build(plan.config["model"], task.num_classes, channels)
+        if of_features:
+            net = without_body(plan.config["model"], channels, task.num_classes)
+        else:
+            net = _network(plan, task.num_classes, channels, trained)
+        heads.begin(net, plan.config["model"].head)
+    elif kind.trains:  # others look at the network as it was handed on
+        models.tune(net, plan.config["model"])
     how, run = plan.config["views"].name, plan.run
     net.prepared(Execution(run.precision, how, processes.world(), run.compile))
     if plan.run.sync_batch_norm and processes.world():
@@ -297,12 +413,29 @@ def build(
     return kind(net, task, plan.config[name])
 
 
-def _announce(plan: Plan, out: Console) -> None:
+def _network(plan: Plan, num_classes: int, channels: int, trained: bool) -> models.Classifier:
+    """A new network, of which is trained what the configuration says."""
+    model, weights_of_body = plan.config["model"], plan.pretrained
+    net = models.build(model, num_classes, channels)
+    if trained and weights_of_body is not None:
+        weights_of_body.into(net)
+    models.tune(net, model)
+    if weights_of_body is not None or model.tune != "full":
+        # A function is not copied with the network, as the weights that it holds would be.
+        whole = model.tune == "full"  # else its body stays as it is when it begins anew
+        net.rebuild = lambda: _network(plan, num_classes, channels, whole)
+    return net
+
+
+def announce(plan: Plan, out: Console) -> None:
+    """Print where the run lies and which settings it was given."""
     out.print(f"run {plan.out}", highlight=False, markup=False)
     for source, settings in plan.layers:
         if settings:
             text = " ".join(f"{key}={value}" for key, value in settings.items())
             out.print(f"  {source}: {text}", highlight=False, markup=False)
+    for note in plan.notes:
+        out.print(f"  {note}", highlight=False, markup=False)
 
 
 def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
@@ -318,13 +451,19 @@ def _measure(name: str, fitted: engine.Fitted, loaded: Data) -> dict[str, Any]:
     return found | ({"last": fitted.last} if fitted.last else {})
 
 
+def _built(plan: Plan, inputs: Inputs) -> models.Classifier:
+    """A network for weights that are given."""
+    torch.manual_seed(seed_of(plan.run.seed, "init"))
+    channels = inputs.extra["image_shape"][0]
+    return models.build(plan.config["model"], inputs.data.task.num_classes, channels)
+
+
 def _start(plan: Plan, inputs: Inputs, out: Console) -> tuple[models.Classifier, dict[str, Any]]:
     """The network with the weights of --init, and their figures."""
-    task, channels = inputs.data.task, inputs.data.image_shape[0]
-    torch.manual_seed(seed_of(plan.run.seed, "init"))
-    net = models.build(plan.config["model"], task.num_classes, channels)
+    task, net = inputs.data.task, _built(plan, inputs)
     for note in load_into(net, plan.init):
         out.print(f"  --init: {note}", highlight=False, markup=False)
+    net = inputs.of_inputs(net)
     # As the stages compute: in another number format or layout the same weights have other figures.
     net.prepared(Execution(plan.run.precision), inputs.data.device)
     given = Algorithm(net, task, Algorithm.Config())

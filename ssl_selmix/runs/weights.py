@@ -20,13 +20,15 @@ HANDED_ON = "model.pt"
 
 
 def of_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file: a checkpoint of ours, timm's, or a plain state dict.
+    """The tensors of a file: a checkpoint of ours, timm's, a plain state dict, or safetensors.
 
     Raises:
         ValueError: the file is missing, unreadable, or holds no tensors by name.
     """
     if not path.is_file():
         raise ValueError(f"no weights at {path}; give a run's folder or a file of torch.save")
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
     try:
         # timm's script saves its arguments beside the weights: a namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -53,6 +55,20 @@ def of_file(path: Path) -> dict[str, Tensor]:
             f"folder, or {HANDED_ON} in it, has the head that the stage predicts with"
         )
     return _of_network(tensors)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise ValueError(f"{path} needs safetensors; pip install safetensors") from error
+    try:
+        found: dict[str, Tensor] = load(path.read_bytes())
+    except Exception as error:  # of the library, which has its own
+        raise ValueError(
+            f"{path} cannot be read as weights ({_reason(error)}); fetch it again"
+        ) from error
+    return {bare_name(key): value for key, value in found.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -126,6 +142,12 @@ def sha256_of(net: models.Classifier) -> str:
     return checkpoint.digest(_of_network(handed_on(net)))
 
 
+def normalisation(manifest: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Mean and std of what the network takes, in 0..255: its own, or else those of the images."""
+    how = manifest.get("preprocessing") or manifest
+    return list(how["mean"]), list(how["std"])
+
+
 class Predictor(nn.Module):
     """A trained network with its normalisation: takes images as they are stored.
 
@@ -135,13 +157,18 @@ class Predictor(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: models.Classifier, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, net: models.Classifier, manifest: Mapping[str, Any], config: models.Config
+    ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.config = net, config
         self.class_names = tuple(manifest["class_names"])
         self.image_shape = tuple(manifest["image_shape"])
-        self.register_buffer("mean", torch.tensor(manifest["mean"]).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(manifest["std"]).view(-1, 1, 1))
+        # Of each channel, or one of all features.
+        shape = (-1, *[1] * (len(self.image_shape) - 1))
+        mean, std = normalisation(manifest)
+        self.register_buffer("mean", torch.tensor(mean).view(shape))
+        self.register_buffer("std", torch.tensor(std).view(shape))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits N×K."""
@@ -172,4 +199,4 @@ def predictor(
     notes = load_into(net, tensors)
     if any(note.startswith("not in") for note in notes):
         raise ValueError(f"they do not fit {config.name}: {notes[0]}")
-    return Predictor(net.eval(), manifest).eval()
+    return Predictor(net.eval(), manifest, config).eval()

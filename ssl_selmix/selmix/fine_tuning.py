@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Task, keeps_rows
 from ssl_selmix.common.rules import at_least, one_of
@@ -34,8 +34,8 @@ class FineTuning(Algorithm):
     class Config(Algorithm.Config):
         """Hyper-parameters."""
 
-        steps: int = 500  # 10,000 in the SelMix paper
-        lr: float = 3e-4  # of the classifier
+        steps: int = 500  # T; 10,000 in the SelMix paper
+        lr: float = 3e-4  # eta, learning rate of the classifier
         body_lr: float = at_least(0, 0.1)  # rate of the features, as a share of lr
         momentum: float = 0.0
         nesterov: bool = False
@@ -58,15 +58,16 @@ class FineTuning(Algorithm):
         super().train(mode)
         for module in batch_norms(self.net):
             module.momentum = 0.0
-            module.train(mode and self.config.batch_norm == "batch")
+            # A frozen body has statistics of its own, by which its features were made.
+            module.train(mode and self.config.batch_norm == "batch" and not self.net.frozen)
         return self
 
     def param_groups(self) -> list[dict[str, Any]]:
         """A slow body, a fast classifier; vectors are not decayed."""
         groups = super().param_groups()
-        body = {id(p) for p in self.net.backbone.parameters()}
+        body = {id(p) for p in self.net.body.parameters()}
         return [
-            {**group, "params": params, "lr_scale": scale}
+            {**group, "params": params, "lr_scale": group["lr_scale"] * scale}
             for group in groups
             for scale, params in (
                 (self.config.body_lr, [p for p in group["params"] if id(p) in body]),
@@ -82,6 +83,13 @@ class FineTuning(Algorithm):
         return net
 
 
+def new_classifier(net: Classifier) -> None:
+    """Random weights for the last layer, drawn as `models.build` draws them."""
+    net.classifier.reset_parameters()
+    if net.classifier.bias is not None:
+        nn.init.zeros_(net.classifier.bias)
+
+
 class FrozenBody(Algorithm):
     """Only what follows the features learns, on batches that have every class equally often.
 
@@ -95,7 +103,7 @@ class FrozenBody(Algorithm):
     class Config(Algorithm.Config):
         """Hyper-parameters."""
 
-        steps: int = 500  # as many as the other second stages
+        steps: int = 500  # T; as many as the other second stages
         lr: float = 0.025
         nesterov: bool = False
         schedule: str = "cosine"
@@ -106,12 +114,12 @@ class FrozenBody(Algorithm):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
-        net.backbone.requires_grad_(False)
+        net.body.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrozenBody:
         """Train mode in which the body stays in evaluation mode, with the stored statistics."""
         super().train(mode)
-        self.net.backbone.eval()
+        self.net.body.eval()
         return self
 
     @keeps_rows

@@ -18,6 +18,7 @@ from ssl_selmix.common.rules import Checked, check, one_of, positive, within
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Draw
 from ssl_selmix.selmix.pairs import ClassPairSampler
+from ssl_selmix.selmix.relative import RelativeHead
 
 POLICIES = ("selective", "greedy", "uniform", "natural")
 
@@ -92,22 +93,27 @@ class Pairing(nn.Module):
         prototypes: Tensor,
         head: nn.Linear,
         mixed: bool = True,
+        units: RelativeHead | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """dψ/d logits K×K at these weights, and what to log; P and pseudo-labels follow.
 
         Without mixing P is the same, and what its pairs promise is the gain of their first images.
+        With `units` both are by logits over the temperature.
 
         Shape: prototypes K×D.
         """
         cfg = self.config
+        weight, bias = head.weight.detach(), head.bias.detach()
+        if units is not None:
+            prototypes, weight, bias = units.in_units(prototypes, head)
         gradient = gains.logit_gradient(objective, evaluation.confusion, smoothing=cfg.smoothing)
 
         def gains_at(mix: float) -> Tensor:
             return gains.gain_matrix(
                 gradient,
                 prototypes,
-                head.weight.detach(),
-                head.bias.detach(),
+                weight,
+                bias,
                 mix=mix,
                 bias_trained=self.bias_trained,
                 label_term=cfg.label_term,

@@ -15,7 +15,7 @@ class Stopping(nn.Module):
 
     gain: the last ten largest gains have a mean within 5 % of the last one (SelMix, released code);
     gains that are all zero end the stage too, which the released code misses. patience: no better
-    objective for `patience` re-estimations. none: never.
+    objective for `patience` re-estimations, with those that were `missed`. none: never.
     """
 
     def __init__(self, rule: str, patience: int) -> None:
@@ -38,6 +38,10 @@ class Stopping(nn.Module):
         self.gains = [*self.gains[1 - WINDOW :], gain]
         self.since = 0 if objective > self.best else self.since + 1
         self.best = max(self.best, objective)
+
+    def missed(self) -> None:
+        """The steps before a re-estimation were taken back: there is nothing better."""
+        self.since += 1
 
     @property
     def finished(self) -> bool:

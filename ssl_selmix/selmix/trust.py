@@ -8,6 +8,9 @@ weights back and shrinks rate and interval. A movement too small to be seen on t
 lets the rate grow, as does one that had its effect; one that had hardly any shrinks it. Trust
 regions: Nocedal & Wright, Numerical Optimization, ch. 4.
 
+A relative rate starts where the promise of the first interval is what chance alone may change the
+objective by, and grows quickly until it was too large for the first time.
+
 Shapes: K classes, N validation images.
 """
 
@@ -23,13 +26,24 @@ from torch import Tensor, nn
 from ssl_selmix.algorithm import Evaluation, Task
 from ssl_selmix.metrics import confusion_matrix
 from ssl_selmix.objectives import Objective, normalise_rows
+from ssl_selmix.selmix.fine_tuning import FineTuning
 
 # Factors of the rate after a movement that was too small to see, held, missed, or broke something.
 UNSEEN, GROW, SHRINK, FAIL = 3.0, 2.0, 0.5, 0.25
 HELD, MISSED = 0.25, 0.1  # shares of the first-order change that count as held, as missed
 LEAST_INTERVAL = 10  # steps between re-estimations
 RATE_RANGE = (1e-3, 1e3)  # of the rate, relative to the configured one
+RELATIVE_RANGE = (1e-4, 1e4)  # of a relative rate, to the first one
 PLAIN_STATE = ("factor", "interval", "due", "promise")  # attributes that are no buffers
+RELATIVE_STATE = (*PLAIN_STATE, "first", "falls")
+# Of a relative rate: the largest growth before the first fall, and the change of the objective to
+# grow to, in its standard errors.
+QUICK, WORTHWHILE = 10.0, 10.0
+REACH = 0.03  # change of the objective that a first-order prediction may aim at
+COLLAPSE = 10.0  # standard errors of a fall after which a relative rate is far too large
+# The first relative rate moves no logit by more than this many temperatures in its interval, were
+# all gradients as large as can be and in one direction: a promise says nothing about other images.
+MOST_MOVED = 4.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,47 @@ class Verdict:
             return GROW
         return SHRINK if self.actual < MISSED * self.moved else 1.0
 
+    def relative_factor(self, quick: bool) -> float:
+        """What a relative rate is multiplied by; `quick` as long as none was too large."""
+        if self.broken:
+            return FAIL**2 if self.actual < -COLLAPSE * self.error else FAIL
+        if not quick:
+            return self.factor
+        if self.actual > self.error:
+            wanted = min(WORTHWHILE * self.error, REACH) / max(self.actual, self.moved)
+            return min(max(wanted, GROW), QUICK)
+        if self.factor != UNSEEN:
+            return self.factor
+        # Errors shrink with the movement: twice the present one is out of sight no more.
+        wanted = min(2 * self.error, REACH) / max(abs(self.moved), 1e-300)
+        return min(max(wanted, UNSEEN), QUICK)
+
+
+def standard_error(
+    objective: Objective, confusion: Tensor, labels: Tensor, smoothing: float
+) -> float:
+    """Of the objective's merit at a confusion matrix of these images, to first order.
+
+    It is not below what a single image is worth, where all or none of a class are right.
+
+    Shape: (K, K), (N,).
+    """
+    k = objective.num_classes
+    with torch.enable_grad():
+        point = normalise_rows(confusion, smoothing).detach().requires_grad_(True)
+        (weights,) = torch.autograd.grad(objective.merit(point), point)
+    rows = normalise_rows(confusion) * k
+    variance = (rows * weights.square()).sum(1) - (rows * weights).sum(1).square()
+    counts = torch.bincount(labels, minlength=k)
+    return max(
+        _one_image(weights, counts), float((variance.clamp_min(0) / counts).sum().sqrt()) / k
+    )
+
+
+def _one_image(weights: Tensor, counts: Tensor) -> float:
+    """The largest change by the prediction of one image. Shape: dψ/dC (K, K), images (K,)."""
+    return float(((weights.amax(1) - weights.amin(1)) / counts).max()) / len(counts)
+
 
 def measured_change(
     objective: Objective, old: Tensor, new: Tensor, labels: Tensor, smoothing: float
@@ -86,8 +141,7 @@ def measured_change(
         (weights,) = torch.autograd.grad(objective.merit(point), point)
     counts = torch.bincount(labels, minlength=k)
     moved = (weights[labels, new] - weights[labels, old]) / (k * counts[labels])
-    one = ((weights.amax(1) - weights.amin(1)) / counts).max() / k
-    return change, max(float(one), float(moved.square().sum().sqrt()))
+    return change, max(_one_image(weights, counts), float(moved.square().sum().sqrt()))
 
 
 class TrustRegion(nn.Module):
@@ -98,8 +152,11 @@ class TrustRegion(nn.Module):
     logits: Tensor
     gradient: Tensor
 
-    def __init__(self, net: nn.Module, task: Task, interval: int, batch: int) -> None:
+    def __init__(
+        self, net: nn.Module, task: Task, interval: int, batch: int, relative: bool = False
+    ) -> None:
         super().__init__()
+        self.relative = relative
         self.good = copy.deepcopy(net).requires_grad_(False)
         predictions = torch.zeros(task.num_validation, dtype=torch.int64)
         square = torch.zeros(task.num_classes, task.num_classes, dtype=torch.float64)
@@ -112,18 +169,42 @@ class TrustRegion(nn.Module):
         self.longest = interval
         self.shortest = min(interval, max(LEAST_INTERVAL, cost))
         self.factor = 1.0  # of the configured rate
+        self.first = 1.0  # the factor to begin with, which its range is relative to
+        self.falls = 0  # how often the rate was too large
         self.interval = self.shortest
         self.due = 0
         self.promise = 0.0  # expected gain per unit of rate
 
     def get_extra_state(self) -> dict[str, Any]:
         """The plain numbers, for checkpoints."""
-        return {name: getattr(self, name) for name in PLAIN_STATE}
+        return {name: getattr(self, name) for name in self._names}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the plain numbers, and nothing else that a checkpoint may name."""
-        for name in PLAIN_STATE:
+        for name in self._names:
             setattr(self, name, state[name])
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return RELATIVE_STATE if self.relative else PLAIN_STATE
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        low, high = RELATIVE_RANGE if self.relative else RATE_RANGE
+        return self.first * low, self.first * high
+
+    def begin(self, error: float, reference: float) -> None:
+        """Choose the first rate, where a promise was accepted.
+
+        It is that of the default `lr`; another one is relative to it.
+
+        Args:
+            error: standard error of the objective.
+            reference: how far a step of rate 1 can move logits, in temperatures.
+        """
+        most = MOST_MOVED / reference
+        rate = min(most, min(error, REACH) / self.promise) if self.promise > 0 else most
+        self.factor = self.first = rate / (FineTuning.Config.lr * self.interval)
 
     def judge(
         self, objective: Objective, logits: Tensor, evaluation: Evaluation, smoothing: float
@@ -137,8 +218,10 @@ class TrustRegion(nn.Module):
             objective, self.predictions, evaluation.logits.argmax(1), evaluation.labels, smoothing
         )
         verdict = Verdict(self.promise * float(self.rate_sum), float(moved), actual, error)
-        low, high = RATE_RANGE
-        self.factor = min(high, max(low, self.factor * verdict.factor))
+        change = verdict.relative_factor(not self.falls) if self.relative else verdict.factor
+        low, high = self._range
+        self.factor = min(high, max(low, self.factor * change))
+        self.falls += verdict.broken
         if verdict.broken:
             self.interval = max(self.shortest, self.interval // 2)
         elif verdict.factor > 1:
@@ -169,12 +252,13 @@ class TrustRegion(nn.Module):
 
     def recover(self, net: nn.Module, step: int) -> bool:
         """Undo steps that led to what is no number; False if smaller rates did so before."""
-        if self.factor <= RATE_RANGE[0]:
+        if self.factor <= self._range[0]:
             return False
         self.take_back(net)
         # Squared, since nothing will have moved at the next look, which triples the rate.
-        self.factor = max(RATE_RANGE[0], self.factor * FAIL**2)
+        self.factor = max(self._range[0], self.factor * FAIL**2)
         self.interval = self.shortest
+        self.falls += 1
         self.start_interval(step)
         return True
 

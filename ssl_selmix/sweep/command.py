@@ -7,6 +7,7 @@ import os
 
 from ssl_selmix.common import plugins
 from ssl_selmix.common.arguments import SWEEPS, Command, Parser, path, positive, section
+from ssl_selmix.common.imports import quick_imports
 
 
 def _parser() -> Parser:
@@ -23,7 +24,8 @@ def _parser() -> Parser:
     add("--dry-run", action="store_true", help="list the runs and how far each has come")
     add("--jobs", metavar="N", type=positive, help="at a time; default: by cores, threads, GPUs")
     add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
-    add("--engine", choices=("processes", "ray"), default="processes", help="what starts the runs")
+    engines = "what starts the runs: copies of a process that has imported all, programs, or Ray"
+    add("--engine", choices=("forks", "processes", "ray"), default="forks", help=engines)
     add("--slurm", metavar="FILE", type=path, help="write a job array instead of running")
     add("--debug", action="store_true", help="show the traceback of an error")
     help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
@@ -33,7 +35,8 @@ def _parser() -> Parser:
 
 def _sweep(args: argparse.Namespace) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from ssl_selmix.sweep import launch, spec
+    with quick_imports():
+        from ssl_selmix.sweep import launch, spec
 
     place = ["--out", str(args.out)] if args.out else []
     return launch.sweep(

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ssl_selmix.common.alike import sentence, unlike
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console
 from ssl_selmix.common.locks import locked
-from ssl_selmix.sweep import cluster, processes
+from ssl_selmix.sweep import cluster, forks, processes
 from ssl_selmix.sweep.processes import BLOCKED, BUSY, FAILED, Job, Outcome
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, Run, Sweep
 from ssl_selmix.sweep.spec import Spec
@@ -31,7 +32,7 @@ def sweep(
     dry_run: bool = False,
     only: str | None = None,
     jobs: int | None = None,
-    engine: str = "processes",
+    engine: str = "forks",
     slurm: Path | None = None,
 ) -> int:
     """Do it; 0 if every run is finished, 1 if one is not.
@@ -42,7 +43,7 @@ def sweep(
         dry_run: list the runs and how far each has come.
         only: the one chain to work on, by its number or by its first folder below `out`.
         jobs: how many chains at a time.
-        engine: `processes` of this machine, or `ray`.
+        engine: `forks` of a process that has imported all, `processes` of this machine, or `ray`.
         slurm: the file for a job array instead.
 
     Raises:
@@ -184,12 +185,18 @@ def _run(
             on_gpu = any(run.settings.get("device") != "cpu" for run in todo)
             outcomes = cluster.by_ray(left, _threads(planned), on_gpu, report.tell)
         else:
-            outcomes = _by_processes(planned, left, todo, jobs, report)
+            forked = engine == "forks" and forks.possible()
+            outcomes = _by_processes(planned, left, todo, jobs, report, forked)
     return _summary(outcomes, out)
 
 
 def _by_processes(
-    planned: Sweep, left: Sequence[Job], todo: Sequence[Run], jobs: int | None, report: _Report
+    planned: Sweep,
+    left: Sequence[Job],
+    todo: Sequence[Run],
+    jobs: int | None,
+    report: _Report,
+    forked: bool,
 ) -> list[Outcome]:
     threads, cores = _threads(planned), processes.cores()
     devices = processes.devices_of(todo)
@@ -198,7 +205,13 @@ def _by_processes(
     places = processes.places(count, threads, gpus, cores)
     where = f", on {len(set(gpus[:count]))} GPUs" if gpus else ""
     report.say(f"{count} at a time{where}; the output of each is in log.txt in its folder")
-    return processes.by_processes(left, places, report.tell)
+    data = {}
+    for run in todo:
+        plain = planned.plan(run).plain
+        library = str(plain["model"]["name"]).partition(":")[0]
+        data[str(run.folder)] = (run.dataset, plain["data"], library)
+    start = partial(forks.Forks, data) if forked else None
+    return processes.by_processes(left, places, report.tell, start)
 
 
 class _Report:

@@ -52,6 +52,17 @@ class Outcome:
 Tell = Callable[[Outcome], None]
 
 
+class Lost(Exception):
+    """A run ended because the process that had started it did; says how that ended."""
+
+    def __init__(self, code: int) -> None:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        super().__init__(f"{_MEMORY if code == -9 else ''}the process that starts the runs {how}")
+
+
+_MEMORY = "perhaps for want of memory (lower --jobs): "
+
+
 class Children:
     """Processes that are ended with this one."""
 
@@ -100,6 +111,9 @@ class Children:
                 child.wait(GRACE)
             except subprocess.TimeoutExpired:
                 _signal(child, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nothing will be run any more."""
 
 
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
@@ -159,6 +173,8 @@ def _train(
         return Outcome(run, FAILED, _last_words(log, code), seconds)
     except OSError as error:
         return Outcome(run, FAILED, f"{error.strerror} ({error.filename})")
+    except Lost as error:
+        return Outcome(run, FAILED, str(error), time.perf_counter() - since)
 
 
 def _figures(folder: Path) -> str:
@@ -171,7 +187,8 @@ def _figures(folder: Path) -> str:
 def _last_words(log: Path, code: int) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
-    return f"ended by {signal.Signals(-code).name} after: {last}" if code < 0 else last
+    why = _MEMORY if code == -signal.SIGKILL else ""
+    return f"{why}ended by {signal.Signals(-code).name} after: {last}" if code < 0 else last
 
 
 @contextmanager
@@ -194,10 +211,20 @@ def ended_like_interrupted() -> Iterator[None]:
 
 
 def by_processes(
-    jobs: Sequence[Job], places: Sequence[Mapping[str, str]], tell: Tell
+    jobs: Sequence[Job],
+    places: Sequence[Mapping[str, str]],
+    tell: Tell,
+    start: Callable[[], Children] | None = None,
 ) -> list[Outcome]:
-    """Work on the chains in as many processes at a time as there are places (environments)."""
-    children = Children()
+    """Work on the chains in as many processes at a time as there are places (environments).
+
+    Args:
+        jobs: the chains.
+        places: environments, of each at most one process at a time.
+        tell: called with every run that ended.
+        start: makes what starts processes; None: each is a program.
+    """
+    children = (start or Children)()
     free: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     for place in places:
         free.put(place)
@@ -218,6 +245,7 @@ def by_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        children.close()
 
 
 def places(count: int, threads: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]:

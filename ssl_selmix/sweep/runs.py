@@ -112,12 +112,26 @@ class Sweep:
                     )
 
     def _check_starts(self) -> None:
-        """A stage that takes no step cannot begin a chain."""
+        """A stage that takes no step cannot begin a chain, unless it makes a classifier.
+
+        Nor can one of two networks follow one.
+        """
         for name in self.spec.algorithms:
-            if not algorithm.load(self.spec.arms[name].algo)[1].trains:
+            kind = algorithm.load(self.spec.arms[name].algo)[1]
+            if not kind.trains and kind.needs_classifier:
                 raise ValueError(
                     f"{self.spec.origin}: {name} trains nothing and cannot come first; put it "
                     "under then"
+                )
+        for name, arm in self.spec.then.items():
+            first = [
+                one for one in arm.after or self.spec.algorithms if one in self.spec.algorithms
+            ]
+            if first and algorithm.load(arm.algo)[1].needs_origin:
+                raise ValueError(
+                    f"{self.spec.origin}: {name} needs two networks, and {first[0]} before it "
+                    f"begins with random weights; name a second stage, as in {name}: "
+                    "{after: selmix}"
                 )
 
     def _chain(self, seed: int, split: str, first: str) -> list[Run]:
@@ -153,7 +167,7 @@ class Sweep:
         others = {FIRST, SECOND, *self._short.values()}
         mine = {own, FIRST if len(arms) == 1 else SECOND}
         # What all second stages are told about steps is not meant for one that takes none.
-        trains = algorithm.load(arms[-1].algo)[1].trains
+        trains = algorithm.load(arms[-1].algo, first=len(arms) == 1)[1].trains
         about_steps = set() if trains else {f.name for f in fields_of(algorithm.Algorithm.Config)}
         found: dict[str, Any] = {}
 
@@ -207,7 +221,7 @@ class Sweep:
             inputs: Inputs | None = None
             for run, plan in kind.values():
                 try:
-                    inputs = inputs or load_data(plan)
+                    inputs = inputs or load_data(plan, extract=False)
                     train.build(plan, 0, inputs.data.task, inputs.data.image_shape[0], None)
                 except ValueError as error:
                     raise ValueError(f"{self._where(run)}: {error}") from error

@@ -86,7 +86,8 @@ def parse(text: str, origin: str) -> Spec:
         found = _mapping(texts.words(text), "a sweep", KEYS)
     except yaml.YAMLError as error:
         raise ValueError(f"this is no YAML: {' '.join(str(error).split())[:200]}") from error
-    dataset = _text(found.get("dataset", "digits"), "dataset")
+    preset = _preset(found)
+    dataset = _text(found.get("dataset", _dataset_of(preset)), "dataset")
     splits = _inner(found.get("splits"), "splits") or {Path(dataset).stem: {}}
     named = {name: _inner(value, f"split {name!r}") for name, value in splits.items()}
     seeds = _seeds(found.get("seeds", Word("0")))
@@ -94,7 +95,7 @@ def parse(text: str, origin: str) -> Spec:
         origin=origin,
         out=expanded(_text(found.get("out", f"runs/{Path(origin).stem}"), "out")),
         dataset=dataset,
-        preset=_preset(found),
+        preset=preset,
         seeds={
             name: _seeds(value.pop("seeds")) if "seeds" in value else seeds
             for name, value in named.items()
@@ -127,6 +128,12 @@ def _inner(value: Any, what: str, known: Sequence[str] = ()) -> dict[str, Any]:
 
 def _nothing(value: Any) -> bool:
     return value is None or (isinstance(value, Word) and value.is_null)
+
+
+def _dataset_of(preset: str | None) -> Word:
+    """What is trained on without a dataset of the spec: that of the preset, or digits."""
+    named = plugins.preset_dataset(preset) if preset and preset != "none" else ""
+    return Word(named or "digits")
 
 
 def _preset(found: Mapping[str, Any]) -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ssl_selmix.models.batch_norm import batch_norms
 from ssl_selmix.models.execution import in_mode
 from ssl_selmix.training import checkpoint
 from ssl_selmix.training.log import StageLog
+from ssl_selmix.training.optimizer import SGD
 
 RANKS = ("feasibility", "value", "tie")  # what makes weights better, most important first
 READ_EVERY = 25  # steps between two readings of the losses, each of which waits for the device
@@ -141,13 +142,29 @@ class _Rows:
         self._filled += len(rows)
 
 
-def evaluate(model: Algorithm, data: Data, *, pool: bool = False) -> Evaluation:
-    """The model on the validation images and, if asked, on the un-augmented unlabeled pool."""
-    features, logits = _predict_at(model, data, data.validation)
-    pool_logits = None
-    if pool and len(data.unlabeled):
-        pool_logits = _predict_at(model, data, data.unlabeled, keep_features=False)[1]
-    return Evaluation(features, logits, data.validation_labels, pool_logits)
+def evaluate(
+    model: Algorithm, data: Data, *, pool: bool = False, features: Collection[str] = ()
+) -> Evaluation:
+    """The model on the validation images and, if asked, on the un-augmented unlabeled pool.
+
+    `features` names of which images features are kept beside those held out: labeled, pool.
+    """
+    seen = Evaluation(*_predict_at(model, data, data.validation), data.validation_labels)
+    kept = "pool" in features
+    if (pool or kept) and len(data.unlabeled):
+        h, logits = _predict_at(model, data, data.unlabeled, keep_features=kept)
+        seen = replace(seen, pool_logits=logits, pool_features=h if kept else None)
+    if "labeled" in features:
+        h, _ = _predict_at(model, data, data.labeled)
+        labels = data.labels.to(data.device)
+        seen = replace(seen, labeled_features=h, labeled_classes=labels)
+    return seen
+
+
+def evaluate_for(algorithm: Algorithm, model: Algorithm, data: Data, step: int) -> Evaluation:
+    """The model on what the algorithm needs at the validation before this step."""
+    pool, features = algorithm.needs_pool(step), algorithm.needs_features(step)
+    return evaluate(model, data, pool=pool, features=features)
 
 
 def _predict_at(
@@ -251,6 +268,21 @@ def fuses(device: torch.device, half: bool) -> bool:
     return device.type == "cuda" and not half
 
 
+def optimizer_of(algorithm: Algorithm, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names, on the algorithm's groups of parameters."""
+    cfg, groups = algorithm.config, algorithm.param_groups()
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    return SGD(
+        groups,
+        lr=cfg.lr,
+        momentum=cfg.momentum,
+        nesterov=cfg.nesterov and cfg.momentum > 0,
+        weight_decay=cfg.weight_decay,
+        fused=fused,
+    )
+
+
 class Trainer:
     """One stage: the algorithm, its teacher, its optimizer, and where it stands."""
 
@@ -262,8 +294,10 @@ class Trainer:
         log: StageLog,
         fingerprint: str,
         pauses: Pauses | None = None,
+        origin: Classifier | None = None,
     ) -> None:
         cfg = algorithm.config
+        self._origin = origin
         self._pauses, self._saved = pauses or Pauses(), time.monotonic()
         self.algorithm, self.data, self.folder, self.log = algorithm, data, folder, log
         self.fingerprint = fingerprint
@@ -272,14 +306,7 @@ class Trainer:
         # Half precision has a short range: losses are scaled so that small gradients stay in it.
         half = algorithm.net.execution.dtype is torch.float16
         self._fused = fuses(device, half)
-        self.optimizer = torch.optim.SGD(
-            algorithm.param_groups(),
-            lr=cfg.lr,
-            momentum=cfg.momentum,
-            nesterov=cfg.nesterov and cfg.momentum > 0,
-            weight_decay=cfg.weight_decay,
-            fused=self._fused,
-        )
+        self.optimizer = optimizer_of(algorithm, fused=self._fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step = 0
         self._validated = False  # at this step, and saved
@@ -333,7 +360,8 @@ class Trainer:
 
     def context(self) -> Context:
         """What algorithms are told about the state of training."""
-        return Context(self.step, self.algorithm.config.steps, self.teacher, self._lr)
+        where = (self.step, self.algorithm.config.steps, self.teacher, self._lr)
+        return Context(*where, lambda model: evaluate(model, self.data), self._origin)
 
     @property
     def ended(self) -> bool:
@@ -471,10 +499,9 @@ class Trainer:
         algorithm, cfg = self.algorithm, self.algorithm.config
         if algorithm.net.execution.world is not None:
             processes.reconcile(self._models)
-        pool = algorithm.needs_pool(self.step)
-        evaluation = evaluate(self.teacher, self.data, pool=pool)
+        evaluation = evaluate_for(algorithm, self.teacher, self.data, self.step)
         if not torch.isfinite(evaluation.logits).all() and self._recovered("a prediction"):
-            evaluation = evaluate(self.teacher, self.data, pool=pool)
+            evaluation = evaluate_for(algorithm, self.teacher, self.data, self.step)
         if not torch.isfinite(evaluation.logits).all():
             raise NonFiniteLoss(
                 f"the model's predictions at step {self.step} are not finite; {self._good()}"
@@ -517,10 +544,12 @@ def fit(
     diagnostics: Diagnostics | None = None,
     measure_last: bool = False,
     pauses: Pauses | None = None,
+    origin: Classifier | None = None,
 ) -> Fitted:
     """Train one stage to its end and return it with the weights that its rule keeps.
 
-    How, and with how many processes, is what the network's `execution` says.
+    How, and with how many processes, is what the network's `execution` says. `origin` is what the
+    stage before began with, for a method that `needs_origin`.
 
     Raises:
         NonFiniteLoss: training diverged; the checkpoints of the last good step stay.
@@ -531,7 +560,7 @@ def fit(
     if reads_shares(algorithm):
         data = data.shared(world)
     pauses = pauses or Pauses()
-    trainer = Trainer(algorithm, data, folder, log, fingerprint, pauses)
+    trainer = Trainer(algorithm, data, folder, log, fingerprint, pauses, origin)
     if trainer.writes:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.tidy(folder)
@@ -580,8 +609,8 @@ def reads_shares(algorithm: Algorithm) -> bool:
 
 def runner_of(net: Classifier, warn: Callable[[str], None]) -> Callable[[Tensor], Tensor] | None:
     """What trains in the place of the network's body: compiled, shared, or None for the body."""
-    body = net.backbone
+    body = net.body
     shared = body if net.execution.world is None else processes.wrapped(body)
-    if net.execution.compiled:
+    if net.execution.compiled and any(True for _ in body.parameters()):
         return execution.Compiled(shared, body, warn)
     return None if shared is body else shared.__call__

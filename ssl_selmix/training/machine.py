@@ -68,15 +68,15 @@ def set_up_device(name: str) -> torch.device:
 
 def flops_per_step(net: Classifier, image_shape: tuple[int, ...], images: int) -> float:
     """Work of a training step in FLOP: three times that of the forward passes."""
-    from torch.utils.flop_counter import FlopCounterMode  # whose import takes a while
+    from ssl_selmix.training.flops import Flops  # whose import takes a while
 
     device = next(net.parameters()).device
     training = net.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with Flops() as counted, torch.no_grad():
         # No exchange with other processes: the work of one image is counted, on any device.
         net.eval().classifier(net.share_features(torch.zeros(1, *image_shape, device=device)))
     net.train(training)
-    return 3.0 * images * float(counter.get_total_flops())
+    return 3.0 * images * float(counted.total)
 
 
 def threads_for(flops: float) -> int:

@@ -303,6 +303,20 @@ class Spy(Good):
         return {}
 
 
+class Between(Good):
+    """Looks at the network that the stage before began with, and makes nothing of it."""
+
+    needs_origin = True
+
+
+class Overwrites(Between):
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.origin is not None
+        with torch.no_grad():
+            ctx.origin.classifier.bias.add_(1)
+        return {}
+
+
 class MeanOfNone(Good):
     def forward(self, batch: Batch, ctx: Context) -> Step:
         losses, logs = super().forward(batch, ctx)
@@ -414,6 +428,8 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (life.check_export, Shared, "shares tensors"),
     (life.check_export, OtherMomentum, "another momentum"),
     (life.check_export, Bare, "lacks `rebuild` or `execution`"),
+    (life.check_origin, Overwrites, r"ctx\.origin was changed; work on a copy"),
+    (life.check_origin, Between, r"the same network is handed on; leave out needs_origin"),
     (life.check_state, Attribute, r"other losses; .* register_buffer"),
     (life.check_resume, Attribute, "killed after step 6 of .* keep all state in buffers"),
     (life.check_resume, OtherRandom, "killed after step 1 of 12 .* torch's global generator"),

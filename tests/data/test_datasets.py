@@ -30,6 +30,21 @@ def test_digits_are_all_there(loaded: ImageSet) -> None:
     assert loaded.test is None and loaded.test_labels is None
 
 
+def test_digits_are_those_that_scikit_learn_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    found = [digits.load(digits.Config())]
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)  # as if its file were elsewhere
+    found.append(digits.load(digits.Config()))
+    expected = load_digits()
+    for one in found:
+        pixels = torch.from_numpy(expected.images * (255 / 16)).round().to(torch.uint8)
+        assert torch.equal(one.train[:, 0], pixels)
+        assert np.array_equal(one.train_labels, expected.target)
+        assert one.train_labels.dtype == np.int64
+        assert one.class_names == tuple(map(str, expected.target_names))
+
+
 def test_digits_use_the_whole_range(loaded: ImageSet) -> None:
     assert (int(loaded.train.min()), int(loaded.train.max())) == (0, 255)
     levels = torch.unique(loaded.train)

@@ -407,6 +407,40 @@ def test_offsets_after_training() -> None:
     assert any("Mean recall on the fitting images is kept" in note for note in both.rule.notes)
 
 
+def test_the_table_has_what_training_has_to_beat(tmp_path: Path) -> None:
+    model, test = trained(), images(300, 4)
+    alone = run(model, test=test, posthoc="only", objective="h_mean")
+    both = run(model, test=test, posthoc=True, objective="h_mean", out=tmp_path / "both")
+    assert list(both.rows) == ["start", "posthoc", "SelMix", "SelMix, then posthoc"]
+    assert both.rows["start"] == both.before and both.rows["SelMix"] == both.fine_tuned
+    assert both.rows["SelMix, then posthoc"] == both.after
+    assert both.rows["posthoc"] == alone.after == alone.rows["posthoc"]
+    assert list(alone.rows) == ["start", "posthoc"] and list(run(model).rows) == ["start", "SelMix"]
+    head, *lines = both.table().splitlines()
+    assert head.split("   ")[0].startswith("percent") and "worst class" in head
+    assert [line.partition("   ")[0].strip() for line in lines] == list(both.rows)
+    assert f"{100 * both.after['h_mean']:.1f}" in lines[3]
+
+
+def test_the_best_network_between_the_start_and_the_end() -> None:
+    model, test = trained(), images(300, 4)
+    plain, between = run(model, lr=0.05), run(model, lr=0.05, wise_ft=True)
+    assert plain.alpha is None and between.alpha is not None and 0 <= between.alpha <= 1
+    assert list(between.rows) == ["start", "SelMix", "SelMix, then WiSE-FT"]
+    assert between.after["min_recall"] >= max(
+        between.rows[name]["min_recall"] for name in ("start", "SelMix")
+    )
+    start, end, found = (m.state_dict() for m in (model, plain.model, between.model))
+    assert any(not torch.equal(start[key], end[key]) for key in start)
+    for key, value in found.items():
+        assert torch.allclose(value, start[key].lerp(end[key], between.alpha), atol=1e-6)
+    shifted = run(model, lr=0.05, wise_ft=True, posthoc=True, test=test)
+    assert list(shifted.rows)[-1] == "SelMix, then WiSE-FT, then posthoc"
+    assert shifted.fine_tuned == shifted.rows["SelMix, then WiSE-FT"]
+    with pytest.raises(ValueError, match="wise_ft must be True or False, and False if"):
+        run(model, wise_ft=True, posthoc="only")
+
+
 def test_a_classifier_without_bias_gets_one_for_the_offsets() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, K, bias=False))
     result = run(model, posthoc="only", objective="mean_recall")
@@ -422,3 +456,52 @@ def test_what_posthoc_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             run(trained(), **{"batch": 16, **options})
+
+
+def transformer() -> nn.Sequential:
+    """Has a norm with statistics, a norm without, biases, and matrices."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.LayerNorm(8), nn.Linear(8, K),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tune", "learns"), [("head", {"6"}), ("norm", {"5", "6"}), ("bias", {"0", "5", "6"})]
+)
+def test_a_part_of_the_body_is_tuned(tune: str, learns: set[str]) -> None:
+    model = transformer()
+    result = run(model, tune=tune, posthoc=False, lr=0.1, keep="last", body_lr=1.0)
+    before, after = model.state_dict(), result.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key.partition(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    assert changed == learns  # batch norms keep weights and statistics
+    flags = [p.requires_grad for p in result.model.parameters()]
+    assert all(flags)  # as they came
+
+
+def test_low_rank_updates_come_back_in_the_matrices() -> None:
+    pytest.importorskip("peft")
+    model = transformer()
+    result = run(model, tune="lora", rank=2, lr=0.1, keep="last", body_lr=1.0)
+    before, after = model.state_dict(), result.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert changed == {"0.weight", "6.weight", "6.bias"}
+    x = images(12, 5)[0]
+    assert torch.isfinite(result.model.eval()(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": "adapter"}, "adds layers, which the returned model would lack"),
+        ({"tune": "heads"}, "tune must be one of full, head"),
+        ({"rank": 3}, "rank=3 needs tune=lora"),
+        ({"tune": "lora", "wise_ft": True}, "on which low-rank updates do not lie"),
+    ],
+)
+def test_tuning_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(transformer(), **changes)

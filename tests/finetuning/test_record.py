@@ -57,6 +57,26 @@ def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "given weights + selmix" in capsys.readouterr().out
 
 
+def test_a_folder_has_the_offsets_before_and_after_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(steps=6, lr=0.5, posthoc=True, wise_ft=True, out=tmp_path / "o")
+    found = RunFolder(tmp_path / "o").results
+    names = ["selmix", "wise_ft", "posthoc"]
+    assert [stage.algorithm for stage in found.stages] == names
+    reached = [stage.test.plain() for stage in found.stages]
+    assert reached == [f for name, f in result.rows.items() if name.startswith("SelMix")]
+    handed_on = [stage.handed_on_sha256 for stage in found.stages]
+    begun = [stage.started_from.sha256 for stage in found.stages if stage.started_from]
+    assert found.start is not None and begun == [found.start.handed_on_sha256, *handed_on[:-1]]
+    beside = RunFolder(tmp_path / "o" / "posthoc").results
+    assert beside.stages[0].test.plain() == result.rows["posthoc"]
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    for chain in (["posthoc"], names[:1], names[:2], names):
+        assert f" {' + '.join(['given weights', *chain])} " in told, chain
+
+
 def test_what_needs_a_network_by_name_says_so(tmp_path: Path) -> None:
     run(out=tmp_path / "tuned")
     with pytest.raises(RunError, match=r"written by finetune.*load_state_dict.*--init .*model\.pt"):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_selmix import contract, models
 from ssl_selmix.contract import life, subjects
@@ -94,6 +95,9 @@ def test_work_is_counted_and_decides_the_threads(monkeypatch: pytest.MonkeyPatch
     # Two operations per multiply-add: 8×8×4×9×1, 4×4×8×9×4, 4×4×8×9×8 and 8×3.
     expected = 2 * (64 * 4 * 9 + 16 * 8 * 9 * 4 + 16 * 8 * 9 * 8 + 24)
     assert machine.flops_per_step(net, (1, 8, 8), 10) == 3 * 10 * expected
+    with FlopCounterMode(display=False) as counted, torch.no_grad():  # torch's, with its compiler
+        net(torch.zeros(10, 1, 8, 8))
+    assert counted.get_total_flops() == 10 * expected
     assert net.training
     monkeypatch.setattr(machine, "machine_threads", lambda: 8)
     unit = machine.FLOPS_PER_THREAD

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.data import Data
 from ssl_selmix.methods.views import joint_logits
-from ssl_selmix.models import Classifier, Config, backbones, build
+from ssl_selmix.models import Classifier, Config, backbones, build, libraries
 from ssl_selmix.models.classifier import num_parameters
 from ssl_selmix.training.machine import flops_per_step
 
@@ -173,7 +173,7 @@ class Nested(nn.Module):
 def test_without_head_replaces_the_last_linear_layer() -> None:
     model = Nested()
     whole = copy.deepcopy(model)
-    backbone, num_features = backbones.without_head(model)
+    backbone, num_features = libraries.without_head(model)
     assert num_features == 6
     x = images(3, 3, 2)
     assert backbone(x).shape == (3, 6)
@@ -182,7 +182,7 @@ def test_without_head_replaces_the_last_linear_layer() -> None:
 
 def test_without_head_needs_a_linear_layer() -> None:
     with pytest.raises(ValueError, match="linear layer"):
-        backbones.without_head(nn.Conv2d(3, 3, 1))
+        libraries.without_head(nn.Conv2d(3, 3, 1))
 
 
 # One forward pass for all views.

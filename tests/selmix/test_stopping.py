@@ -34,6 +34,16 @@ def test_patience_counts_from_the_best_objective() -> None:
     assert steps_until("patience", [(1.0, o) for o in objectives], patience=4) is None
 
 
+def test_steps_that_were_taken_back_are_no_better_ones() -> None:
+    stopping = Stopping("patience", 3)
+    stopping.record(1.0, 0.5)
+    for _ in range(2):
+        stopping.missed()
+    assert not stopping.finished
+    stopping.record(1.0, 0.5)
+    assert stopping.finished
+
+
 def test_none_never_stops() -> None:
     assert steps_until("none", [(0.0, 0.0)] * 50) is None
 

@@ -10,7 +10,13 @@ from ssl_selmix import objectives
 from ssl_selmix.algorithm import Evaluation, Task
 from ssl_selmix.metrics import confusion_matrix
 from ssl_selmix.objectives import normalise_rows
-from ssl_selmix.selmix.trust import LEAST_INTERVAL, TrustRegion, Verdict, measured_change
+from ssl_selmix.selmix.trust import (
+    LEAST_INTERVAL,
+    TrustRegion,
+    Verdict,
+    measured_change,
+    standard_error,
+)
 
 K, N = 3, 60
 LABELS = torch.arange(N) % K
@@ -30,11 +36,11 @@ def evaluation(predicted: Tensor) -> Evaluation:
     return Evaluation(logits, logits, LABELS)
 
 
-def region(interval: int = 40) -> tuple[TrustRegion, nn.Linear]:
+def region(interval: int = 40, relative: bool = False) -> tuple[TrustRegion, nn.Linear]:
     torch.manual_seed(0)
     net = nn.Linear(2, K)
     task = Task(tuple("abc"), torch.ones(K), 0, N)
-    return TrustRegion(net, task, interval, 16), net
+    return TrustRegion(net, task, interval, 16, relative), net
 
 
 def judged(trust: TrustRegion, old: Tensor, new: Tensor, moved: float = 0.0) -> Verdict:
@@ -216,3 +222,89 @@ def test_smoothing_reaches_the_measured_change() -> None:
         for p in (old, new)
     ]
     assert change == pytest.approx(values[1] - values[0])
+
+
+def test_standard_error_is_the_spread_over_other_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    right = torch.tensor([0.9, 0.6, 0.7])
+    h_mean, found, errors = objectives.get("h_mean", K), [], []
+    labels = torch.arange(300) % K
+    for _ in range(300):
+        hit = torch.rand(300, generator=generator) < right[labels]
+        confusion = confusion_matrix(labels, torch.where(hit, labels, (labels + 1) % K), K)
+        found.append(h_mean.metric(confusion))
+        errors.append(standard_error(h_mean, confusion, labels, 0.0))
+    assert torch.tensor(errors).mean().item() == pytest.approx(
+        torch.tensor(found).std().item(), rel=0.1
+    )
+
+
+def test_standard_error_is_at_least_one_image() -> None:
+    everything_right = confusion_matrix(LABELS, LABELS, K)
+    found = standard_error(objectives.get("mean_recall", K), everything_right, LABELS, 0.0)
+    assert found == pytest.approx(1 / N)
+
+
+def test_first_relative_rate_promises_one_standard_error() -> None:
+    trust, _ = region(relative=True)
+    trust.promise = 2.0
+    trust.begin(error=0.01, reference=64.0)
+    assert trust.factor * 3e-4 * trust.interval * trust.promise == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("promise", [1e-9, 0.0])
+def test_first_relative_rate_moves_logits_by_a_few_temperatures_at_most(promise: float) -> None:
+    trust, _ = region(relative=True)
+    trust.promise = promise
+    trust.begin(error=0.01, reference=64.0)
+    assert trust.factor * 3e-4 * trust.interval * 64 == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("moved", "new", "factor"),
+    [
+        (1e-6, {}, 10.0),  # nothing to see, nothing moved
+        (0.005, {}, 0.03 / 0.005),  # twice the error of one image is more than may be aimed at
+        (0.9 / 60, {}, 3.0),
+        (0.15, {2: -3}, 2.0),  # seen, and as large as it should be
+    ],
+)
+def test_a_relative_rate_grows_quickly_until_the_first_fall(
+    moved: float, new: dict[int, int], factor: float
+) -> None:
+    trust, _ = region(relative=True)
+    old = predictions({2: 6})
+    judged(trust, old, predictions({2: 6 + new.get(2, 0)}), moved)
+    assert trust.factor == pytest.approx(factor)
+    judged(trust, predictions({}), predictions({2: 10}))
+    before = trust.factor
+    judged(trust, LABELS, LABELS, 1e-6)
+    assert trust.factor == pytest.approx(3 * before)
+
+
+def test_a_collapse_shrinks_a_relative_rate_by_more() -> None:
+    trust, _ = region(relative=True)
+    verdict = Verdict(promised=0.0, moved=0.0, actual=-0.5, error=0.04)
+    assert verdict.relative_factor(True) == verdict.relative_factor(False) == 1 / 16
+    judged(trust, predictions({}), predictions({2: 10}))
+    assert trust.factor == 0.25 and trust.falls == 1
+
+
+def test_range_of_a_relative_rate_follows_the_first_one() -> None:
+    trust, _ = region(relative=True)
+    trust.factor = trust.first = 50.0
+    for _ in range(30):
+        judged(trust, LABELS, LABELS)
+    assert trust.factor == pytest.approx(50e4)
+    for _ in range(40):
+        judged(trust, predictions({}), predictions({2: 10}))
+    assert trust.factor == pytest.approx(50e-4)
+
+
+def test_state_of_a_relative_rate_round_trip() -> None:
+    trust, _ = region(relative=True)
+    trust.factor = trust.first = 7.0
+    judged(trust, predictions({}), predictions({2: 10}))
+    other, _ = region(relative=True)
+    other.load_state_dict(trust.state_dict())
+    assert other.first == 7.0 and other.falls == 1 and other.factor == trust.factor

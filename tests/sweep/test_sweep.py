@@ -26,7 +26,7 @@ from ssl_selmix import cli, objectives
 from ssl_selmix.common import config, plugins
 from ssl_selmix.common.locks import Busy, locked
 from ssl_selmix.common.text import load as load_yaml
-from ssl_selmix.sweep import cluster, processes
+from ssl_selmix.sweep import cluster, forks, processes
 from ssl_selmix.sweep.processes import Children, Job, Outcome
 from ssl_selmix.sweep.runs import CHANGED, FINISHED, MISSING, RESUMABLE, Sweep, word
 from ssl_selmix.sweep.spec import parse, read, slug
@@ -73,7 +73,18 @@ def tiny(*words: str, out: str | None = None) -> Sweep:
 @pytest.mark.slow
 def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     sweep = Sweep(read("digits"))
-    second = {"selmix", "posthoc", "crt", "lws", "mixup", "cutmix"}
+    everywhere = {"selmix", "posthoc"}
+    second = {
+        *everywhere,
+        "debias",
+        "gda",
+        "balanced_subsampling",
+        "crt",
+        "lws",
+        "mixup",
+        "cutmix",
+        "wise_ft",
+    }
     rows = {(run.split, run.seed, run.arms): run for run in sweep.runs}
     assert {run.algo for run in sweep.runs} == set(plugins.available("algorithm"))
     firsts = {arms[0] for _, _, arms in rows}
@@ -81,18 +92,27 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
         *("fixmatch plain", "supervised plain")
     }
     assert {arms for _, _, arms in rows if len(arms) == 2} == {
-        *((first, "selmix") for first in firsts),
-        *(("fixmatch", then) for then in second),
+        *((first, then) for first in firsts for then in everywhere),
+        *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix", "debias", "gda")),
+        *(("fixmatch", then) for then in ("thresholds by priors", "balanced sub-sampling")),
+    }
+    thirds = {("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")}
+    assert {arms for _, _, arms in rows if len(arms) == 3} == {
+        (first, *then) for first in firsts for then in (*thirds, ("selmix", "wise_ft"))
     }
     assert {(split, seed) for split, seed, _ in rows} == {
         (split, seed) for split in ("same", "inverted") for seed in (0, 1, 2)
     }
-    assert len(rows) == 2 * 3 * (2 * len(firsts) + 5)
+    assert len(rows) == 2 * 3 * (6 * len(firsts) + 8)
     for run in sweep.runs:
         plan = sweep.plan(run)
         name = plan.algorithms[0][0]
         assert plan.config[name].steps == (
-            2000 if run.base is None else 0 if name == "posthoc" else 400
+            2000
+            if run.base is None
+            else 0
+            if name in ("posthoc", "wise_ft", "debias", "gda")
+            else 400
         )
         assert plan.config["model"].name == "cnn-16" and plan.run.threads == 1
         pool = {"same": "long_tail", "inverted": "inverted"}[run.split]
@@ -115,11 +135,12 @@ def test_the_photographs_have_one_network_and_one_length_of_training() -> None:
         for run in sweep.runs:
             plan = sweep.plan(run)
             found = plan.config[plan.algorithms[0][0]]
-            assert found.steps == (1300 if run.base is None else steps)
+            trains = run.algo not in ("posthoc", "wise_ft")
+            assert found.steps == (1300 if run.base is None else steps * trains)
             assert plan.config["model"].name == "wrn-10-4-s2" and plan.run.precision == "bf16"
             if run.base is not None and run.algo == "selmix":
                 assert (found.mix == "none") == ("without mixing" in run.arms[1]) or sweep is study
-                assert (found.step == "fixed") == run.arms[1].startswith("fixed")
+                assert (found.step == "fixed") == run.arms[-1].startswith("fixed")
                 assert found.spread == (1 if run.arms[1] == "default spread" else 4)
 
 
@@ -133,9 +154,11 @@ def test_the_objectives_are_all_there_and_start_alike() -> None:
 
 def test_the_controls_differ_from_selmix_in_how_they_pair_and_mix() -> None:
     sweep = Sweep(read("controls"))
-    assert len(sweep.chains) == 2 * 5
-    found = [(run, sweep.plan(run).config) for run in sweep.chains[0]]
-    arms = {run.arms[1]: c["selmix"] for run, c in found if run.arms[1:]}
+    assert len(sweep.chains) == 2 * 15
+    found = [(run, sweep.plan(run).config) for run in sweep.chains[0] if run.arms[1:]]
+    arms = {
+        run.arms[1]: c["selmix"] for run, c in found if run.algo == "selmix" and not run.arms[2:]
+    }
     assert {name: (c.policy, c.mix) for name, c in arms.items()} == {
         "selmix": ("selective", "feature"),
         "plain fine-tuning": ("natural", "none"),
@@ -147,12 +170,29 @@ def test_the_controls_differ_from_selmix_in_how_they_pair_and_mix() -> None:
     assert all(config == arms["selmix"] for config in same)
 
 
+@pytest.mark.parametrize("name", ["controls", "digits"])
+def test_what_trains_nothing_aims_at_what_selmix_aims_at(name: str) -> None:
+    sweep = Sweep(read(name))
+    first = "fixmatch"
+    (chain,) = [c for c in sweep.chains if c[0].arms == (first,) and c[0].split == "same"][:1]
+    found = {run.arms[1:]: (run.algo, sweep.plan(run).config[run.algo]) for run in chain}
+    aimed = {arms for arms, (_, c) in found.items() if getattr(c, "objective", "") == "min_recall"}
+    assert aimed >= {
+        *(("selmix",), ("posthoc",), ("thresholds by priors",), ("selmix", "wise_ft")),
+        *(("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")),
+    }
+    assert found["thresholds by priors",][1].rule == "labeled_prior"
+    kept = found["balanced sub-sampling",][1]
+    assert kept.select == "min_recall" and not kept.body_lr and kept.steps == 400
+
+
 def test_the_help_lists_the_shipped_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--help"])
     shown = capsys.readouterr().out
     assert plugins.sweeps().keys() == {
-        *("cifar10-jpeg", "cifar10-jpeg-long", "controls", "digits", "objectives", "trust")
+        *("cifar10-jpeg", "cifar10-jpeg-long", "controls", "digits", "features", "objectives"),
+        "trust",
     }
     for name, line in plugins.sweeps().items():
         assert line and f"{name} " in shown and line in shown
@@ -207,6 +247,16 @@ def test_what_second_stages_are_told_of_steps_is_not_for_one_without() -> None:
 def test_a_stage_without_steps_begins_no_chain() -> None:
     with pytest.raises(ValueError, match="posthoc trains nothing and cannot come first"):
         Sweep(parse("algorithms: {posthoc: }", "x.yaml"))
+
+
+def test_a_stage_between_two_networks_follows_a_second_stage() -> None:
+    text = "algorithms: [fixmatch]\nthen: {selmix: , wise_ft: {after: selmix}}"
+    found = Sweep(parse(text, "x.yaml")).runs[-1]
+    assert found.arms == ("fixmatch", "selmix", "wise_ft") and found.base is not None
+    for after in ("", "after: [selmix, fixmatch]"):
+        words = text.replace("after: selmix", after)
+        with pytest.raises(ValueError, match="wise_ft needs two networks, and fixmatch before"):
+            Sweep(parse(words, "x.yaml"))
 
 
 def test_second_stages_may_follow_each_other() -> None:
@@ -429,6 +479,7 @@ class Here(Children):
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(processes, "Children", Here)
+    monkeypatch.setattr(forks, "possible", lambda: False)
     Here.asked = []
     return Here.asked
 
@@ -440,6 +491,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], st
     with pytest.MonkeyPatch.context() as patch, (folder / "said").open("w") as file:
         patch.chdir(folder)
         patch.setattr(processes, "Children", Here)
+        patch.setattr(forks, "possible", lambda: False)
         Here.asked = []
         Path("tiny.yaml").write_text(TINY)
         with redirect_stdout(file):
@@ -608,11 +660,26 @@ if plan == "hang":
 """
 
 
-@pytest.fixture
-def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that says which run fails, dies or hangs."""
+# A fork server that imports nothing, and whose forks are the stand-in.
+SERVER = """
+import runpy, sys
+from ssl_selmix.sweep import forkserver
+forkserver.prepare = lambda: None
+forkserver.keep = lambda *data: None
+runpy.run_module = lambda *args, **how: runpy.run_path("stub.py", run_name="__main__")
+forkserver.main(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(params=["processes", "forks"])
+def stub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that says which run fails, dies or hangs; started in one way and the other."""
     (tmp_path / "stub.py").write_text(f"RESULTS = {json.dumps(ENDED)!r}\n{STUB}")
-    monkeypatch.setattr(processes, "TRAIN", (sys.executable, "-u", "-I", str(tmp_path / "stub.py")))
+    if request.param == "forks":
+        monkeypatch.setattr(forks, "SERVER", (sys.executable, "-u", "-c", SERVER))
+    else:
+        program = (sys.executable, "-u", "-I", str(tmp_path / "stub.py"))
+        monkeypatch.setattr(processes, "TRAIN", program)
     plan = tmp_path / "plan.json"
     plan.write_text("{}")
     return plan
@@ -676,6 +743,30 @@ def test_ctrl_c_ends_the_children_and_theirs(
     assert cli.main(["sweep", "tiny.yaml", "--jobs", "2"]) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stub", ["forks"], indirect=True)
+def test_the_fork_server_is_started_anew_when_it_dies(
+    stub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.write_text(json.dumps({str(FIRST): "hang"}))
+    pids: list[int] = []
+
+    def kill() -> None:
+        pids.extend(wait_for(FIRST / "hangs"))
+        server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    assert cli.main(["sweep", "tiny.yaml", "--jobs", "1"]) == 1
+    thread.join()
+    assert len(pids) == 2 and all(map(gone, pids))
+    out = capsys.readouterr().out
+    assert "1 failed, 2 blocked, 7 finished" in out
+    told = "perhaps for want of memory (lower --jobs): the process that starts the runs was ended"
+    assert f"{FIRST / 'log.txt'} ends with: {told} by SIGKILL" in out
+
+
 def test_a_second_sweep_in_the_folder_is_refused(
     stub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -692,19 +783,19 @@ def test_a_second_sweep_in_the_folder_is_refused(
 ORPHAN = """
 import json, sys
 from pathlib import Path
-from ssl_selmix.sweep import processes
+from ssl_selmix.sweep import forks, processes
 from ssl_selmix.sweep.spec import read
 from ssl_selmix.sweep.runs import Sweep
-processes.TRAIN = tuple(json.loads(sys.argv[1]))
+processes.TRAIN, forks.SERVER = map(tuple, json.loads(sys.argv[1]))
 run = Sweep(read("tiny.yaml")).runs[0]
-processes.by_processes([processes.Job(run.folder, (run,))], [{}], print)
+processes.by_processes([processes.Job(run.folder, (run,))], [{}], print, forks.Forks)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_leaves_a_lock_as_long_as_its_children_live(stub: Path) -> None:
     stub.write_text(json.dumps({str(FIRST): "hang"}))
-    words = [sys.executable, "-c", ORPHAN, json.dumps(processes.TRAIN)]
+    words = [sys.executable, "-c", ORPHAN, json.dumps([processes.TRAIN, forks.SERVER])]
     sweep = subprocess.Popen(words)
     pids = wait_for(FIRST / "hangs")
     sweep.kill()
@@ -741,7 +832,8 @@ def test_places_share_gpus_and_cores(stub: Path) -> None:
     assert processes.default_jobs({"cuda:1"}, 1, [], 8) == 1
     jobs = [Job(chain[0].folder, tuple(chain)) for chain in tiny().chains]
     told: list[Outcome] = []
-    found = processes.by_processes(jobs, processes.places(2, 1, ["4", "7"], 2), told.append)
+    places = processes.places(2, 1, ["4", "7"], 2)
+    found = processes.by_processes(jobs, places, told.append, forks.Forks)
     assert len(found) == len(told) == 10 and {o.state for o in found} == {FINISHED}
     logs = [(run.folder / "log.txt").read_text() for run in tiny().runs]
     assert {text.split()[-1] for text in logs} == {"4", "7"}

@@ -305,6 +305,19 @@ def test_pool_is_evaluated_only_when_asked(tiny_data: Data) -> None:
     assert engine.evaluate(make(tiny_data), tiny_data).pool_logits is None
 
 
+def test_features_of_other_images_are_kept_only_when_asked(tiny_data: Data) -> None:
+    algorithm = make(tiny_data)
+    seen = engine.evaluate(algorithm, tiny_data, features=("labeled", "pool"))
+    assert seen.labeled_features is not None and seen.pool_features is not None
+    assert seen.labeled_classes is not None and seen.pool_logits is not None
+    assert torch.equal(seen.labeled_classes, tiny_data.labels)
+    assert len(seen.labeled_features) == len(tiny_data.labeled)
+    with torch.no_grad():
+        assert torch.allclose(algorithm.head(seen.pool_features), seen.pool_logits)
+    without = engine.evaluate(algorithm, tiny_data, pool=True)
+    assert without.pool_features is without.labeled_features is without.labeled_classes is None
+
+
 def test_diagnostics_see_the_pool_and_the_algorithm_does_not(
     tiny_data: Data, tmp_path: Path
 ) -> None:
