@@ -222,7 +222,7 @@ def finetune(
             "wise_ft takes networks on a line between weights, on which low-rank updates do not "
             "lie; leave it out, or tune something else"
         )
-    if wise_ft not in (True, False) or (wise_ft and posthoc == "only"):
+    if not isinstance(wise_ft, bool) or (wise_ft and posthoc == "only"):
         raise ValueError(
             f"wise_ft must be True or False, and False if posthoc='only' trains nothing, not "
             f"{wise_ft!r}"
