@@ -45,6 +45,22 @@ def check_class_names(folder: Path, names: Sequence[str]) -> None:
             )
 
 
+def alike(names: Sequence[str]) -> list[str]:
+    """A text for each two names that look alike, and for each that nobody can print or type."""
+    told: list[str] = []
+    seen: dict[str, str] = {}
+    for name in names:
+        try:
+            check_class_names(Path("the data set"), [name])
+        except ValueError as error:
+            told.append(str(error))
+            continue
+        other = seen.setdefault(_look(name), name)
+        if other != name:
+            told.append(f"{other!r} and {name!r} ({_difference(other, name)})")
+    return told
+
+
 def _look(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
