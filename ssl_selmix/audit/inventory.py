@@ -17,7 +17,7 @@ from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.image_arrays import decoded
 from ssl_selmix.images.cache import digest_of
 from ssl_selmix.images.decode import contents, rgb
-from ssl_selmix.images.find import LeftOut, below, beside, is_tools, told
+from ssl_selmix.images.find import LeftOut, below, beside, is_tools, matching, told
 from ssl_selmix.images.folder import UNLABELED
 
 if TYPE_CHECKING:
@@ -119,10 +119,13 @@ def _folder(name: str, module: Any, asked: Any) -> Inventory:
         if (root / part).is_dir():
             _add_classes(found, part, root / part)
     left_out: LeftOut = {}
-    if (root / UNLABELED).is_dir():
+    files: list[str] = []
+    if asked.unlabeled_from:
+        files = matching(asked.unlabeled_from, left_out)
+    elif (root / UNLABELED).is_dir():
         files = list(below(str(root / UNLABELED), left_out))
-        found.add("unlabeled", files, [""] * len(files))
-    found.notes += [f"{root / UNLABELED}: {line}" for line in told(left_out)]
+    found.add("unlabeled", files, [""] * len(files))
+    found.notes += [f"unlabeled: {line}" for line in told(left_out)]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,12 @@ def _streamed(
 ) -> FileSet:
     def files(*parts: Part | None) -> FileImages | None:
         found: list[str] = [file for part in parts if part is not None for file in part[1]]
-        return FileImages.below(listed.root, found) if found else None
+        if not found:
+            return None
+        # Those of the pool may be elsewhere.
+        here = all(Path(file).is_relative_to(listed.root) for file in found)
+        common = None if here else os.path.commonpath([os.path.dirname(file) for file in found])
+        return FileImages.below(listed.root if common is None else Path(common), found)
 
     train = files(listed.train, listed.validation)
     assert train is not None
