@@ -23,14 +23,14 @@ _BITS = np.unpackbits(np.arange(1 << 16, dtype=">u2").view(np.uint8).reshape(-1,
 
 def flat(miniatures: Array) -> Array:
     """Which of the miniatures N×8×9 show next to nothing, (N,) bool."""
-    found: Array = miniatures.reshape(len(miniatures), -1).std(axis=1) < LEAST_CONTRAST
+    found: Array = miniatures.reshape(-1, ROWS * COLUMNS).std(axis=1) < LEAST_CONTRAST
     return found
 
 
 def hashes(miniatures: Array) -> npt.NDArray[np.uint64]:
     """Of grey miniatures N×8×9 uint8: whether each pixel is darker than the one to its right."""
     rising = miniatures[:, :, 1:] > miniatures[:, :, :-1]
-    return np.packbits(rising.reshape(len(rising), -1), axis=1).view(np.uint64)[:, 0]
+    return np.packbits(rising.reshape(-1, ROWS * (COLUMNS - 1)), axis=1).view(np.uint64)[:, 0]
 
 
 def pairs(miniatures: Array) -> npt.NDArray[np.int64]:
@@ -40,7 +40,7 @@ def pairs(miniatures: Array) -> npt.NDArray[np.int64]:
     """
     used = np.flatnonzero(~flat(miniatures))
     codes = hashes(miniatures[used])
-    grey = miniatures[used].reshape(len(used), -1).astype(np.float32)
+    grey = miniatures[used].reshape(-1, ROWS * COLUMNS).astype(np.float32)
     grey -= grey.mean(axis=1, keepdims=True)
     found = [np.empty((0, 2), dtype=np.int64)]
     for quarter in range(4):

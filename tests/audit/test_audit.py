@@ -146,6 +146,20 @@ def test_arrays_and_shipped_data_sets(root: Path) -> None:
     assert look("digits", code=0)["images"] == 1797
 
 
+def test_images_of_one_colour_and_none_that_can_be_read(root: Path) -> None:
+    files = sorted(root.glob("*/*/*.png")) + sorted(root.glob("unlabeled/*.png"))
+    for i, file in enumerate(files):
+        Image.new("RGB", (9, 9), (i, 0, 0)).save(file)
+    found = folders(root, code=0)
+    assert of_kind(found, "flat")["count"] == 19 and len(found["findings"]) == 1
+    for file in files:
+        file.write_bytes(b"none")
+    words = ["data", "image_folder", f"data.root={root}", "--html", "a.html", "--json", "a.json"]
+    assert cli.main(words) == 1
+    found = json.loads(Path("a.json").read_text())
+    assert of_kind(found, "unreadable")["count"] == 19 and found["sizes"] == {}
+
+
 def test_the_page_is_whole_and_escapes_names(root: Path) -> None:
     odd = root / "train" / '<img src=x onerror="1">&'
     shutil.move(root / "train/dog", odd)
