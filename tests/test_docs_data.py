@@ -56,10 +56,9 @@ def yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rows.append(f"PATH/unlabeled/{i}.png,,train")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     arrays = {}
-    for part, num in (("train", 20), ("val", 4), ("test", 4), ("unlabeled", 6)):
+    for part, num in (("train", 150), ("val", 4), ("test", 4)):
         arrays[f"{part}_images"] = noise(num, 12, 12, 3, seed=num)
-        if part != "unlabeled":
-            arrays[f"{part}_labels"] = (np.arange(num, dtype=np.uint8) % 2)[:, None]
+        arrays[f"{part}_labels"] = (np.arange(num, dtype=np.uint8) % 2)[:, None]
     np.savez("x.npz", **arrays)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     made = {name: rng.normal(size=(num, 6)) for name, num in (("train", 30), ("test", 6))}
