@@ -40,7 +40,7 @@ PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.file", "data.download"),
+    *("precision", "data.root", "data.file", "data.unlabeled_from", "data.download"),
 )
 NOT_SETTINGS = (
     "init",
@@ -74,7 +74,7 @@ class Request:
         words += ["--dataset", self.dataset]
         words += ["--preset", self.preset] if self.preset else []
         # A manifest can be published: it says nothing about the folders of a machine.
-        own = (*config.MACHINE_KEYS, "data.root", "data.manifest")
+        own = (*config.MACHINE_KEYS, "data.root", "data.unlabeled_from", "data.manifest")
         return shlex.join([*words, *(s for s in self.settings if s.partition("=")[0] not in own)])
 
 
