@@ -308,6 +308,13 @@ class Algorithm(nn.Module):
     def after_step(self, ctx: Context) -> None:
         """Called when the optimizer and the teacher have been updated."""
 
+    def decide(self, evaluation: Evaluation, ctx: Context) -> Evaluation:
+        """Called with every validation, before its figures are taken and the weights compared.
+
+        May move the weights, as long as what it returns is what they predict then.
+        """
+        return evaluation
+
     def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
         """Called with every validation, the first before step 0; returns what to log.
 

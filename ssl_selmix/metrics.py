@@ -28,6 +28,7 @@ NAMES = (
 )
 
 _ECE_BINS = 15
+_PIECE = 1 << 22  # probabilities that are binned at once
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
@@ -125,11 +126,15 @@ def classwise_calibration_error(probs: Tensor, labels: Tensor) -> Tensor:
 
     Shape: probs (n, K), labels (n,) -> scalar.
     """
-    probs = probs.double()
     n, num_classes = probs.shape
-    excess = probs.neg().scatter_add_(1, labels[:, None], torch.ones_like(probs[:, :1]))
-    cells = _bins(probs).add_(_ECE_BINS * torch.arange(num_classes, device=probs.device))
-    gaps = _sums(cells.flatten(), excess.flatten(), num_classes * _ECE_BINS)
+    places = _ECE_BINS * torch.arange(num_classes, device=probs.device)
+    gaps = probs.new_zeros(num_classes * _ECE_BINS, dtype=torch.float64)
+    # By pieces, in order: several matrices of n × K are more than a machine may have.
+    size = max(1, _PIECE // num_classes)
+    for some, of in zip(probs.split(size), labels.split(size), strict=True):
+        p = some.double()
+        excess = p.neg().scatter_add_(1, of[:, None], torch.ones_like(p[:, :1]))
+        gaps.scatter_add_(0, _bins(p).add_(places).flatten(), excess.flatten())
     return gaps.abs().sum() / (n * num_classes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.decision.choose import FEW_IMAGES
 from ssl_selmix.models import Classifier
 from ssl_selmix.selmix.fine_tuning import FineTuning
+from ssl_selmix.selmix.offsets import FittedStart
 from ssl_selmix.selmix.pairing import Pairing, centroid_logits, class_means
 from ssl_selmix.selmix.relative import REFERENCE, RelativeHead
 from ssl_selmix.selmix.stopping import Stopping
@@ -43,6 +45,8 @@ class SelMix(FineTuning):
         # nothing; absolute: lr as it is, and the loss of the logits as they are; auto: relative
         # where step=trust has 50 validation images a class to judge by
         rate: str = one_of("auto", "relative", "absolute")
+        # fitted: before the first step offsets are fitted, and images judged by those of others
+        offsets: str = one_of("none", "fitted")
         # early end; gain: the paper's rule; auto: patience with a relative rate, else none
         stop: str = one_of("auto", "none", "gain", "patience")
         patience: int = at_least(1, 10)  # re-estimations without a better objective
@@ -58,6 +62,11 @@ class SelMix(FineTuning):
                 raise ValueError("step=trust takes single steps back; set ema=0 momentum=0")
             if self.rate == "relative" and not trust:
                 raise ValueError("rate=relative is found by step=trust; leave it out, or set that")
+            if self.offsets == "fitted" and not self.train_bias:
+                raise ValueError(
+                    "offsets=fitted moves the classifier's bias, which train_bias=false forbids; "
+                    "leave out one of them"
+                )
             if self.stop not in ("auto", "patience") and self.patience != type(self).patience:
                 raise ValueError(f"patience={self.patience} needs stop=patience; add it")
 
@@ -83,6 +92,8 @@ class SelMix(FineTuning):
         relative = config.relative(task)
         self.relative = RelativeHead() if relative else None
         self.trust = TrustRegion(net, task, config.evaluate_every, config.batch, relative)
+        fitted = config.offsets == "fitted"
+        self.start = FittedStart(task.num_classes, task.num_validation) if fitted else None
         automatic = "patience" if relative else "none"
         stop = automatic if config.stop == "auto" else config.stop
         self.stopping = Stopping(stop, config.patience)
@@ -103,9 +114,26 @@ class SelMix(FineTuning):
         logits = self.relative.logits(head, features) if self.relative else head(features)
         return {"mixed": F.cross_entropy(logits, batch.y)}, {}
 
+    def decide(self, evaluation: Evaluation, ctx: Context) -> Evaluation:
+        """Before the first step, fit the offsets and add them to the bias."""
+        if self.start is None or ctx.step:
+            return evaluation
+        # By its name the worst class has a floor under mean recall.
+        protect = self.config.objective == "min_recall" and not self.config.constraints
+        move = self.start.fit(self.objective, evaluation, protect)
+        with torch.no_grad():
+            self.net.classifier.bias.add_(move.to(self.net.classifier.bias))
+        pool, moved = evaluation.pool_logits, move.to(evaluation.logits)
+        return dataclasses.replace(
+            evaluation,
+            logits=evaluation.logits + moved,
+            pool_logits=None if pool is None else pool + moved,
+        )
+
     def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
         """Compare the last promise with what happened; re-estimate gains, P and pseudo-labels."""
-        confusion = evaluation.confusion
+        judged = self.start.judged(evaluation) if self.start else evaluation
+        confusion = judged.confusion
         updated = copy.deepcopy(self.objective)
         updated.update(confusion)
         logs = objectives.report(updated, confusion, ranked=self.config.select == "objective")
@@ -116,7 +144,7 @@ class SelMix(FineTuning):
             logits = logits / self.relative.temperature
         broken = False
         if ctx.step:
-            verdict = self.trust.judge(self.objective, logits, evaluation, self.config.smoothing)
+            verdict = self.trust.judge(self.objective, logits, judged, self.config.smoothing)
             broken = verdict.broken and self.config.step == "trust"
             logs |= verdict.logs()
         if broken:
@@ -125,7 +153,7 @@ class SelMix(FineTuning):
                 self.stopping.missed()
         else:
             self.objective.load_state_dict(updated.state_dict())
-            logs |= self._estimate(evaluation, prototypes, ctx)
+            logs |= self._estimate(judged, prototypes, ctx)
             # Any gain in feasibility is worth more than any change of a figure in [0, 1].
             worth = float(logs["objective"]) + 1e3 * updated.feasibility(confusion)
             self.stopping.record(float(logs["gain_max"]), worth)

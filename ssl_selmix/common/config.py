@@ -42,6 +42,8 @@ ADDED: Mapping[str, Any] = {
     "model.head": "linear",
     "model.length": None,
     "optimizer": "sgd",
+    "rate": "absolute",
+    "offsets": "none",
 }
 # Keys that stages did not have in released versions, with what their absence means, and defaults
 # that were others then: a run without the keys goes on as it began.

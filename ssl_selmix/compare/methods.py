@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from ssl_selmix.common.alike import sentence, unlike
-from ssl_selmix.common.config import flatten
+from ssl_selmix.common.config import YOUNGER, flatten
 from ssl_selmix.common.figures import plain
 from ssl_selmix.compare import protocol, reading
 from ssl_selmix.compare.reading import Run, Stage, Unit
@@ -118,8 +118,8 @@ def filled(algorithm: str, told: Sequence[Mapping[str, Any] | None]) -> list[dic
     keys = {key for settings in told if settings is not None for key in settings}
     if all(settings is None or settings.keys() == keys for settings in told):
         return [None if settings is None else dict(settings) for settings in told]
-    # Imports torch; a new key's default is what versions before it did.
-    defaults = {k: v for k, v in _defaults(algorithm).items() if k in keys}
+    # Imports torch; a new key's default, or what its absence means, is what versions before it did.
+    defaults = {k: YOUNGER.get(k, v) for k, v in _defaults(algorithm).items() if k in keys}
     return [None if settings is None else defaults | dict(settings) for settings in told]
 
 

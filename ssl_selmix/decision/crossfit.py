@@ -36,6 +36,8 @@ class CrossFitted:
     held_out: Array  # (K, K), every image judged by a rule that did not see it
     predicted: Array  # (N,) of the same
     always_seen: list[int]  # classes with one image, which no fit can do without
+    part: Array  # (N,), the fold of every image
+    of_fold: dict[int, Array] | None = None  # offsets (K,) that judge the images of a fold
 
 
 def folds_of(labels: Array, folds: int, seed: int) -> Array:
@@ -75,7 +77,7 @@ def cross_fit(scores: Array, labels: Array, how: Settings, folds: int, seed: int
             predicted[rows] = rule.classes(scores[rows])
     fitted = expected_confusion(whole.rule, scores, labels, mass)
     held_out = counts * (mass / counts.sum(1))[:, None]
-    return CrossFitted(whole, whole.rule, 1.0, fitted, held_out, predicted, single)
+    return CrossFitted(whole, whole.rule, 1.0, fitted, held_out, predicted, single, part)
 
 
 def _shrunk(
@@ -97,19 +99,21 @@ def _shrunk(
     allowed = _allowed(scores, labels, whole)
     # Each fold takes the strength that does best on the other folds' images: a figure would be
     # too good if the images that it comes from had chosen the strength.
-    predicted = np.zeros(len(labels), np.int32)
+    predicted, of_fold = np.zeros(len(labels), np.int32), {}
     for f in np.unique(part):
         others = (part != f) | (part == _EVERY_FOLD)
         complete = len(np.unique(labels[others])) == len(mass)
         chosen = _best_strength(goal, judged, labels, allowed, others if complete else part == part)
         predicted[part == f] = judged[chosen, part == f]
+        own = between(fits.get(f, whole), STRENGTHS[chosen])
+        of_fold[int(f)] = own - own.mean()
     strength = STRENGTHS[_best_strength(goal, judged, labels, allowed, part == part)]
     vector = between(whole, strength)
     rule = replace(whole.rule, vector=vector - vector.mean())
     assert rule.vector is not None
     fitted = confusion_of(labels, best_classes(scores, rule.vector), mass)
     held_out = confusion_of(labels, predicted, mass)
-    return CrossFitted(whole, rule, strength, fitted, held_out, predicted, single)
+    return CrossFitted(whole, rule, strength, fitted, held_out, predicted, single, part, of_fold)
 
 
 def between(found: Fit, strength: float | None) -> Array:

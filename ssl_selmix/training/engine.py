@@ -507,6 +507,7 @@ class Trainer:
                 f"the model's predictions at step {self.step} are not finite; {self._good()}"
                 "a smaller lr usually helps"
             )
+        evaluation = algorithm.decide(evaluation, self.context())
         figures = measure(evaluation, self.data.task.tail)
         # A copy, for on_validation may move the weights, and best.pt must hold the measured ones.
         measured = copy.deepcopy(self.teacher.state_dict())

@@ -81,6 +81,17 @@ def test_a_key_that_older_runs_lack_has_its_default_in_them(tmp_path: Path) -> N
     assert any("are the same run, counted once" in note for note in group.notes)
 
 
+def test_a_run_from_before_relative_rates_had_an_absolute_one(tmp_path: Path) -> None:
+    for seed, rate in enumerate(({}, {"rate": "absolute"}, {"rate": "auto"})):
+        selmix = {"selmix": {"objective": "min_recall"} | rate}
+        write(tmp_path / f"r{seed}", two(seed, [0.9, 0.4], [0.8, 0.4 + seed / 10]), selmix)
+    (group,) = groups(tmp_path)
+    assert {row.name: len(row.cells) for row in group.rows[1:]} == {
+        "fixmatch + selmix [rate=absolute]": 2,
+        "fixmatch + selmix [rate=auto]": 1,
+    }
+
+
 def test_a_name_means_one_method_in_all_tables(tmp_path: Path) -> None:
     for i, spread in enumerate((4.0, 4.0, 4.0, 4.0, 1.0)):
         put(tmp_path / f"a{i}", 0, spread + 1e-3 * i * (spread > 1), 0.5 + i / 100)
