@@ -166,10 +166,10 @@ SPLIT = ["data.labeled.largest=1500", "data.labeled.rho=100", "data.unlabeled.la
 RUNS = {
     "supervised 2,000 steps, posthoc, selmix 500 steps": [
         *("--algo", "supervised", "--then", "posthoc", "--then", "selmix"),
-        *("supervised.steps=2000", "selmix.steps=500", *SPLIT, "data.validation=500"),
+        *("supervised.steps={steps}", "selmix.steps={fewer}", *SPLIT, "data.validation=500"),
     ],
     "fixmatch 2,000 steps of 64 × (1 + 2 mu)": [
-        *("--algo", "fixmatch", "fixmatch.steps=2000", "fixmatch.batch=64", *SPLIT),
+        *("--algo", "fixmatch", "fixmatch.steps={steps}", "fixmatch.batch=64", *SPLIT),
         "data.validation=500",
     ],
 }
@@ -184,7 +184,8 @@ def run_rows(args: argparse.Namespace, place: Path) -> list[list[str]]:
     """Whole runs: median and range by the wall clock, processor time, bound."""
     folder = write(place / "small", args.features, 10, args.dimension)
     rows: list[list[str]] = []
-    for name, words in RUNS.items():
+    for name, command in RUNS.items():
+        words = [w.format(steps=args.steps, fewer=args.steps // 4) for w in command]
         walls, works, owns = [], [], []
         for index in range(args.rounds):
             before = os.times()
@@ -234,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add(
         "--large", type=positive, nargs="?", const=200_000, help="images of 1,000 classes (200,000)"
     )
+    add("--steps", type=positive, default=2000, help="of first stages; four times SelMix's (2,000)")
     add("--classes", type=positive, default=1000, help="of the large run (1,000)")
     add("more", nargs="*", metavar="key=value", help="settings of the runs")
     args = parser.parse_intermixed_args(argv)

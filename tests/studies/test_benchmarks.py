@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from benchmarks import (
     algorithms,
     augment,
+    features,
     gpu,
     memory,
     reference,
@@ -84,6 +85,16 @@ def test_a_fixed_share_counts() -> None:
     classes, weight = ours.rule(torch.rand(20, 10), torch.arange(20))
     assert weight.sum() == 6 and classes.shape == (20,)
     assert ours.algorithm.net.execution.views == "lazy"
+
+
+@pytest.mark.slow
+def test_features_has_extraction_step_and_runs(cells: Shown) -> None:
+    few = ["data.labeled.largest=9", "data.labeled.rho=3", "data.unlabeled.largest=9"]
+    words = [*TINY, "--size", "8", "--images", "16", "--features", "400", "--dimension", "8"]
+    rows = cells(features.main, *words, "--steps", "4", *few, "data.validation=5")
+    assert {"network alone", "extraction", "step on features"} <= {row[0] for row in rows}
+    assert [row[3] for row in rows if " / " in row[0]] == ["at least 0.9", "at least 100"]
+    assert sum(row[-2:-1] == ["yes"] and "60 s" in row for row in rows) == 2
 
 
 @pytest.mark.slow
