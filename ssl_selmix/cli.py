@@ -24,6 +24,7 @@ from ssl_selmix.common.stopping import Stopped
 ROOMS = {
     "train": "runs",
     "list": "runs",
+    "data": "audit",
     "features": "runs",
     "explain": "runs",
     "estimate": "deploy",

@@ -19,7 +19,7 @@ FLOORS = (
     {"algorithm", "datasets"},  # the contract of a method, and where images come from
     {"methods", "selmix", "training"},
     {"algorithms", "runs"},
-    {"contract", "finetuning", "deploy", "compare", "sweep"},  # what users call
+    {"audit", "contract", "finetuning", "deploy", "compare", "sweep"},  # what users call
     {"__init__", "forward"},
     {"cli"},
     {"__main__"},

@@ -264,7 +264,12 @@ def test_settings_that_the_manifest_decides_cannot_be_given(dataset: str, tmp_pa
 def test_unknown_classes_need_images_of_unknown_class(dataset: str) -> None:
     words = ["data.unlabeled.shape=unknown", "data.unlabeled.largest=0"]
     assert inputs_of(dataset, *words).data.task.num_unlabeled == 7
-    message = refusal(dataset, *words, "data.own_pool=false")
+    with pytest.raises(ValueError, match="is for a data set with unlabeled images") as told:
+        request = Request(["fixmatch"], dataset=dataset, settings=[*words, "data.own_pool=false"])
+        load_data(Plan(request))
+    message = str(told.value)
+    # What draws no unlabeled image does without.
+    assert inputs_of(dataset, *words, "data.own_pool=false").data.task.num_unlabeled == 0
     assert "data.unlabeled.shape=unknown is for a data set with unlabeled images" in message
 
 

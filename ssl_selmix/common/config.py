@@ -42,6 +42,7 @@ ADDED: Mapping[str, Any] = {
     "model.head": "linear",
     "model.length": None,
     "optimizer": "sgd",
+    "data.unlabeled_from": [],
     "rate": "absolute",
     "offsets": "none",
 }
@@ -329,7 +330,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if (name := key.rpartition(".")[2]) in RETIRED:
             after[key] = RETIRED[name]
     for key in after.keys() - before.keys():
-        if (name := key.rpartition(".")[2]) in ADDED:
+        if (name := key if key in ADDED else key.rpartition(".")[2]) in ADDED:
             before[key] = ADDED[name]
     keys = [k for k in sorted(before.keys() | after.keys()) if k not in MACHINE_KEYS]
     return [

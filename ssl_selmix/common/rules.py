@@ -19,16 +19,20 @@ import math
 import numbers
 import tokenize
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Rule = str | tuple[str, ...]  # a bound (`> 0`, `>= 1`), an interval (`[0, 1)`), or choices
+LONGEST = 80  # characters of a value in a message
 Rules = Mapping[str, Rule]  # by field; as `RULES` in a Config of a released version
-NUMBERS: dict[str, tuple[type, str]] = {
+TYPES: dict[str, tuple[type, str]] = {
     "int": (numbers.Integral, "a whole number"),
     "float": (numbers.Real, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "text"),
+    "None": (type(None), "None"),
 }
 
 
@@ -66,8 +70,9 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that breaks a rule."""
-        check_types(self)
-        for name, rule in _rules(type(self)):
+        rules = list(_rules(type(self)))
+        check_types(self, {name for name, _ in rules})
+        for name, rule in rules:
             check(name, getattr(self, name), rule)
 
 
@@ -96,8 +101,11 @@ def _rules(kind: type) -> Iterator[tuple[str, Rule]]:
             yield from vars(base)["RULES"].items()
 
 
-def check_types(config: Any) -> None:
-    """Raise ValueError for the first field that is to be a number and is none.
+def check_types(config: Any, ruled: Collection[str] = ()) -> None:
+    """Raise ValueError for the first field whose value is of none of its types.
+
+    Types that are not in TYPES, such as lists, are not looked at, nor are unions in fields with a
+    rule, which says more.
 
     >>> from dataclasses import make_dataclass
     >>> check_types(make_dataclass("Config", [("steps", int)])(steps=2.5))
@@ -106,10 +114,26 @@ def check_types(config: Any) -> None:
     """
     for found in fields(config):
         value = getattr(config, found.name)
-        named = str(getattr(found.type, "__name__", found.type))  # postponed: a string
-        kind, what = NUMBERS.get(named, (object, ""))
-        if not isinstance(value, kind) or (what and isinstance(value, bool)):
-            raise ValueError(f"{found.name} must be {what}, not {value!r}")
+        # Postponed annotations are strings; a union has no __name__ in every Python.
+        named = found.type.__name__ if isinstance(found.type, type) else str(found.type)
+        members = named.split(" | ")
+        if all(name in TYPES for name in members) and not (members[1:] and found.name in ruled):
+            if not any(_is(value, name) for name in members):
+                what = " or ".join(TYPES[name][1] for name in members)
+                raise ValueError(f"{found.name} must be {what}, not {shown(value)}")
+
+
+def _is(value: object, name: str) -> bool:
+    return isinstance(value, TYPES[name][0]) and (name == "bool" or not isinstance(value, bool))
+
+
+def shown(value: object) -> str:
+    """A value in a message: Python writes out no integer of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def check(name: str, value: object, rule: Rule) -> None:
@@ -124,11 +148,19 @@ def check(name: str, value: object, rule: Rule) -> None:
         return
     if isinstance(rule, tuple):
         if value not in rule:
-            raise ValueError(f"{name} must be one of {', '.join(rule)}, not {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(rule)}, not {shown(value)}")
     elif isinstance(value, bool) or not (
-        isinstance(value, numbers.Real) and _within(float(value), rule)
+        isinstance(value, numbers.Real) and _within(_float(value), rule)
     ):
-        raise ValueError(f"{name} must be {'in ' if rule[0] in '[(' else ''}{rule}, not {value!r}")
+        where = "in " if rule[0] in "[(" else ""
+        raise ValueError(f"{name} must be {where}{rule}, not {shown(value)}")
+
+
+def _float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _within(value: float, rule: str) -> bool:

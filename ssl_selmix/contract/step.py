@@ -130,7 +130,7 @@ def check_views(subject: Subject, folder: Path) -> None:
         f"batches makes {len(batch.u)} views and `views` declares {len(names)}; pass self.views on",
     )
     recorder = Recorder(batch.u)
-    before = [t.clone() for t in (batch.x, batch.y, batch.index_u)]
+    before = [t.clone() for t in (batch.x, *batch.more_x, batch.y, batch.index_u)]
     made = [batch.u[view].clone() for view in range(len(batch.u))]
     rows = torch.tensor([1, 0])
     for view, whole in enumerate(made):
@@ -139,7 +139,8 @@ def check_views(subject: Subject, folder: Path) -> None:
     backward(algorithm, dataclasses.replace(batch, u=recorder), ctx)
     undeclared = recorder.asked - set(range(len(names)))
     demand(not undeclared, f"forward asks for view {undeclared}, and `views` is {names}")
-    after = [batch.x, batch.y, batch.index_u, *(batch.u[view] for view in range(len(batch.u)))]
+    views = (batch.u[view] for view in range(len(batch.u)))
+    after = [batch.x, *batch.more_x, batch.y, batch.index_u, *views]
     kept = [torch.equal(a, b) for a, b in zip([*before, *made], after, strict=True)]
     demand(
         all(kept) and torch.equal(data.take(everything), images),
@@ -203,7 +204,7 @@ def check_batches(subject: Subject, folder: Path) -> None:
         algorithm, _ = subject.started(data)
         batch = next(itertools.islice(algorithm.batches(data, start), skip, None))
         views = [batch.u[view] for view in range(len(batch.u))]
-        return checkpoint.digest([batch.x, batch.y, batch.index_u, *views])
+        return checkpoint.digest([batch.x, *batch.more_x, batch.y, batch.index_u, *views])
 
     expected = contents(data, 3)
     torch.manual_seed(99)

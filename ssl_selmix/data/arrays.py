@@ -11,7 +11,7 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,8 +62,8 @@ def read(path: Path) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """
     found: dict[tuple[str, str], tuple[str, Array]] = {}
     names: tuple[str, ...] | None = None
-    for key, array in _arrays(path).items():
-        plain = re.sub(r"[^a-z0-9]+", "_", key.lower())
+    for key, array in stored(path, "data.root").items():
+        plain = plain_key(key)
         if plain in NAMES:
             names = tuple(map(str, array.tolist()))
         elif (meant := MEANINGS.get(plain)) is not None:
@@ -71,33 +71,52 @@ def read(path: Path) -> tuple[dict[str, Part], tuple[str, ...] | None]:
                 raise ValueError(f"{path} has both {found[meant][0]} and {key}; leave out one")
             found[meant] = (key, array)
     if ("train", "features") not in found:
-        held = ", ".join(sorted(_arrays(path))) or "nothing"
+        held = ", ".join(sorted(stored(path, "data.root"))) or "nothing"
         raise ValueError(f"{path} has no features to train on (it holds {held}); {EXPECTED}")
     parts = {part: _part(path, part, found) for part in PARTS if (part, "features") in found}
     _check_dimensions(path, parts)
     return parts, names
 
 
-def _meanings() -> dict[str, tuple[str, str]]:
-    """What a key means: its part, and features, labels, weak or strong."""
-    kinds = {"features": FEATURES, "labels": LABELS, "weak": ("weak",), "strong": ("strong",)}
+def plain_key(key: str) -> str:
+    """A key as `meanings` has it: small letters and digits, and one _ for all between them."""
+    return re.sub(r"[^a-z0-9]+", "_", key.lower())
+
+
+def meanings(kinds: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, str]]:
+    """What a key means: its part, and its kind; a part alone means the first kind.
+
+    Args:
+        kinds: words for each kind, such as labels and y for the labels.
+    """
+    first = next(iter(kinds))
     found: dict[str, tuple[str, str]] = {}
     for part, parts in PARTS.items():
         for kind, words in kinds.items():
             for name in parts:
                 for word in words:
                     found |= dict.fromkeys((f"{name}_{word}", f"{word}_{name}"), (part, kind))
-        found |= dict.fromkeys(parts, (part, "features"))
+        found |= dict.fromkeys(parts, (part, first))
     for kind, words in kinds.items():
         found |= dict.fromkeys(words, ("train", kind))
     return found
 
 
-MEANINGS = _meanings()
+MEANINGS = meanings(
+    {"features": FEATURES, "labels": LABELS, "weak": ("weak",), "strong": ("strong",)}
+)
 
 
-def _arrays(path: Path) -> dict[str, Array]:
-    """All arrays of a file or folder, by their names in it."""
+def stored(path: Path, setting: str) -> dict[str, Array]:
+    """All arrays of a file or folder, by their names in it.
+
+    Args:
+        path: of an npz or safetensors file, an npy file beside a CSV file, or a folder of those.
+        setting: that gave the path, for errors.
+
+    Raises:
+        ValueError: it is none of these, cannot be read, or holds Python objects.
+    """
     if path.is_dir():
         return _of_folder(path)
     reader = READERS.get(path.suffix.lower())
@@ -105,7 +124,7 @@ def _arrays(path: Path) -> dict[str, Array]:
         kinds = ", ".join(READERS)
         raise ValueError(f"{path} is none of {kinds}, nor a folder of .npy files; convert it")
     if not path.is_file():
-        raise ValueError(f"no file {path}; check data.root")
+        raise ValueError(f"no file {path}; check {setting}")
     try:
         return reader(path)
     except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
@@ -198,13 +217,15 @@ def _whole_or_text(cells: list[str]) -> Array:
 
 
 def _of_npz(path: Path) -> dict[str, Array]:
-    file: Any = _loaded(path, lambda: np.load(path, allow_pickle=False))
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is no npz file; write it with numpy.savez")
-    with file:
-        return {
-            key: _loaded(f"{key} in {path}", partial(file.__getitem__, key)) for key in file.files
-        }
+    with path.open("rb") as handle:  # which numpy leaves open if the file is damaged
+        file: Any = _loaded(path, lambda: np.load(handle, allow_pickle=False))
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} is no npz file; write it with numpy.savez")
+        with file:
+            return {
+                key: _loaded(f"{key} in {path}", partial(file.__getitem__, key))
+                for key in file.files
+            }
 
 
 def _of_safetensors(path: Path) -> dict[str, Array]:
@@ -240,7 +261,7 @@ def _part(path: Path, part: str, found: Mapping[tuple[str, str], tuple[str, Arra
             views[name] = _tensor(path, key_of, drawn, 3)
             if (len(views[name]), views[name].shape[2]) != tuple(features.shape):
                 raise ValueError(
-                    f"{path}: {key_of} is {_shape(drawn)} and {key} {_shape(array)}; views are "
+                    f"{path}: {key_of} is {shape_of(drawn)} and {key} {shape_of(array)}; views are "
                     "images × views × features of the same images"
                 )
     if (part, "labels") not in found:
@@ -248,7 +269,8 @@ def _part(path: Path, part: str, found: Mapping[tuple[str, str], tuple[str, Arra
     key_of, labels = found[part, "labels"]
     if labels.shape != (len(features),):
         raise ValueError(
-            f"{path}: {key_of} is {_shape(labels)} and {key} {_shape(array)}; give a label per row"
+            f"{path}: {key_of} is {shape_of(labels)} and {key} {shape_of(array)}; give a label "
+            "per row"
         )
     if labels.dtype.kind not in "iuU":
         raise ValueError(
@@ -257,7 +279,8 @@ def _part(path: Path, part: str, found: Mapping[tuple[str, str], tuple[str, Arra
     return Part(features, labels, views)
 
 
-def _shape(array: Array) -> str:
+def shape_of(array: Array) -> str:
+    """Its shape for a message."""
     return "×".join(map(str, array.shape)) or "one number"
 
 
@@ -269,7 +292,7 @@ def _tensor(path: Path, key: str, array: Array, dims: int) -> Tensor:
     """
     what = "images × features" if dims == 2 else "images × views × features"
     if array.ndim != dims or 0 in array.shape:
-        raise ValueError(f"{path}: {key} is {_shape(array)}; it must be {what}")
+        raise ValueError(f"{path}: {key} is {shape_of(array)}; it must be {what}")
     if array.dtype.kind != "f":
         raise ValueError(f"{path}: {key} holds {array.dtype}; features are floating-point numbers")
     if array.dtype.itemsize > 4:

@@ -65,13 +65,17 @@ class Views(Protocol):
 class Batch:
     """One training batch.
 
-    Shape: x B×C×H×W, y (B,), index_u (M,) positions in the unlabeled pool.
+    x is the first view of the labeled images, `more_x` are others, for a method whose `batches`
+    asked for them.
+
+    Shape: x and each of more_x B×C×H×W, y (B,), index_u (M,) positions in the unlabeled pool.
     """
 
     x: Tensor
     y: Tensor
     u: Views
     index_u: Tensor
+    more_x: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class SeededDraw(NamedTuple):
     """A draw, and which views are made of its labeled and of its unlabeled images."""
 
     draw: Draw
-    labeled: SeededView
+    labeled: tuple[SeededView, ...]
     unlabeled: tuple[SeededView, ...]
 
 

@@ -373,7 +373,7 @@ def _computed(
             begun.append(chunk)
             none = torch.empty(0, dtype=torch.int64)
             draw = Draw(chunk.number, none, none, chunk.index, none)
-            yield SeededDraw(draw, PLAIN, tuple(chunk.views))
+            yield SeededDraw(draw, (PLAIN,), tuple(chunk.views))
             if (following := next(chunks, None)) is not None:
                 pending.append(following)
 

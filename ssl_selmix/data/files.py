@@ -95,7 +95,7 @@ class FilePool:
     def _jobs(self, seeded: SeededDraw, world: World | None) -> Iterator[Job]:
         """The step cut into shares that are alike, so that all workers end together."""
         draw, labeled, unlabeled = seeded
-        parts = ((draw.labeled, (labeled,)), (draw.unlabeled, unlabeled))
+        parts = ((draw.labeled, labeled), (draw.unlabeled, unlabeled))
         start, every = (world.rank, world.size) if world else (0, 1)
         shares = [(r[start::every].tensor_split(self.workers.shares), views) for r, views in parts]
         first = [start, start]
@@ -108,15 +108,21 @@ class FilePool:
             first = [row + every * num for row, num in zip(first, nums, strict=True)]
 
     def _batch(self, seeded: SeededDraw, shares: list[Made], world: World | None) -> Batch:
-        draw, num_views = seeded.draw, len(seeded.unlabeled)
-        x = self._deliver([labeled[0] for labeled, _ in shares])
-        seen = [self._deliver([made[view] for _, made in shares]) for view in range(num_views)]
-        u = [_whole(view, len(draw.unlabeled), world) for view in seen]
+        draw, labeled, unlabeled = seeded
+        nums = (len(draw.labeled), len(draw.unlabeled))
+        (x, *more), u = (
+            [
+                _whole(self._deliver([made[part][view] for made in shares]), nums[part], world)
+                for view in range(len(views))
+            ]
+            for part, views in enumerate((labeled, unlabeled))
+        )
         return Batch(
-            x=self.normalise(_whole(x, len(draw.labeled), world)),
+            x=self.normalise(x),
             y=draw.y.to(self.device, non_blocking=True),
             u=ReadyViews(u, self.normalise),
             index_u=draw.index_u.to(self.device, non_blocking=True),
+            more_x=tuple(map(self.normalise, more)),
         )
 
     def _deliver(self, parts: list[Tensor]) -> Tensor:

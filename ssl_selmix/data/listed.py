@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data.files import FileSet
@@ -72,7 +75,33 @@ def _decoded(listed: Listed, how: Reading) -> ImageSet:
     extra = found[listed.unlabeled[0].name] if listed.unlabeled else None
     test = read_files(*listed.test[:2], how, listed.test[2]) if listed.test else None
     how.copies.tell()
-    for part, images in (("validation", held), ("test", test), ("unlabeled", extra)):
+    return pooled(
+        Pooled(train, _labels(listed), listed.class_names, held, test, extra, listed.groups),
+        listed.test[2] if listed.test else None,
+    )
+
+
+class Pooled(NamedTuple):
+    """Decoded images of each part, N×C×H×W uint8; train_labels are of train and validation."""
+
+    train: Tensor
+    train_labels: Labels
+    class_names: tuple[str, ...]
+    validation: Tensor | None = None
+    test: Tensor | None = None
+    unlabeled: Tensor | None = None
+    groups: Labels | None = None
+
+
+def pooled(found: Pooled, test_labels: Labels | None) -> ImageSet:
+    """A data set of decoded images, normalised by the mean and deviation of the train images.
+
+    Raises:
+        ValueError: parts differ in size, or images are too small to be shifted.
+    """
+    train, held = found.train, found.validation
+    others = {"validation": held, "test": found.test, "unlabeled": found.unlabeled}
+    for part, images in others.items():
         if images is not None and images.shape[1:] != train.shape[1:]:
             raise ValueError(
                 f"train images are {tuple(train.shape[2:])} and {part} images "
@@ -90,17 +119,17 @@ def _decoded(listed: Listed, how: Reading) -> ImageSet:
     sample = seen[:: max(1, len(seen) // 5000)].transpose(0, 1).flatten(1).double()
     return ImageSet(
         train=train,
-        train_labels=_labels(listed),
-        test=test,
-        test_labels=listed.test[2] if listed.test else None,
-        extra_unlabeled=extra,
-        class_names=listed.class_names,
+        train_labels=found.train_labels,
+        test=found.test,
+        test_labels=test_labels,
+        extra_unlabeled=found.unlabeled,
+        class_names=found.class_names,
         mean=tuple(sample.mean(1).tolist()),
         std=tuple(sample.std(1).clamp_min(1).tolist()),
         weak=weak,
         strong=Strong(weak=weak),
         apart=apart,
-        groups=listed.groups,
+        groups=found.groups,
     )
 
 
@@ -109,7 +138,12 @@ def _streamed(
 ) -> FileSet:
     def files(*parts: Part | None) -> FileImages | None:
         found: list[str] = [file for part in parts if part is not None for file in part[1]]
-        return FileImages.below(listed.root, found) if found else None
+        if not found:
+            return None
+        # Those of the pool may be elsewhere.
+        here = all(Path(file).is_relative_to(listed.root) for file in found)
+        common = None if here else os.path.commonpath([os.path.dirname(file) for file in found])
+        return FileImages.below(listed.root if common is None else Path(common), found)
 
     train = files(listed.train, listed.validation)
     assert train is not None

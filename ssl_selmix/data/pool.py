@@ -170,11 +170,14 @@ Pools = tuple[Pool, tuple[Pool, Tensor] | None]
 def in_turn(pool: Pool, draws: Iterable[SeededDraw]) -> Iterator[Batch]:
     """The batches that were drawn, each made whole when it is asked for."""
     for draw, labeled, unlabeled in draws:
+        views = pool.views(draw.labeled, labeled)
+        x, *more = (views[view] for view in range(len(labeled)))
         yield Batch(
-            x=pool.views(draw.labeled, (labeled,))[0],
+            x=x,
             y=draw.y.to(pool.device, non_blocking=True),
             u=pool.views(draw.unlabeled, unlabeled),
             index_u=draw.index_u.to(pool.device, non_blocking=True),
+            more_x=tuple(more),
         )
 
 
@@ -241,11 +244,19 @@ class Data:
         return self.pool.take(index)
 
     def batches(
-        self, views: Sequence[str], batch: int, mu: int, start: int, *, balanced: bool = False
+        self,
+        views: Sequence[str],
+        batch: int,
+        mu: int,
+        start: int,
+        *,
+        balanced: bool = False,
+        labeled_views: Sequence[str] = ("weak",),
     ) -> Iterator[Batch]:
         """Endless batches, both streams drawn uniformly with replacement.
 
-        With `balanced`, every class that has labeled images is drawn equally often.
+        With `balanced`, every class that has labeled images is drawn equally often. The second and
+        further `labeled_views` are in the batch's `more_x`.
 
         Raises:
             ValueError: views of unlabeled images are wanted and there are none, or a view is
@@ -253,7 +264,7 @@ class Data:
         """
         if views and not len(self.unlabeled):
             raise ValueError("this method needs unlabeled images; use --algo supervised without")
-        return self.stream(self._draws(views, batch, mu, start, balanced), views)
+        return self.stream(self._draws(views, batch, mu, start, balanced), views, labeled_views)
 
     def _draws(
         self, views: Sequence[str], batch: int, mu: int, start: int, balanced: bool
@@ -304,21 +315,29 @@ class Data:
         place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[self.labels[rows]]
         return rows[place < counts[counts > 0].min()]
 
-    def stream(self, draws: Iterable[Draw], views: Sequence[str]) -> Iterator[Batch]:
-        """The batches that were drawn, labeled images weakly augmented, unlabeled in these views.
+    def stream(
+        self, draws: Iterable[Draw], views: Sequence[str], labeled_views: Sequence[str] = ("weak",)
+    ) -> Iterator[Batch]:
+        """The batches that were drawn, the unlabeled and the labeled images in these views.
 
         Raises:
             ValueError: a view is neither weak nor strong.
         """
-        for name in views:
+        for name in (*views, *labeled_views):
             if name not in ("weak", "strong"):
                 raise ValueError(f"a view is weak or strong, not {name!r}; correct Algorithm.views")
-        return self.pool.stream((self._seeded(draw, views) for draw in draws), self.world)
+        seeded = (self._seeded(draw, views, labeled_views) for draw in draws)
+        return self.pool.stream(seeded, self.world)
 
-    def _seeded(self, draw: Draw, names: Sequence[str]) -> SeededDraw:
+    def _seeded(
+        self, draw: Draw, names: Sequence[str], labeled: Sequence[str] = ("weak",)
+    ) -> SeededDraw:
         seeds = (self._seed_of("view", view, draw.step) for view in range(len(names)))
-        labeled = SeededView("weak", self._seed_of("labeled", draw.step))
-        return SeededDraw(draw, labeled, tuple(map(SeededView, names, seeds)))
+        # The first view of labeled images has the seed it had when there was no other.
+        places = ((), *((view,) for view in range(1, len(labeled))))
+        own = (self._seed_of("labeled", *place, draw.step) for place in places)
+        views = tuple(map(SeededView, names, seeds))
+        return SeededDraw(draw, tuple(map(SeededView, labeled, own)), views)
 
     def plain(self, index: Tensor, size: int = 512) -> Iterator[Tensor]:
         """Un-augmented network inputs of the images at `index`, in order, `size`×C×H×W each."""

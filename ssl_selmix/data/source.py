@@ -111,13 +111,17 @@ class Diagnostics:
     def of(self, pool_logits: Tensor) -> dict[str, Tensor]:
         """How right the pseudo-labels are; nothing if the pool's labels are unknown (-1)."""
         labels = self.labels.to(pool_logits.device)
+        if not (found := self.prior(pool_logits.shape[1])):
+            return {}
+        return {"pool_accuracy": (pool_logits.argmax(1) == labels).double().mean(), **found}
+
+    def prior(self, num_classes: int) -> dict[str, Tensor]:
+        """The pool's class frequencies (K,), beside an estimate of them; nothing if unknown."""
+        labels = self.labels
         if labels.numel() == 0 or bool((labels < 0).any()):
             return {}
-        counts = torch.bincount(labels, minlength=pool_logits.shape[1]).double()
-        return {
-            "pool_accuracy": (pool_logits.argmax(1) == labels).double().mean(),
-            "true_prior": counts / counts.sum(),
-        }
+        counts = torch.bincount(labels, minlength=num_classes).double()
+        return {"true_prior": counts / counts.sum()}
 
 
 Source = ImageSet | FileSet | FeatureSet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.paths import expanded
@@ -12,7 +13,14 @@ from ssl_selmix.data.listed import Listed
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images.cache import folder_of
 from ssl_selmix.images.checks import check_same_classes
-from ssl_selmix.images.folder import UNLABELED, Part, class_names, listing, unlabeled
+from ssl_selmix.images.folder import (
+    UNLABELED,
+    Part,
+    class_names,
+    listing,
+    unlabeled,
+    unlabeled_from,
+)
 from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
 
 FOLDER_OF = "validation"  # where data.validation=folder finds them
@@ -27,6 +35,8 @@ class Config(LongTailSplit):
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500
+    # Where the images without a class are instead of unlabeled/*: 'shots/**/*.jpg', folders, a list
+    unlabeled_from: list[str] = field(default_factory=list)
     cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
@@ -34,6 +44,11 @@ class Config(LongTailSplit):
     def __post_init__(self) -> None:
         """Refuse a size or a number of workers without meaning, and a cache without a place."""
         super().__post_init__()
+        if self.unlabeled_from and self.unlabeled.shape != "unknown":
+            raise ValueError(
+                "unlabeled_from names images of unknown class; set data.unlabeled.shape=unknown "
+                "data.unlabeled.largest=0, or take --preset image_folder-as-found"
+            )
         folder_of(self.cache)
         check_settings(self.size, self.workers)
 
@@ -59,6 +74,16 @@ def load(config: Config) -> ImageSet | FileSet:
         held = (root / FOLDER_OF, *listing(root / FOLDER_OF, names))
     test = (root / "test", *listing(root / "test", names)) if has_test else None
     unknown = config.unlabeled.shape == "unknown"
-    extra: Part | None = (root / UNLABELED, unlabeled(root), None) if unknown else None
+    extra: Part | None = None
+    if config.unlabeled_from:
+        if (root / UNLABELED).is_dir():
+            warn(
+                f"{root / UNLABELED} is not looked at; name it in data.unlabeled_from, too, to "
+                "add it"
+            )
+        place = Path("data.unlabeled_from") / UNLABELED
+        extra = (place, unlabeled_from(root, config.unlabeled_from), None)
+    elif unknown:
+        extra = (root / UNLABELED, unlabeled(root), None)
     found = Listed(root, names, train, held, test, extra)
     return listed.load(found, config.size, config.cache, config.workers, strict=config.strict)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_selmix.common.figures import limits, percent
+from ssl_selmix.common.rules import shown
 from ssl_selmix.decision import goal as goals
 from ssl_selmix.decision.crossfit import CrossFitted, change_interval, cross_fit
 from ssl_selmix.decision.fit import Settings, settings_of
@@ -83,7 +84,8 @@ def posthoc(
     """
     values, classes = _checked(scores, labels, probabilities)
     num_classes = values.shape[1]
-    _check_options(rule, folds, calibrate, seed)
+    _check_options(rule, folds, calibrate, seed, len(classes))
+    _check_more(constraints, probabilities)
     counts = np.bincount(classes, minlength=num_classes)
     mass = _mass(prior, counts)
     built = goals.build(objective, num_classes, constraints)
@@ -243,12 +245,23 @@ def _checked(
     return np.ascontiguousarray(values, kind), classes
 
 
-def _check_options(rule: str, folds: int, calibrate: str, seed: int) -> None:
-    if rule not in KINDS:
+def _check_more(constraints: Any, probabilities: Any) -> None:
+    if isinstance(constraints, str | bytes) or not isinstance(constraints, Sequence):
+        raise ValueError(
+            f"constraints must be a list of functions g(confusion), got {constraints!r}; give [g]"
+        )
+    if not isinstance(probabilities, bool):
+        raise ValueError(f"probabilities must be True or False, got {probabilities!r}")
+
+
+def _check_options(rule: str, folds: int, calibrate: str, seed: int, images: int) -> None:
+    if not isinstance(rule, str) or rule not in KINDS:
         raise ValueError(f"rule must be one of {', '.join(KINDS)}, got {rule!r}")
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         raise ValueError(f"folds must be an integer >= 2, got {folds!r}; 5 is usual")
-    if calibrate not in CALIBRATIONS:
+    if folds > images:
+        raise ValueError(f"folds must be at most {images}, the images, got {folds}; 5 is usual")
+    if not isinstance(calibrate, str) or calibrate not in CALIBRATIONS:
         raise ValueError(f"calibrate must be one of {', '.join(CALIBRATIONS)}, got {calibrate!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}; 0 is usual")
@@ -258,7 +271,12 @@ def _mass(prior: Tensor | Array | Sequence[float] | None, counts: Array) -> Arra
     """Class masses at deployment (K,)."""
     if prior is None:
         return np.asarray(counts / counts.sum())
-    given = as_array(prior if isinstance(prior, Tensor) else np.asarray(prior, np.float64))
+    try:
+        given = as_array(prior if isinstance(prior, Tensor) else np.asarray(prior, np.float64))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"prior must be {len(counts)} positive numbers, got {shown(prior)}; give class shares"
+        ) from error
     mass = given.astype(np.float64)
     if mass.shape != counts.shape or not np.isfinite(mass).all() or not (mass > 0).all():
         raise ValueError(

@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -210,7 +211,8 @@ def finetune(
         ValueError: no linear head, labels out of range, a class missing from validation or test,
             unknown settings; the message says what to do.
     """
-    _check_arguments(seed, augment)
+    _check_arguments(seed, augment, class_names, progress)
+    place = _place(out)
     net = tune_body(split_classifier(model, classifier), tune, rank, type(model).__name__)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
@@ -220,7 +222,7 @@ def finetune(
             "wise_ft takes networks on a line between weights, on which low-rank updates do not "
             "lie; leave it out, or tune something else"
         )
-    if wise_ft not in (True, False) or (wise_ft and posthoc == "only"):
+    if not isinstance(wise_ft, bool) or (wise_ft and posthoc == "only"):
         raise ValueError(
             f"wise_ft must be True or False, and False if posthoc='only' trains nothing, not "
             f"{wise_ft!r}"
@@ -229,7 +231,6 @@ def finetune(
         model, net, labeled, validation, unlabeled, test, augment, class_names, seed
     )
     how = checks.preprocessing_of(preprocessing, tuple(data.image_shape))
-    place = expanded(out) if out is not None else None
     for name in ("metrics.jsonl", "rule.npz", RESULTS) if place is not None else ():
         if (Path(place or "") / name).exists():
             raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")
@@ -317,7 +318,25 @@ def _train(
     return fitted, [json.loads(row) for row in rows]
 
 
-def _check_arguments(seed: Any, augment: Any) -> None:
+def _place(out: Any) -> Path | None:
+    """The folder of the caller.
+
+    Raises:
+        ValueError: it is no path, or an empty one.
+    """
+    if out is None:
+        return None
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise ValueError(f"out must be the path of a folder, or None, not {out!r}")
+    return expanded(out)
+
+
+def _check_arguments(seed: Any, augment: Any, class_names: Any, progress: Any) -> None:
+    if not isinstance(progress, bool):
+        raise ValueError(f"progress must be True or False, not {progress!r}")
+    listed = isinstance(class_names, Sequence) and not isinstance(class_names, str | bytes)
+    if class_names is not None and not (listed and all(isinstance(n, str) for n in class_names)):
+        raise ValueError(f"class_names must be a list of text, or None, not {class_names!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
     if augment is not None and not callable(augment):
@@ -353,7 +372,7 @@ def _config(
     objective: str | Function | Objective,
     posthoc: bool | str,
 ) -> SelMix.Config:
-    if posthoc not in (True, False, "only"):
+    if not isinstance(posthoc, bool) and posthoc != "only":
         raise ValueError(f"posthoc must be True, False or 'only', not {posthoc!r}")
     # The two stay at their values: the rest of this module depends on it.
     own = {"objective", "steps", "ema", "constraints"}

@@ -27,8 +27,10 @@ def split_classifier(model: nn.Module, name: str | None = None) -> Classifier:
             "the model has no nn.Linear and SelMix fine-tunes a linear classifier; replace its "
             "head by an nn.Linear, trained on frozen features"
         )
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"classifier must be the name of a linear layer, or None, not {name!r}")
     if name is not None and name not in linears:
-        raise ValueError(unknown("linear layer", name, linears))
+        raise ValueError(f"{unknown('linear layer', name, linears)} (classifier)")
     name = name or linears[-1]
     backbone = copy.deepcopy(model)
     head = backbone.get_submodule(name)

@@ -45,6 +45,22 @@ def check_class_names(folder: Path, names: Sequence[str]) -> None:
             )
 
 
+def alike(names: Sequence[str]) -> list[str]:
+    """A text for each two names that look alike, and for each that nobody can print or type."""
+    told: list[str] = []
+    seen: dict[str, str] = {}
+    for name in names:
+        try:
+            check_class_names(Path("the data set"), [name])
+        except ValueError as error:
+            told.append(str(error))
+            continue
+        other = seen.setdefault(_look(name), name)
+        if other != name:
+            told.append(f"{other!r} and {name!r} ({_difference(other, name)})")
+    return told
+
+
 def _look(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
@@ -86,8 +102,13 @@ def check_same_classes(
 
 @dataclass
 class Copies:
-    """Finds files of the same bytes among the parts of a data set."""
+    """Finds files of the same bytes among the parts of a data set, or images of an array.
 
+    Attributes:
+        kind: what the bytes are of, for messages.
+    """
+
+    kind: str = "files"
     _parts: list[tuple[str, Sequence[str], Digests, Labels]] = field(default_factory=list)
 
     def add(
@@ -102,13 +123,13 @@ class Copies:
     def tell(self) -> None:
         """A line for each kind of copies: how many, and the first of them."""
         kinds: dict[str, list[tuple[str, str]]] = {}
-        for kind, first, copy in self._pairs():
+        for kind, first, copy in self.pairs():
             kinds.setdefault(kind, []).append((first, copy))
         for kind, pairs in kinds.items():
             num = f"{len(pairs)} image is" if len(pairs) == 1 else f"{len(pairs)} images are"
             warn(f"{num} {kind} (first: {pairs[0][0]} and {pairs[0][1]})")
 
-    def _pairs(self) -> Iterator[tuple[str, str, str]]:
+    def pairs(self) -> Iterator[tuple[str, str, str]]:
         """What is wrong, the file that comes first, and the copy of it."""
         parts = [part for part in self._parts if len(part[1])]
         if not parts:
@@ -124,7 +145,8 @@ class Copies:
             (one, original), (other, double) = files[first], files[copy]
             known = min(labels[first], labels[copy]) >= 0
             clash = known and labels[first] != labels[copy]
-            yield _kind(one, other, clash), original, double
+            kind = _kind(one, other, clash).replace("identical files", f"identical {self.kind}")
+            yield kind, original, double
 
 
 def _kind(one: str, other: str, clash: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -79,6 +80,46 @@ def below(folder: str, left_out: LeftOut) -> Iterator[str]:
             left_out.setdefault(why, []).append(entry.path)
         else:
             yield entry.path
+
+
+def matching(patterns: Sequence[str], left_out: LeftOut) -> list[str]:
+    """The images that the patterns match, and those below folders that they match; absolute paths.
+
+    In the order in which one folder of them all would list them, each once. `**` is any number of
+    folders; a hidden name must be written out.
+
+    Raises:
+        ValueError: a pattern that is empty, a URL, or matches no image.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if not pattern.strip() or "://" in pattern:
+            what = f"{pattern!r} is a URL, and nothing is fetched" if pattern.strip() else "empty"
+            raise ValueError(f"a pattern of images is {what}; name files or folders here")
+        matched = glob.glob(os.path.expanduser(pattern), recursive=True)
+        if "**" in pattern:  # which matches folders and all that is in them
+            matched = [path for path in matched if not os.path.isdir(path)]
+        before, exact = len(left_out.get(NO_SUFFIX, ())), not glob.has_magic(pattern)
+        images = [image for path in matched for image in _images_at(path, left_out, exact)]
+        if not images:
+            other = left_out.get(NO_SUFFIX, [])[before:]
+            holds = f" but {shown(other[0])}" if other else ""
+            raise ValueError(
+                f"{pattern} matches no image{holds}; write it as in 'shots/**/*.jpg', in quotes"
+            )
+        found |= dict.fromkeys(map(os.path.abspath, images))
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def _images_at(path: str, left_out: LeftOut, exact: bool) -> Iterator[str]:
+    """The images of what a pattern matched; a file that was named is taken whatever its suffix."""
+    name = os.path.basename(path)
+    if os.path.isdir(path):
+        yield from below(path, left_out)
+    elif exact or not (is_tools(name) or os.path.splitext(name)[1].lower() not in suffixes()):
+        yield path
+    else:
+        left_out.setdefault(FROM_TOOLS if is_tools(name) else NO_SUFFIX, []).append(path)
 
 
 def beside(folder: str | os.PathLike[str], left_out: LeftOut) -> None:

@@ -18,7 +18,7 @@ from ssl_selmix.images import cache as pool_cache
 from ssl_selmix.images.cache import Notes, PoolCache, digest_of, digests_of, key_of
 from ssl_selmix.images.checks import Copies, check_class_names
 from ssl_selmix.images.decode import DECODING, contents, rgb, warn_of_corrections
-from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below, beside, is_tools, told
+from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below, beside, is_tools, matching, told
 
 UNLABELED = "unlabeled"  # the folder of images without a class
 LARGEST = 64  # pixels; a pool of larger images does not belong into memory
@@ -44,6 +44,25 @@ def unlabeled(root: Path) -> list[str]:
     _tell_left_out(folder, left_out)
     if not files:
         raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
+    return files
+
+
+def unlabeled_from(root: Path, patterns: Sequence[str]) -> list[str]:
+    """The images that the patterns match, as absolute paths; what is left out is told.
+
+    Raises:
+        ValueError: a pattern without an image, or an image of the class folders of a part.
+    """
+    left_out: LeftOut = {}
+    files = matching(patterns, left_out)
+    _tell_left_out(Path("data.unlabeled_from"), left_out)
+    for part in ("train", "validation", "test"):
+        folder = os.path.join(os.path.abspath(root / part), "")
+        if inside := [file for file in files if file.startswith(folder)]:
+            raise ValueError(
+                f"data.unlabeled_from matches {len(inside)} images of {root / part} (first: "
+                f"{inside[0]}); write patterns that leave out that folder"
+            )
     return files
 
 

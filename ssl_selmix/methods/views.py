@@ -28,18 +28,32 @@ def _views_together(
 ) -> list[Tensor]:
     """The same for the labeled images and these views, perhaps of some images only.
 
-    Several processes make only the views that are their share.
+    Features of the labeled images come first, those of all their views in one. Several processes
+    make only the views that are their share.
     """
+    labeled = (batch.x, *batch.more_x)
+    found = _each_together(net, batch, labeled, views, rows)
+    num = len(labeled)
+    return found if num == 1 else [torch.cat(found[:num]), *found[num:]]
+
+
+def _each_together(
+    net: Classifier,
+    batch: Batch,
+    labeled: Sequence[Tensor],
+    views: Sequence[int],
+    rows: Tensor | None,
+) -> list[Tensor]:
     world = net.execution.world
     if world is None:
         seen = [batch.u[v] if rows is None else batch.u.select(v, rows) for v in views]
-        return together(net, [batch.x, *seen])
+        return together(net, [*labeled, *seen])
     wanted = torch.arange(len(batch.index_u)) if rows is None else rows
     own = world.rows(len(wanted), wanted.device)
-    parts = [world.own(batch.x), *(batch.u.select(v, wanted[own]) for v in views)]
+    parts = [*map(world.own, labeled), *(batch.u.select(v, wanted[own]) for v in views)]
     x = channels_last(torch.cat(parts))
     shares = net.share_features(x).split([len(part) for part in parts])
-    nums = [len(batch.x), *(len(wanted) for _ in views)]
+    nums = [*map(len, labeled), *(len(wanted) for _ in views)]
     return [world.gather(h, num) for h, num in zip(shares, nums, strict=True)]
 
 
@@ -49,7 +63,8 @@ def joint_features(net: Classifier, batch: Batch) -> list[Tensor]:
     All views share batch statistics, as in the published code; a view's features follow in the
     order of `Algorithm.views`.
 
-    Shape: B×D, then M×D for every view.
+    Shape: B×D (of all views of the labeled images one after the other, if the batch has several),
+    then M×D for every view.
     """
     return _views_together(net, batch, range(len(batch.u)))
 
@@ -98,12 +113,18 @@ class Look:
             return x, strong
         rows = self._rows(needed)
         if not len(rows):
-            x = self.net.features(self.batch.x)
+            x = self._labeled()
             return x, [x.new_zeros(len(needed), x.shape[1]) for _ in views]
         x, *seen = _views_together(self.net, self.batch, views, rows)
         zeros = x.new_zeros(len(needed), x.shape[1])
         place = rows.to(x.device, non_blocking=True)
         return x, [zeros.index_copy(0, place, h) for h in seen]
+
+    def _labeled(self) -> Tensor:
+        if not self.batch.more_x:
+            return self.net.features(self.batch.x)
+        # View by view: of several processes each has its share of every view.
+        return _views_together(self.net, self.batch, ())[0]
 
     def _rows(self, needed: Tensor) -> Tensor:
         """Positions of the needed rows; others fill up to a bucket where sizes should be few."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ssl_selmix.common.alike import sentence
 from ssl_selmix.common.arguments import section
 
-PLAIN = ("abc", "crest", "crest_plus", "daso", "darp", "flexmatch", "freematch", "softmatch")
 REMIXMATCHES = ("remixmatch", "remixmatch_abc", "remixmatch_darp", "remixmatch_daso")
-MIXING, REBALANCING = ("cutmix", "mixup", "selmix"), ("crt", "lws")
+MIXING = ("cutmix", "mixup", "selmix")
+OTHERS = ("the others",)  # of those that have the setting
 
 
 class Default(NamedTuple):
@@ -27,48 +26,54 @@ class Default(NamedTuple):
 FIRST = (
     Default(
         "logit_adjustment",
-        {"1": ("fixmatch", "supervised"), "0": PLAIN},
+        {"1": ("fixmatch", "selftrain", "supervised"), "0": OTHERS},
         "the SelMix paper's baseline has it, the papers of the others have a plain loss",
     ),
     Default(
         "mu",
-        {"1": REMIXMATCHES, "2": ("fixmatch", *PLAIN, "csst")},
+        {"1": REMIXMATCHES, "2": OTHERS},
         "ReMixMatch passes several views of each unlabeled image",
     ),
     Default(
         "lambda_u",
-        {"1.5": REMIXMATCHES, "1": ("fixmatch", *PLAIN, "csst")},
+        {"1.5": REMIXMATCHES, "2": ("remixmatch_cdmad",), "1": OTHERS},
         "as published",
     ),
     Default(
-        "temperature",
-        {"0.5": REMIXMATCHES, "1": ("fixmatch", *PLAIN)},
-        "ReMixMatch sharpens its guesses",
+        "memory",
+        {"0.9": ("simpro",), "0.99": ("acr",)},
+        "of an average over periods, and of one over steps",
     ),
     Default(
-        "ramp",
-        {"1": ("remixmatch_abc",), "0.015625": ("remixmatch", *REMIXMATCHES[2:])},
-        "as published",
+        "periods", {"86": ("simpro",), "500": ("acr",)}, "500 steps of the published runs' lengths"
+    ),
+    Default("lambda_r", {"1": ("remixmatch_cdmad",), "0.5": OTHERS}, "as published"),
+    Default("temperature", {"0.5": REMIXMATCHES, "1": OTHERS}, "ReMixMatch sharpens its guesses"),
+    Default(
+        "threshold", {"0": ("cdmad", "selftrain"), "0.95": OTHERS}, "as published: all images count"
+    ),
+    Default(
+        "ramp", {"1": ("remixmatch_abc", "remixmatch_cdmad"), "0.015625": OTHERS}, "as published"
     ),
     Default(
         "schedule",
-        {"constant": ("crest", "crest_plus"), "cosine_7_16": ("the others",)},
+        {"constant": ("crest", "crest_plus"), "cosine_7_16": OTHERS},
         "within a generation, as in DASO's code",
     ),
     Default(
         "evaluate_every",
-        {"100": ("csst",), "500": ("the others",)},
+        {"100": ("csst",), "500": OTHERS},
         "CSST derives its gains anew at every validation",
     ),
 )
 SECOND = (
-    Default("lr", {"0.0003": MIXING, "0.025": REBALANCING}, "a new classifier needs larger steps"),
-    Default("momentum", {"0": MIXING, "0.9": REBALANCING}, "as published"),
+    Default("lr", {"0.0003": MIXING, "0.025": OTHERS}, "a new classifier needs larger steps"),
+    Default("body_lr", {"0.1": MIXING, "0": OTHERS}, "a new classifier is for frozen features"),
     Default(
-        "schedule",
-        {"constant": ("selmix",), "cosine": ("crt", "cutmix", "lws", "mixup")},
-        "as published",
+        "batch_norm", {"batch": MIXING, "frozen": OTHERS}, "a new classifier is for frozen features"
     ),
+    Default("momentum", {"0": MIXING, "0.9": OTHERS}, "as published"),
+    Default("schedule", {"constant": ("selmix",), "cosine": OTHERS}, "as published"),
 )
 
 
@@ -86,6 +91,6 @@ def listing() -> str:
 def _lines(found: Sequence[Default]) -> dict[str, str]:
     told = {}
     for key, values, why in found:
-        text = sentence({key: {value: list(who) for value, who in values.items()}})
-        told[key] = f"{text.removeprefix(key).strip()}: {why}"
+        text = ", ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+        told[key] = f"{text}: {why}"
     return told

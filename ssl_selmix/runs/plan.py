@@ -40,7 +40,7 @@ PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.file", "data.download"),
+    *("precision", "data.root", "data.file", "data.unlabeled_from", "data.download"),
 )
 NOT_SETTINGS = (
     "init",
@@ -74,7 +74,7 @@ class Request:
         words += ["--dataset", self.dataset]
         words += ["--preset", self.preset] if self.preset else []
         # A manifest can be published: it says nothing about the folders of a machine.
-        own = (*config.MACHINE_KEYS, "data.root", "data.manifest")
+        own = (*config.MACHINE_KEYS, "data.root", "data.unlabeled_from", "data.manifest")
         return shlex.join([*words, *(s for s in self.settings if s.partition("=")[0] not in own)])
 
 
@@ -212,8 +212,12 @@ class Plan:
         """Without what a preset says of a method of which the run has `Algorithm.after`."""
         if file.algorithms:
             return found
-        words = zip(self.request.algorithms, self.algorithms, strict=True)
-        others = {name for word, (name, kind) in words if load_algorithm(word)[1] is not kind}
+        shipped = plugins.available("algorithm")
+        others = {
+            name
+            for name, kind in self.algorithms
+            if name in shipped and kind.__module__.rpartition(".")[2] != name
+        }
         return {key: v for key, v in found.items() if key.partition(".")[0] not in others}
 
     def _written(self) -> dict[str, Any]:

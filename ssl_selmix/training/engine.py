@@ -535,6 +535,8 @@ class Trainer:
         # Only now: what the pool's true labels say is shown, and decides about no weights.
         if diagnostics is not None and evaluation.pool_logits is not None:
             extra |= diagnostics.of(evaluation.pool_logits)
+        elif diagnostics is not None and "estimated_prior" in extra:
+            extra |= diagnostics.prior(len(extra["estimated_prior"]))
         self.log.validation(self.step, figures, extra, evaluation.confusion)
         for text in algorithm.remarks():
             self.log.remark(self.step, text)

@@ -101,6 +101,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[in
 
 def same(one: Batch, other: Batch) -> bool:
     pairs = [(one.x, other.x), (one.y, other.y), (one.index_u, other.index_u)]
+    pairs += list(zip(one.more_x, other.more_x, strict=True))
     pairs += [(one.u[view], other.u[view]) for view in range(len(one.u))]
     return len(one.u) == len(other.u) and all(torch.equal(a, b) for a, b in pairs)
 
@@ -114,6 +115,16 @@ def test_workers_change_no_bit(load: Callable[[int], Data], workers: int) -> Non
     alone, helped = first(load(0), 4), first(load(workers), 4)
     assert all(map(same, alone, helped))
     assert not same(alone[0], alone[1])
+
+
+def test_workers_make_several_views_of_labeled_images(load: Callable[[int], Data]) -> None:
+    views = ("weak", "strong", "weak")
+    alone, helped = (
+        next(load(workers).batches(VIEWS, 5, 2, 0, labeled_views=views)) for workers in (0, 2)
+    )
+    assert same(alone, helped) and len(alone.more_x) == 2
+    assert same(dataclasses.replace(helped, more_x=()), first(load(0), 1)[0])
+    assert not torch.equal(helped.x, helped.more_x[1])  # a view that is repeated is another one
 
 
 def test_a_batch_is_a_function_of_its_step(load: Callable[[int], Data]) -> None:
@@ -163,7 +174,11 @@ def test_asking_without_a_stream_gives_the_same(load: Callable[[int], Data]) -> 
     seeded = data._seeded(draw, VIEWS)
     views = data.pool.views(draw.unlabeled, seeded.unlabeled)
     assert all(torch.equal(views[view], batch.u[view]) for view in range(3))
-    assert torch.equal(data.pool.views(draw.labeled, (seeded.labeled,))[0], batch.x)
+    assert torch.equal(data.pool.views(draw.labeled, seeded.labeled)[0], batch.x)
+    both = data._seeded(draw, VIEWS, ("weak", "strong")).labeled
+    (strong,) = next(data.batches(VIEWS, 5, 2, 4, labeled_views=("weak", "strong"))).more_x
+    assert torch.equal(data.pool.views(draw.labeled, both)[1], strong)
+    assert both[:1] == seeded.labeled and both[1].seed != both[0].seed
     other = SeededView("weak", seed_of(data.seed, data.stage, "other", 4))
     assert not torch.equal(data.pool.views(draw.labeled, (other,))[0], batch.x)
     with pytest.raises(ValueError, match="weak or strong, not 'plain'"):

@@ -212,7 +212,6 @@ def test_a_dash_is_the_standard_output(images: str, predict: Predict) -> None:
         (["images", "--out", "images", "--force"], "images is a folder; name a file in it"),
         (["images", "--out", ".", "--force"], "is a folder; name a file in it"),
         (["images", "--out", "images/a.png", "--force"], "a.png is one of the images"),
-        ([""], "an empty path names no image"),
         (["images", "--out", "no/rows.csv"], "no folder no; create it"),
     ],
 )

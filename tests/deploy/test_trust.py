@@ -105,7 +105,7 @@ def test_the_trap_works(run: Path, tmp_path: Path) -> None:
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("dataset: digits", f"dataset: {file}"))
     disguise(folder, file)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="is no dataclass"):
         reopen(folder, trust=[file])
     assert mark.exists()
 

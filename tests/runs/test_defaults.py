@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -15,44 +15,48 @@ from ssl_selmix.runs import defaults
 
 # What makes one method and not another, or has another meaning in each.
 OWN = {"alpha", "beta", "confidence", "objective", "prior", "prior_every", "select"}
-SECOND = {"selmix", "posthoc", "crt", "lws", "mixup", "cutmix"}
+OWN |= {"debias_from", "warmup"}
+OF_FINE_TUNING = 0.0  # the default of ema in second stages that train
 
 
 Found = dict[str, dict[str, set[str]]]
-
-
-def listed(part: Sequence[defaults.Default], known: Sequence[str]) -> Found:
-    """Key -> value -> methods; the others are those that the listed ones leave of `known`."""
-    found: Found = {}
-    for key, values, _ in part:
-        named = {name for who in values.values() for name in who} - {"the others"}
-        others = set(known) - named
-        found[key] = {v: others if "the others" in who else set(who) for v, who in values.items()}
-    return found
 
 
 def settings(name: str) -> dict[str, object]:
     return flatten(dataclasses.asdict(algorithm.load(name)[1].Config()))
 
 
+TOLD = {name: settings(name) for name in plugins.available("algorithm")}
+TRAINED = {name: told for name, told in TOLD.items() if "schedule" in told}
+
+
+def listed(part: Sequence[defaults.Default], known: Mapping[str, Mapping[str, object]]) -> Found:
+    """Key -> value -> methods; the others are those with the key that no other value names."""
+    found: Found = {}
+    for key, values, _ in part:
+        named = {name for who in values.values() for name in who} - {"the others"}
+        others = {name for name, told in known.items() if key in told} - named
+        found[key] = {v: others if "the others" in who else set(who) for v, who in values.items()}
+    return found
+
+
 @pytest.mark.parametrize("second", [False, True])
 def test_the_list_has_every_default_that_differs(second: bool) -> None:
-    names = [n for n in plugins.available("algorithm") if (n in SECOND) == second]
-    found = unlike((name, settings(name)) for name in names)
-    part = defaults.SECOND if second else defaults.FIRST
-    trained = [name for name in names if "schedule" in settings(name)]
-    told = listed(part, trained)
+    """Where a new method differs from its relatives: give it their default, or say why not."""
+    known = {n: told for n, told in TRAINED.items() if (told["ema"] == OF_FINE_TUNING) == second}
+    found = unlike(known.items())
     measured = {k: {v: set(who) for v, who in values.items()} for k, values in found.items()}
     if second:  # SelMix's own word for the schedule of its step
         measured["schedule"]["constant"] = measured["schedule"].pop("auto", {"selmix"})
-    assert told == {key: values for key, values in measured.items() if key not in OWN}
+    part = defaults.SECOND if second else defaults.FIRST
+    assert listed(part, known) == {k: values for k, values in measured.items() if k not in OWN}
     assert all(why for _, _, why in part)
 
 
 def test_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "  logit_adjustment  1 (fixmatch, supervised), 0 (the others): " in out
+    assert "  logit_adjustment  1 (fixmatch, selftrain, supervised), 0 (the others): " in out
     assert "set them alike, such as flexmatch.logit_adjustment=1" in out
 
 

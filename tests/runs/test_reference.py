@@ -79,7 +79,7 @@ def test_explain_tells_defaults_and_presets_of_a_key_and_of_a_word() -> None:
     assert "default: 10000" in told and "fixmatch.steps=1000 (digits)" in told
     told = reference.explain("beta_min")
     assert told.startswith("selmix.beta_min\n  mixing weight beta ~ U[beta_min, 1]\n")
-    assert reference.explain("rho").startswith("data.labeled.rho of cifar10 and ")
+    assert reference.explain("rho").startswith("data.labeled.rho of arrays and ")
     assert "default: 15.0 (data.labeled.rho of digits, " in reference.explain("rho")
 
 

@@ -32,8 +32,9 @@ NAMES = list(plugins.available("algorithm"))
 STEPS = 3
 # Split and lazy steps are one function for all methods, with one strong view or several.
 CASES = [(name, "joint") for name in NAMES]
-# mixup needs all images of a batch everywhere.
+# mixup needs all images of a batch everywhere, and simpro two views of the labeled ones.
 FROM_FILES = [("fixmatch", "joint"), ("fixmatch", "lazy"), ("selmix", "joint"), ("mixup", "joint")]
+FROM_FILES += [("simpro", "joint"), ("simpro", "lazy")]
 CASES += [(name, how) for name in ("fixmatch", "abc") for how in ("split", "lazy")]
 ROOT = Path(__file__).parents[2]
 # Parts that three steps would leave idle: see test_contract_algorithms.py.
@@ -63,6 +64,7 @@ def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
         SilentLog(),
         "test",
         diagnostics=diagnostics,
+        origin=subjects.origin_for(algorithm, data),
     )
     state = {"student": algorithm.state_dict(), "teacher": fitted.algorithm.state_dict()}
     logits = engine.evaluate(fitted.algorithm, data, pool=True).pool_logits

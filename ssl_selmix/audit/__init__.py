@@ -1,0 +1,1 @@
+"""`ssl-selmix data`: looks at a data set before anyone trains on it."""
