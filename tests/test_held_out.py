@@ -67,7 +67,7 @@ def test_a_count_draws_what_it_always_drew() -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        *("1.5", 0.0, 1.0, 1.5, -0.2, "20.5", True, "many", "", "20,", "20;min=4", "0.2,min=0"),
+        *("1.5", 0.0, 1.0, 1.5, -0.2, "20.5", "many", "", "20,", "20;min=4", "0.2,min=0"),
         *("20,min=30", "20,max=10", "0.2,min=9,max=3", "20,min=4,min=5", "min=4", "20,min=-1"),
         *("0.2,least=3", "2e1", float("nan"), "20,min=4,max=9"),
     ],
@@ -76,6 +76,11 @@ def test_what_is_no_number_of_images_is_refused(rule: Any) -> None:
     for part in ("validation", "test"):
         with pytest.raises(ValueError, match=f"{part}=.* is no number of images per class: give"):
             LongTailSplit(Counts(0, shape="all"), Counts(0), **{"validation": 1, part: rule})
+
+
+def test_true_is_no_number_of_images() -> None:
+    with pytest.raises(ValueError, match=r"validation must be a whole number .*, not True"):
+        LongTailSplit(Counts(10), Counts(10), validation=True)
 
 
 def test_a_share_that_leaves_no_labeled_image_is_refused() -> None:
