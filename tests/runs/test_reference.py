@@ -29,7 +29,8 @@ def test_a_method_is_listed_with_all_that_can_be_set(name: str) -> None:
             assert sum(f"{line} ".startswith(row) for line in lines) == 1, entry
 
 
-def test_paper_symbols_defaults_and_rules_are_told() -> None:
+def test_paper_symbols_defaults_and_rules_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")  # a row is a line then, whatever terminal there is
     shown = {" ".join(line.split()) for line in reference.of_name("fixmatch").splitlines()}
     for row in (
         "lambda_u=1.0 number >= 0 lambda_u, weight of the unlabeled loss",
