@@ -15,10 +15,8 @@ import json
 import math
 import os
 import shutil
-import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,26 +27,17 @@ import torch
 from torch import Tensor
 
 from ssl_selmix.common.atomic import write_atomically
-from ssl_selmix.common.console import say
 from ssl_selmix.common.locks import in_turn
 from ssl_selmix.common.rules import Checked, at_least, one_of
-from ssl_selmix.common.seeds import seed_of
-from ssl_selmix.data.batch import Draw, Pool, SeededDraw, SeededView
+from ssl_selmix.data.batch import Draw, Pool, SeededDraw
+from ssl_selmix.data.chunks import MARK, PLAIN, TABLE, Chunk, Part, Teller, Writer, sum_of
 from ssl_selmix.data.features import VIEWS, FeatureSet, Rows
 from ssl_selmix.data.source import Source
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 FORMAT = "ssl_selmix features 1"
-ABOUT, TABLE = "about.json", "chunks.table"
+ABOUT = "about.json"
 CHUNK = 256  # images that are marked together
 AT_ONCE = (64, 256)  # images that pass the body together, on a CPU and on a GPU
-EVERY = 20.0  # seconds between lines about the progress
-MARK = np.dtype([("done", "<u4"), ("crc32", "<u4")])
-PLAIN = SeededView("plain", 0)
 
 
 @dataclass
@@ -73,19 +62,6 @@ class Config(Checked):
 Embed = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Part:
-    """Images of a pool, and which views of them are drawn, by name.
-
-    Shape: index (N,) positions in the pool.
-    """
-
-    name: str
-    pool: Pool
-    index: Tensor
-    views: Mapping[str, int]
-
-
 def parts_of(source: Source, device: torch.device, views: Mapping[str, int]) -> list[Part]:
     """The parts of a data set; images to test on have their plain view alone."""
     pool, own_test = source.pools(device)
@@ -100,31 +76,6 @@ def parts_of(source: Source, device: torch.device, views: Mapping[str, int]) -> 
     if own_test is not None:
         found.append(Part("test", *own_test, {}))
     return found
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows `start` to `stop` of a part; `number` counts through all parts."""
-
-    number: int
-    part: Part
-    start: int
-    stop: int
-
-    @property
-    def index(self) -> Tensor:
-        """Their positions in the pool."""
-        return self.part.index[self.start : self.stop]
-
-    @property
-    def views(self) -> list[SeededView]:
-        """The views of the chunk: plain, then those that are drawn; the seeds say which."""
-        drawn = [
-            SeededView(name, seed_of("features", self.part.name, name, view, self.start))
-            for name in VIEWS
-            for view in range(self.part.views.get(name, 0))
-        ]
-        return [PLAIN, *drawn]
 
 
 class Features:
@@ -222,7 +173,7 @@ class Features:
                 for name in self.shapes(1)
                 if name.partition("_")[0] == chunk.part.name
             ]
-            if _sum_of(rows) != crc32:
+            if sum_of(rows) != crc32:
                 raise ValueError(
                     f"{self.folder} is damaged: rows {chunk.start} to {chunk.stop} of "
                     f"{chunk.part.name} do not match their checksum; delete it"
@@ -250,8 +201,8 @@ class Features:
         with in_turn(self._lock):
             if self.about() is None:
                 self._lay_out(shapes)
-        with _Writer.opened(self, shapes) as writer:
-            teller = _Teller(writer, self)
+        with Writer.opened(self.folder, self.chunks, shapes, self.how["dtype"]) as writer:
+            teller = Teller(writer, self.chunks, self.folder)
             for chunk, rows in _computed(writer.free(), embed, at_once):
                 writer.write(chunk, rows)
                 teller.tell(chunk)
@@ -330,13 +281,6 @@ def stamps(folder: Path, names: Sequence[str]) -> dict[str, list[int]]:
     return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
 
 
-def _sum_of(rows: Sequence[Any]) -> int:
-    found = 0
-    for array in rows:
-        found = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, found)
-    return found
-
-
 def _reserve(file: Path, size: int) -> None:
     """Take the room now, where the system can: a disk that is full later would cost hours."""
     if not hasattr(os, "posix_fallocate"):
@@ -393,168 +337,6 @@ def _computed(
                     found.append(torch.stack(views[start : start + num], dim=1))
                     start += num
             yield chunk, found
-
-
-class _Writer:
-    """The open files of a folder that is being filled, and the locks of its chunks.
-
-    The locks are POSIX's, one byte of the table each: they end with the process, and other threads
-    of it do not count.
-    """
-
-    def __init__(self, features: Features, files: Mapping[str, int], table: int) -> None:
-        self._features, self._files, self._table = features, files, table
-        self._kind = np.dtype(features.how["dtype"])
-
-    @classmethod
-    @contextmanager
-    def opened(cls, features: Features, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Writer]:
-        """With files and table open; what is marked as done is so."""
-        with ExitStack() as held:
-
-            def file(name: str) -> int:
-                opened = os.open(features.folder / name, os.O_RDWR)
-                held.callback(os.close, opened)
-                return opened
-
-            table = file(TABLE)
-            found = cls(features, {name: file(f"{name}.npy") for name in shapes}, table)
-            found._check_done()
-            yield found
-
-    def _check_done(self) -> None:
-        """Take marks back that a power failure left without their rows."""
-        for chunk in self._features.chunks:
-            mark = self._mark(chunk)
-            if mark["done"] and _sum_of(self._rows(chunk)) != mark["crc32"]:
-                os.pwrite(self._table, bytes(MARK.itemsize), MARK.itemsize * chunk.number)
-
-    def _rows(self, chunk: Chunk) -> list[Any]:
-        """The bytes of a chunk as they are in the files."""
-        found = []
-        for name in self._names(chunk):
-            size = os.fstat(self._files[name]).st_size - self._offset(name)
-            of_row = size // len(chunk.part.index)
-            place = self._offset(name) + of_row * chunk.start
-            content = os.pread(self._files[name], of_row * (chunk.stop - chunk.start), place)
-            found.append(np.frombuffer(content, np.uint8))
-        return found
-
-    def _names(self, chunk: Chunk) -> list[str]:
-        """The arrays that have rows of a chunk."""
-        names = [chunk.part.name, *(f"{chunk.part.name}_{name}" for name in VIEWS)]
-        return [name for name in names if name in self._files]
-
-    def marks(self) -> Any:
-        """Of all chunks whether they are done, and their checksums."""
-        size = MARK.itemsize * len(self._features.chunks)
-        return np.frombuffer(os.pread(self._table, size, 0), MARK)
-
-    def free(self) -> Iterator[Chunk]:
-        """The chunks that nobody has done or is at work on, each with its lock."""
-        for chunk in self._features.chunks:
-            if not self._mark(chunk)["done"] and self._lock(chunk, wait=False):
-                if self._mark(chunk)["done"]:  # meanwhile, by who had the lock
-                    self._let_go(chunk)
-                else:
-                    yield chunk
-
-    def left(self) -> Iterator[Chunk]:
-        """The chunks that others had the lock of and did not finish; waits for those others."""
-        for chunk in self._features.chunks:
-            if not self._mark(chunk)["done"]:
-                self._lock(chunk, wait=True)
-                if self._mark(chunk)["done"]:
-                    self._let_go(chunk)
-                else:
-                    yield chunk
-
-    def _mark(self, chunk: Chunk) -> Any:
-        mark = os.pread(self._table, MARK.itemsize, MARK.itemsize * chunk.number)
-        return np.frombuffer(mark, MARK)[0]
-
-    def _lock(self, chunk: Chunk, *, wait: bool) -> bool:
-        if fcntl is None:
-            return True
-        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:
-            fcntl.lockf(self._table, how, 1, chunk.number)
-        except OSError as error:
-            # Where nothing can be locked, work may be done twice, with the same result.
-            return error.errno not in (errno.EACCES, errno.EAGAIN)
-        return True
-
-    def _let_go(self, chunk: Chunk) -> None:
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.lockf(self._table, fcntl.LOCK_UN, 1, chunk.number)
-
-    def write(self, chunk: Chunk, rows: Sequence[Tensor]) -> None:
-        """The rows of a chunk, and then its mark.
-
-        Raises:
-            OSError: the disk is full.
-            ValueError: the numbers do not fit into their format.
-        """
-        with np.errstate(over="ignore"):  # told below
-            arrays = [np.ascontiguousarray(found.numpy(), self._kind) for found in rows]
-        for name, array in zip(self._names(chunk), arrays, strict=True):
-            if not bool(np.isfinite(array).all()):
-                raise ValueError(
-                    f"features of {chunk.part.name} are no numbers in {self._kind}; set "
-                    "features.dtype=float32, or look at the network's weights"
-                )
-            data = array.reshape(-1).view(np.uint8).data
-            size = len(data) // len(array)
-            self._put(name, data, self._offset(name) + size * chunk.start)
-        mark = np.array([(1, _sum_of(arrays))], MARK).tobytes()
-        os.pwrite(self._table, mark, MARK.itemsize * chunk.number)
-        self._let_go(chunk)
-
-    def _offset(self, name: str) -> int:
-        """Where the rows begin: after the header, whose length stands in its bytes 8 and 9."""
-        return 10 + int.from_bytes(os.pread(self._files[name], 2, 8), "little")
-
-    def _put(self, name: str, data: Any, place: int) -> None:
-        try:
-            while len(data):
-                written = os.pwrite(self._files[name], data, place)
-                data, place = data[written:], place + written
-        except OSError as error:
-            error.filename = error.filename or f"{self._features.folder / name}.npy"
-            raise
-
-
-class _Teller:
-    """Says how far it is, and how fast; what others do meanwhile counts as done."""
-
-    def __init__(self, writer: _Writer, features: Features) -> None:
-        self._writer, self._features, self._own = writer, features, 0
-        self._sizes = np.array([chunk.stop - chunk.start for chunk in features.chunks])
-        self._since = self._last = time.perf_counter()
-
-    @property
-    def _rate(self) -> float:
-        return self._own / max(1e-9, time.perf_counter() - self._since)
-
-    def tell(self, chunk: Chunk) -> None:
-        """A chunk more is done by this process."""
-        self._own += chunk.stop - chunk.start
-        if (now := time.perf_counter()) - self._last >= EVERY:
-            self._last = now
-            done = int(self._sizes[self._writer.marks()["done"] > 0].sum())
-            left = (self._features.num_images - done) / self._rate
-            say(
-                f"  features: {done} of {self._features.num_images} images, "
-                f"{self._rate:.1f} images/s, {left:.0f} s left"
-            )
-
-    def end(self) -> None:
-        """All are done."""
-        say(
-            f"  features: {self._own} of {self._features.num_images} images computed here, "
-            f"{self._rate:.1f} images/s -> {self._features.folder}"
-        )
 
 
 def as_data(source: Source, found: Mapping[str, Tensor]) -> FeatureSet:

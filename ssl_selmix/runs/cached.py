@@ -19,7 +19,8 @@ from ssl_selmix.common.config import fingerprint
 from ssl_selmix.common.console import say
 from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import extraction
-from ssl_selmix.data.extraction import ABOUT, Features, Part
+from ssl_selmix.data.chunks import TABLE, Part
+from ssl_selmix.data.extraction import ABOUT, Features
 from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.data.source import ImageSet
 from ssl_selmix.images.cache import folder_of
@@ -121,7 +122,7 @@ def to_folder(plan: Plan, out: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (ABOUT, extraction.TABLE))
+    return any((folder / name).exists() for name in (ABOUT, TABLE))
 
 
 def _labels_of(source: data.Source) -> dict[str, Any]:
