@@ -29,10 +29,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hears_hangups() -> None:
-    """Under nohup SIGHUP is ignored, which a program keeps to; tests send it and want an answer."""
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _hears_signals() -> None:
+    """Under nohup SIGHUP is ignored, and SIGINT in a shell's background; tests send and want both.
+
+    A program keeps to what its parent ignored.
+    """
+    for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
