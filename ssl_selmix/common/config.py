@@ -63,6 +63,11 @@ MACHINE_KEYS = (
         "features.dir",
     ),
 )
+# Where a machine has the images.
+PLACES_OF_DATA = (
+    *("data.root", "data.file", "data.shards", "data.test_shards", "data.validation_shards"),
+    *("data.unlabeled_shards", "data.unlabeled_from"),
+)
 
 
 @dataclass

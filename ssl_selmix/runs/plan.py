@@ -40,7 +40,7 @@ PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.file", "data.unlabeled_from", "data.download"),
+    *("precision", *config.PLACES_OF_DATA, "data.download"),
 )
 NOT_SETTINGS = (
     "init",
@@ -74,7 +74,7 @@ class Request:
         words += ["--dataset", self.dataset]
         words += ["--preset", self.preset] if self.preset else []
         # A manifest can be published: it says nothing about the folders of a machine.
-        own = (*config.MACHINE_KEYS, "data.root", "data.unlabeled_from", "data.manifest")
+        own = (*config.MACHINE_KEYS, *config.PLACES_OF_DATA, "data.manifest")
         return shlex.join([*words, *(s for s in self.settings if s.partition("=")[0] not in own)])
 
 
@@ -83,7 +83,9 @@ class Plan:
 
     def __init__(self, request: Request) -> None:
         init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
-        asked = replace(request, init=init, out=out)
+        dataset, own = plugins.parted(request.dataset)
+        words = [*own, *request.settings]
+        asked = replace(request, init=init, out=out, dataset=dataset, settings=words)
         request, self.files = _completed(asked)
         self.request = request
         self.notes: list[str] = []  # what the user should know of them
