@@ -14,7 +14,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="ssl-selmix sweep",
         description="Run algorithms × splits × seeds: what is missing, not what is finished.",
-        epilog=section(SWEEPS, plugins.sweeps()) + "\n\ndocs/sweep.md describes the file. "
+        epilog=section(SWEEPS, plugins.sweeps()) + "\n\ndocs/howto/sweep.md describes the file. "
         "ssl-selmix compare makes tables of the folder.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
