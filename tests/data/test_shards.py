@@ -185,7 +185,11 @@ def test_keys_that_every_shard_counts_anew(tmp_path: Path) -> None:
 
 
 def test_which_of_two_images_and_which_label(tmp_path: Path) -> None:
-    members: Members = {"0.left.png": png(1), "0.right.png": png(2), "0.json": '{"dx": 7, "label": 3}'}
+    members: Members = {
+        "0.left.png": png(1),
+        "0.right.png": png(2),
+        "0.json": '{"dx": 7, "label": 3}',
+    }
     path = str(shard(tmp_path / "a.tar", members))
     (found,) = shards.read([path], "right.png", "dx")
     assert found.name == "0.right.png" and found.label == "7"
