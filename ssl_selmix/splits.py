@@ -20,8 +20,8 @@ from ssl_selmix.common.rules import Checked
 Indices = npt.NDArray[np.int64]
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
-SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all")
-NOT_DRAWN = ("unknown", "all")  # shapes that have no largest class to choose
+SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all", "none")
+NOT_DRAWN = ("unknown", "all", "none")  # shapes that have no largest class to choose
 
 # Keeps the draws of a split apart from other generators that a user seeds with the same number.
 _STREAM = 0x5EED
@@ -59,16 +59,16 @@ class Counts:
     largest: int  # N1 of the labeled, M1 of the unlabeled images
     rho: float = 1.0  # largest / smallest class
     reverse: bool = False  # the class order turned around, whatever the shape
-    shape: str = "long_tail"  # or uniform, inverted, middle, head_tail, unknown, all
+    shape: str = "long_tail"  # or uniform, inverted, middle, head_tail, unknown, all, none
 
     def counts(self, num_classes: int) -> list[int]:
         """Images of each class, class 0 first.
 
-        `unknown` and `all` have none before a split is drawn. All other shapes but `uniform` put
-        the counts n_0 >= n_1 >= ... of the long tail into another class order. `inverted` is the
-        long tail with `reverse`. `middle` and `head_tail` are those of SimPro (Du et al., ICML
-        2024): the largest class in the middle, then alternately to its right and left, and ends
-        that fall towards the middle.
+        `unknown`, `all` and `none` have no count before a split is drawn. All other shapes but
+        `uniform` put the counts n_0 >= n_1 >= ... of the long tail into another class order.
+        `inverted` is the long tail with `reverse`. `middle` and `head_tail` are those of SimPro
+        (Du et al., ICML 2024): the largest class in the middle, then alternately to its right and
+        left, and ends that fall towards the middle.
 
         >>> Counts(100, rho=81, shape="middle").counts(5)
         [1, 11, 100, 33, 3]
@@ -96,6 +96,7 @@ class Counts:
             raise ValueError(f"{key}{unknown('shape', self.shape, SHAPES)}")
         if self.shape in NOT_DRAWN and self.largest:
             own = {"unknown": "the data set's own images without labels", "all": "all images"}
+            own["none"] = "no image"
             raise ValueError(
                 f"{where}shape={self.shape} draws no image, got {where}largest={self.largest}; set "
                 f"{where}largest=0 to use {own[self.shape]}"
@@ -191,8 +192,9 @@ class LongTailSplit(Checked):
         self.labeled.check("labeled")
         for part in ("validation", "test"):
             HeldOut.of(part, getattr(self, part))
-        if self.labeled.shape == "unknown":
-            raise ValueError("labeled.shape=unknown leaves no labeled image; choose another shape")
+        if self.labeled.shape in ("unknown", "none"):
+            shape = self.labeled.shape
+            raise ValueError(f"labeled.shape={shape} leaves no labeled image; choose another shape")
         if self.unlabeled.shape == "all":
             raise ValueError(
                 "unlabeled.shape=all would take the labeled images; choose another shape, such as "
