@@ -23,7 +23,7 @@ from ssl_selmix.common.stopping import Stopped
 HELP = ("help", "-h", "--help")
 # What people look for under another name.
 OTHERWISE = {
-    "finetune": "ssl_selmix.finetune(model, ...) in Python (docs/finetune.md)",
+    "finetune": "ssl_selmix.finetune(model, ...) in Python (docs/howto/finetune.md)",
     "version": "ssl-selmix --version",
     "resume": "the command that began the run, with --resume",
     "test": "ssl-selmix compare RUN, for test figures, or ssl-selmix check METHOD",

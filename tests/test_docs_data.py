@@ -1,4 +1,4 @@
-"""The commands under `Which of these is yours?` in docs/data.md run as they are written."""
+"""The commands under `Which of these is yours?` in docs/howto/data.md run as they are written."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import ssl_selmix
 from ssl_selmix import cli
 from tests.helpers.images import noise, noise_tree, write
 
-PAGE = Path(ssl_selmix.__file__).parents[1] / "docs" / "data.md"
+PAGE = Path(ssl_selmix.__file__).parents[1] / "docs" / "howto" / "data.md"
 START = "python train.py --algo fixmatch --then selmix"
 # What makes a run short: no command of the page needs it.
 SMALL = [

@@ -1,4 +1,4 @@
-"""docs/extending.md and the method in examples/: every block and every command is executed."""
+"""docs/howto/extending.md and the method in examples/: all blocks and commands are executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_selmix.algorithm import Batch, Context
 from ssl_selmix.contract import subjects
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "extending.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "extending.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M)
 FILE = re.compile(r"# (\S+\.py)\n")  # first line of a block that belongs into a file
 EXAMPLE = ROOT / "examples" / "mean_teacher.py"
@@ -47,7 +47,7 @@ def test_the_page_does_what_it_says(
             Path(file[1]).write_text(text)
             written.add(file[1])
         elif language == "python":
-            exec(compile(text, "docs/extending.md", "exec"), {})
+            exec(compile(text, "docs/howto/extending.md", "exec"), {})
         else:
             assert language == "sh", f"the page has a block in {language!r}; say what to do with it"
             for line in text.splitlines():

@@ -22,7 +22,7 @@ def _parser() -> Parser:
         usage="ssl-selmix compare RUN [RUN ...] [options]",
         description="Compare finished runs: tables with intervals, figures, a report. Runs that "
         "differ in what makes figures comparable are refused; each split gets its own table.",
-        epilog="A FILE that is - is the standard output. docs/compare.md explains every table.",
+        epilog="A FILE that is - is the standard output. The tables: docs/howto/compare.md.",
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=path, help="run folders, results.json, or folders")

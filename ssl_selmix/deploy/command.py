@@ -181,7 +181,7 @@ def _posthoc_parser() -> Parser:
         description="Choose a decision rule on held-out scores, without training.",
         epilog="SCORES.npz has the arrays scores (logits, images × classes) or probs, labels, and, "
         "if you like, class_names. Of a run, its last model's validation logits are taken. "
-        "docs/posthoc.md explains the rules and the figures.",
+        "docs/methods/posthoc.md explains the rules and the figures.",
     )
     add = parser.add_argument
     add("source", metavar="SCORES.npz|RUN", type=path, help="held-out scores, or a finished run")
@@ -244,7 +244,7 @@ def _advise_parser() -> Parser:
         usage="ssl-selmix advise RUN [options] [key=value ...]",
         description="Say what limits a finished run and what to try next. Each has its figure.",
         epilog="All figures are those of the validation images and of the run's logs; test images "
-        "and the true labels of the pool are not looked at. docs/posthoc.md explains the words.",
+        "and the true labels of the pool are not looked at. The words: docs/methods/posthoc.md.",
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")

@@ -168,7 +168,7 @@ def finetune(
 ) -> Result:
     """Fine-tune a copy of a trained classifier for an objective; the model itself stays as it is.
 
-    SelMix (Ramasubramanian et al., ICLR 2024, algorithm 1), with the step of docs/selmix.md.
+    SelMix (Ramasubramanian et al., ICLR 2024, algorithm 1), step as in docs/methods/selmix.md.
 
     Args:
         model: any module N×C×H×W -> logits N×K whose last operation is a linear layer.

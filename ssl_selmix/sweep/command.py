@@ -21,7 +21,7 @@ def _parser() -> Parser:
         prog="ssl-selmix sweep",
         usage="ssl-selmix sweep SPEC [options] [key=value ...]",
         description="Run algorithms × splits × seeds: what is missing, not what is finished.",
-        epilog=section(SWEEPS, plugins.sweeps()) + "\n\ndocs/sweep.md describes the file.",
+        epilog=section(SWEEPS, plugins.sweeps()) + "\n\ndocs/howto/sweep.md describes the file.",
     )
     add = parser.add_argument
     add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one")
