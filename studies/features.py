@@ -29,6 +29,7 @@ FIGURES = ("mean_recall", "min_recall")
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.S)
 LABELED = ("supervised", "cross-entropy", "re-sampling", "LDAM-DRW", "gda")
 POOLED = ("selftrain", "fixmatch", "csst", "simpro", "acr", "daso", "abc", "cpe")
+VIEWED = ("fixmatch", "selftrain", "csst")  # with augmented views and without
 ENDS = ("", "posthoc", "selmix", "selmix+posthoc-after-selmix")
 SECOND = (
     ("SelMix", "selmix"),
@@ -98,14 +99,19 @@ def _same(study: Study, pairs: Sequence[tuple[str, str, str]], root: str = "feat
     return [(words, of.get(a, empty), of.get(b, empty)) for words, a, b in pairs]
 
 
-def pool(study: Study) -> str:
+def pool(study: Study, root: str = "features", methods: Sequence[str] = POOLED) -> str:
     """Every method that sees the pool, less the labels alone: by itself, and after offsets."""
-    pairs = [(f"{one} less supervised", "supervised", one) for one in POOLED]
+    pairs = [(f"{one} less supervised", "supervised", one) for one in methods]
     offsets = [
         (f"{one} less supervised, both with offsets", "supervised+posthoc", f"{one}+posthoc")
-        for one in POOLED
+        for one in methods
     ]
-    return differences(_same(study, [*pairs, *offsets]), ("labels alone", "with the pool"))
+    return differences(_same(study, [*pairs, *offsets], root), ("labels alone", "with the pool"))
+
+
+def pool_plain(study: Study) -> str:
+    """The same on plain features."""
+    return pool(study, "features-plain", VIEWED)
 
 
 def second(start: str) -> Callable[[Study], str]:
@@ -136,11 +142,12 @@ def views(study: Study) -> str:
     """The same first stage with augmented views, less on plain features."""
     pairs: Pairs = [
         (
-            f"{name}: augmented less plain",
-            study.get(("features-plain", "same", name), {}),
-            study.get(("features", "same", name), {}),
+            f"{name}{', offsets' if end else ''}: augmented less plain",
+            study.get(("features-plain", "same", named(name, end)), {}),
+            study.get(("features", "same", named(name, end)), {}),
         )
-        for name in ("fixmatch", "selftrain", "csst")
+        for end in ("", "posthoc")
+        for name in ("supervised", *VIEWED)
     ]
     return differences(pairs, ("plain", "augmented"))
 
@@ -164,6 +171,7 @@ def pools(study: Study) -> str:
 TABLES: dict[str, Callable[[Study], str]] = {
     "stages": stages,
     "pool": pool,
+    "pool-plain": pool_plain,
     "views": views,
     "second-supervised": second("supervised"),
     "second-fixmatch": second("fixmatch"),
