@@ -78,6 +78,7 @@ def _help(args: argparse.Namespace) -> int:
     """Print what there is to say, with the settings of the stages and of the data set if named."""
     print(_train_parser().format_help())
     names = [*filter(None, (args.algo,)), *args.then, *filter(None, (args.dataset,))]
+    names = [plugins.parted(name)[0] for name in names]
     if names:
         from ssl_selmix.runs import reference
 
