@@ -48,6 +48,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+smartquotes = False  # --init is an option, no dash
 
 MARKER = re.compile(r"^<!-- site: ([\w-]+) ?(.*?) -->$", re.M)
 LINK = re.compile(r"(?<!!)\[((?:[^][]|\[[^]]*\])+)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
