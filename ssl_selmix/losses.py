@@ -29,19 +29,27 @@ def logit_adjusted(logits: Tensor, labels: Tensor, log_pi: Tensor, tau: float = 
 class LogitAdjusted(nn.Module):
     """`logit_adjusted` with the labeled prior as state; tau = 0 is plain cross-entropy.
 
-    Shape: prior (K,); logits B×K, labels (B,) -> scalar.
+    With weights an image's loss is multiplied by that of its class, and the batch is not divided
+    by their sum.
+
+    Shape: prior and weights (K,); logits B×K, labels (B,) -> scalar.
     """
 
     log_pi: Tensor
+    weights: Tensor | None
 
-    def __init__(self, prior: Tensor, tau: float) -> None:
+    def __init__(self, prior: Tensor, tau: float, weights: Tensor | None = None) -> None:
         super().__init__()
         self.tau = tau
         self.register_buffer("log_pi", log_prior(prior).float())
+        self.register_buffer("weights", None if weights is None else weights.float())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch. Shape: logits B×K, labels (B,) -> scalar."""
-        return logit_adjusted(logits, labels, self.log_pi, self.tau)
+        if self.weights is None:
+            return logit_adjusted(logits, labels, self.log_pi, self.tau)
+        adjusted = logits + self.tau * self.log_pi
+        return masked_cross_entropy(adjusted, labels, self.weights[labels])
 
 
 def pseudo_label(p: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,11 @@ from ssl_selmix.common.rules import Checked
 Indices = npt.NDArray[np.int64]
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
-SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all", "rest")
-NOT_DRAWN = ("unknown", "all", "rest")  # shapes that have no largest class to choose
+SHAPES = (
+    *("long_tail", "uniform", "inverted", "middle", "head_tail"),
+    *("unknown", "all", "rest", "none"),
+)
+NOT_DRAWN = ("unknown", "all", "rest", "none")  # shapes that have no largest class to choose
 
 # Keeps the draws of a split apart from other generators that a user seeds with the same number.
 _STREAM = 0x5EED
@@ -59,7 +62,7 @@ class Counts:
     largest: int  # N1 of the labeled, M1 of the unlabeled images
     rho: float = 1.0  # largest / smallest class
     reverse: bool = False  # the class order turned around, whatever the shape
-    # or uniform, inverted, middle, head_tail, unknown, all, rest, or a share of each class: 0.1
+    # or uniform, inverted, middle, head_tail, unknown, all, rest, none, or a share of each class: 0.1
     shape: str = "long_tail"
 
     @property
@@ -75,7 +78,7 @@ class Counts:
     def counts(self, num_classes: int) -> list[int]:
         """Images of each class, class 0 first.
 
-        `unknown`, `all`, `rest` and shares have none before a split is drawn. All other shapes but
+        `unknown`, `all`, `rest`, `none` and shares have none before a split is drawn. All others but
         `uniform` put the counts n_0 >= n_1 >= ... of the long tail into another class order.
         `inverted` is the long tail with `reverse`. `middle` and `head_tail` are those of SimPro
         (Du et al., ICML 2024): the largest class in the middle, then alternately to its right and
@@ -110,6 +113,7 @@ class Counts:
                 "unknown": "the data set's own images without labels",
                 "all": "all images",
                 "rest": "the rest of the images",
+                "none": "no image",
             }
             used = own.get(self.shape, "this share of every class")
             raise ValueError(
@@ -208,7 +212,7 @@ class LongTailSplit(Checked):
         self.labeled.check("labeled")
         for part in ("validation", "test"):
             HeldOut.of(part, getattr(self, part))
-        if self.labeled.shape in ("unknown", "rest"):
+        if self.labeled.shape in ("unknown", "rest", "none"):
             raise ValueError(
                 f"labeled.shape={self.labeled.shape} leaves no labeled image; choose another shape"
             )

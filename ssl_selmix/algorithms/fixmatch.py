@@ -13,7 +13,7 @@ from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 
@@ -25,7 +25,7 @@ class FixMatch(FollowsPool):
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):
+    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config, Guessing):
         """Hyper-parameters."""
 
         lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
@@ -43,7 +43,7 @@ class FixMatch(FollowsPool):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
-        look = Look(self.net, batch)
+        look = Look(self.net, batch, guide(self, ctx))
         p = self.guess(self.of_pool(look.weak_logits().float()), batch, ctx)
         kept = self.keep(p, batch)
         logits_x, logits_s = look.rest_logits(kept[1] > 0)

@@ -45,7 +45,7 @@ FIRST = (
         "of an average over periods, and of one over steps",
     ),
     Default(
-        "periods", {"86": ("simpro",), "500": ("acr",)}, "500 steps of the published runs' lengths"
+        "periods", {"86": ("simpro",), "500": OTHERS}, "500 steps of the published runs' lengths"
     ),
     Default("lambda_r", {"1": ("remixmatch_cdmad",), "0.5": OTHERS}, "as published"),
     Default("temperature", {"0.5": REMIXMATCHES, "1": OTHERS}, "ReMixMatch sharpens its guesses"),
