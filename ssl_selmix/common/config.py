@@ -43,6 +43,7 @@ ADDED: Mapping[str, Any] = {
     "model.head": "linear",
     "model.length": None,
     "optimizer": "sgd",
+    "mu_from": 0,
     "data.unlabeled_from": [],
     "data.more_roots": [],
     "rate": "absolute",
