@@ -77,24 +77,27 @@ def joint_logits(net: Classifier, batch: Batch) -> list[Tensor]:
 class Look:
     """A batch whose weak views are looked at before the others; `net.execution.views` says how.
 
-    For methods that learn nothing through the weak view, which comes first in `views`. They
-    name "split", and "lazy" if they call `rest` with the images that count, in `forwards`.
+    For methods that learn nothing through the weak view, which comes first in `views`, or through
+    the first few of them. They name "split", and "lazy" if they call `rest` with the images that
+    count, in `forwards`.
     """
 
-    def __init__(self, net: Classifier, batch: Batch) -> None:
+    def __init__(self, net: Classifier, batch: Batch, weak_views: int = 1) -> None:
         self.net, self.batch, self.how = net, batch, net.execution.views
+        self._seen = 1 + weak_views  # the labeled images and the weak views, in a joint pass
         self._joint: list[Tensor] = []  # labeled, weak, strong ...
         self._logits: list[Tensor] = []  # of the same
         self._weak: Tensor | None = None
 
     def weak(self) -> Tensor:
-        """Features of the weak views, M×D, without gradient."""
+        """Features of the weak views, one view's M×D after the other, without gradient."""
         if self.how == "joint":
             self._joint = self._joint or joint_features(self.net, self.batch)
-            return self._joint[1].detach()
+            return _stacked(self._joint[1 : self._seen]).detach()
         if self._weak is None:
             with torch.no_grad():
-                self._weak = _view(self.net, self.batch, 0)
+                views = range(self._seen - 1)
+                self._weak = _stacked([_view(self.net, self.batch, view) for view in views])
         return self._weak
 
     def rest(self, needed: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -106,8 +109,8 @@ class Look:
         """
         if self.how == "joint":
             self.weak()
-            return self._joint[0], self._joint[2:]
-        views = range(1, len(self.batch.u))
+            return self._joint[0], self._joint[self._seen :]
+        views = range(self._seen - 1, len(self.batch.u))
         if self.how == "split" or needed is None:
             x, *strong = _views_together(self.net, self.batch, views)
             return x, strong
@@ -142,11 +145,11 @@ class Look:
         return order[:size].sort().values
 
     def weak_logits(self) -> Tensor:
-        """Logits of the network's own classifier for the weak views, M×K, without gradient."""
+        """Logits of the network's own classifier for the same views, without gradient."""
         if self.how == "joint":
             self.weak()
             self._logits = self._logits or _classify(self.net, self._joint)
-            return self._logits[1].detach()
+            return _stacked(self._logits[1 : self._seen]).detach()
         with torch.no_grad():
             return self.net.classifier(self.weak())  # type: ignore[no-any-return]
 
@@ -154,11 +157,15 @@ class Look:
         """The same for the labeled images, B×K, and for the strong views one after the other."""
         if self.how == "joint":
             self.weak_logits()
-            x, _, *strong = self._logits
+            x, strong = self._logits[0], self._logits[self._seen :]
         else:
             features, views = self.rest(needed)
             x, *strong = _classify(self.net, [features, *views])
         return x, torch.cat(strong)
+
+
+def _stacked(views: Sequence[Tensor]) -> Tensor:
+    return views[0] if len(views) == 1 else torch.cat(list(views))
 
 
 def _view(net: Classifier, batch: Batch, view: int) -> Tensor:

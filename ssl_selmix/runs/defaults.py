@@ -41,7 +41,7 @@ FIRST = (
     ),
     Default(
         "memory",
-        {"0.9": ("simpro",), "0.99": ("acr",)},
+        {"0.9": ("simpro",), "0.99": OTHERS},
         "of an average over periods, and of one over steps",
     ),
     Default(
