@@ -1,10 +1,13 @@
 """How well the pool's class distribution is estimated, and what it is worth, over shapes and seeds.
 
     python -m studies.label_shift --seeds 0 1 2 3 4 --gain-seeds 0 1 2
+    python -m studies.label_shift --seeds 0 1 2 3 4 --methods simpro acr cdmad
 
 For every shape of the unlabeled pool: FixMatch as it is, then the five estimates of the pool's
 distribution from its posteriors. For the gain seeds also three ways to go on: SelMix, SelMix with
-corrected pseudo-labels, and FixMatch that followed the estimate before such a SelMix.
+corrected pseudo-labels, and FixMatch that followed the estimate before such a SelMix. With
+`--methods`: what these methods take the pool to hold at the end of their own training, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from studies.arms import parallel, second_stage, train
 SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail")
 STAGES = ["fixmatch", "selmix"]
 FIGURES = ("mean_recall", "min_recall")
+ESTIMATES = {"cdmad": "reference_prior"}  # the vector in metrics.jsonl; of others estimated_prior
 
 
 def job(
@@ -49,6 +53,50 @@ def job(
         ),
     }
     return {"shape": shape, "seed": seed, "estimates": json.loads(kept.read_text()), **arms}
+
+
+def method_job(
+    folder: Path, shape: str, seed: int, extra: list[str], methods: list[str]
+) -> dict[str, Any]:
+    """L1 distances between the pool and what each method takes it for when it ends."""
+    found: dict[str, Any] = {"shape": shape, "seed": seed, "methods": {}}
+    for method in methods:
+        out = folder / f"{shape}-{seed}" / method
+        common = [f"seed={seed}", "threads=1", f"data.unlabeled.shape={shape}", *extra]
+        stage = train(out, [method], common)["stages"][-1]
+        rows = map(json.loads, (out / f"1-{method}" / "metrics.jsonl").read_text().splitlines())
+        name = ESTIMATES.get(method, "estimated_prior")
+        estimates = [row[name] for row in rows if name in row]
+        found["methods"][method] = {
+            "l1_error": l1(estimates[-1], true_prior(out)),
+            **{figure: stage["test"][figure] for figure in FIGURES},
+        }
+    return found
+
+
+def true_prior(run: Path) -> list[float]:
+    """Shares of the classes among the unlabeled images of a run."""
+    counts = json.loads((run / "manifest.json").read_text())["counts"]["unlabeled"]
+    return [n / sum(counts) for n in counts]
+
+
+def l1(a: list[float], b: list[float]) -> float:
+    """Sum of absolute differences."""
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def methods_table(done: list[dict[str, Any]], methods: list[str]) -> str:
+    """L1 distances and test recalls in percent, a row for each shape."""
+    rows = []
+    for shape in SHAPES:
+        found = [r["methods"] for r in done if r["shape"] == shape]
+        if found:
+            cells = []
+            for method, figure in product(methods, ("l1_error", *FIGURES)):
+                cells.append(spread([f[method][figure] for f in found]))
+            rows.append([shape, *cells])
+    titles = {"l1_error": "L1 error", "mean_recall": "mean recall", "min_recall": "worst class"}
+    return table(["pool", *(f"{m}: {t}" for m in methods for t in titles.values())], rows)
 
 
 def estimates_table(done: list[dict[str, Any]]) -> str:
@@ -106,9 +154,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/label_shift"))
     parser.add_argument("--results", type=Path, default=Path("docs/results/label-shift.json"))
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--methods", nargs="+", help="what these estimate, in place of FixMatch")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="for every run")
     args = parser.parse_args()
     pairs = list(product(args.seeds, args.shapes))
+    if args.methods:
+        of_methods = parallel(
+            lambda p: method_job(args.out, p[1], p[0], args.settings, args.methods),
+            pairs,
+            args.jobs,
+        )
+        print(f"\nat the end of training, test, percent, n = {len(args.seeds)} seeds\n")
+        print(methods_table(of_methods, args.methods))
+        return
     done = parallel(
         lambda p: job(args.out, p[1], p[0], args.settings, args.every, p[0] in args.gain_seeds),
         pairs,

@@ -1,4 +1,4 @@
-"""docs/extending.md and the method in examples/: every block and every command is executed."""
+"""docs/howto/extending.md and the method in examples/: all blocks and commands are executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_selmix.algorithm import Batch, Context
 from ssl_selmix.contract import subjects
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "extending.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "extending.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M)
 FILE = re.compile(r"# (\S+\.py)\n")  # first line of a block that belongs into a file
 EXAMPLE = ROOT / "examples" / "mean_teacher.py"
@@ -47,7 +47,7 @@ def test_the_page_does_what_it_says(
             Path(file[1]).write_text(text)
             written.add(file[1])
         elif language == "python":
-            exec(compile(text, "docs/extending.md", "exec"), {})
+            exec(compile(text, "docs/howto/extending.md", "exec"), {})
         else:
             assert language == "sh", f"the page has a block in {language!r}; say what to do with it"
             for line in text.splitlines():
@@ -58,7 +58,7 @@ def test_the_page_does_what_it_says(
     assert ran >= 8 and {"my_method.py", "my_prior.py", "my_data.py", "my_objective.py"} <= written
     out = capsys.readouterr().out
     for method in ("my_method (MyMethod)", "my_prior (MyPrior)", "mean_teacher (MeanTeacher)"):
-        assert f"{method}: {len(contract.CHECKS) - 2} passed, 2 skipped, " in out
+        assert f"{method}: {len(contract.CHECKS) - 3} passed, 3 skipped, " in out
     for line in (r"baseline: fixmatch \(classifier\) on", r"mine: my_method \(classifier\) on"):
         assert len(re.findall(line + r" \w{8}, mean recall 0\.\d{3}, worst class", out)) == 1
     assert f"in {len(EXAMPLE.read_text().splitlines())} lines" in PAGE

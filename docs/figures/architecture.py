@@ -1,4 +1,4 @@
-"""Draws the rooms of the package on their floors, for docs/architecture.md.
+"""Draws the rooms of the package on their floors, for docs/explain/architecture.md.
 
     PYTHONPATH=. python docs/figures/architecture.py docs/figures/architecture.png
 

@@ -15,7 +15,7 @@ from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 
@@ -32,7 +32,7 @@ class SimPro(Algorithm):
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig):
+    class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # rho, of the adjusted probability; 0.2 for K=100
@@ -73,7 +73,7 @@ class SimPro(Algorithm):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled and unlabeled cross-entropy on logits adjusted by the same frequencies."""
-        look = Look(self.net, batch)
+        look = Look(self.net, batch, guide(self, ctx))
         q, mask = self.guess(look.weak_logits().float())
         logits_x, logits_s = look.rest_logits(mask > 0)
         y = F.one_hot(batch.y, q.shape[1]).to(self.pool)

@@ -15,7 +15,7 @@ from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
 from ssl_selmix.common.rules import at_least, positive, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.balanced_head import new_head
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guesser, guide
 from ssl_selmix.models import Classifier
 
 
@@ -35,7 +35,7 @@ class TRAS(Algorithm):
     )
 
     @dataclass
-    class Config(Algorithm.PoolConfig):
+    class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # of both heads' own pseudo-labels
@@ -69,11 +69,11 @@ class TRAS(Algorithm):
         """FixMatch of the first head, and after the warm-up the two losses of the second."""
         main, second = self.net.classifier, self.auxiliary
         starts = ctx.progress >= self.config.warmup
-        look = Look(self.net, batch)
+        look, who = Look(self.net, batch, guide(self, ctx)), guesser(self, ctx)
         weak = look.weak()
         with torch.no_grad():
-            classes, mask = self.choose(main(weak).float() - self.log_pi)
-            taken, sure = self.choose(second(weak).float())
+            classes, mask = self.choose(who.net.classifier(weak).float() - self.log_pi)
+            taken, sure = self.choose(who.auxiliary(weak).float())
         x, strong = look.rest(mask + (sure if starts else 0) > 0)
         seen, num = torch.cat(strong), len(strong)
         first = main(seen)

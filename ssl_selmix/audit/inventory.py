@@ -83,7 +83,8 @@ def take(name: str, settings: Sequence[str]) -> Inventory:
     Raises:
         ValueError: it cannot even be listed, or has no images.
     """
-    words = config.parse_overrides(settings)
+    name, own = plugins.parted(name)
+    words = config.parse_overrides([*own, *settings])
     if others := [key for key in words if not key.startswith("data.")]:
         raise ValueError(
             f"{others[0]} is no setting of a data set; write data.{others[0]}, if it is"

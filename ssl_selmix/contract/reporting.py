@@ -45,6 +45,7 @@ from ssl_selmix.contract.step import (
     check_gradients,
     check_logs,
     check_optimizer_groups,
+    check_pseudo_labels,
     check_views,
 )
 from ssl_selmix.contract.subjects import Broken, Skipped, Subject, subject
@@ -60,6 +61,7 @@ CHECKS: tuple[Check, ...] = (
     check_on_validation,
     check_views,
     check_forwards,
+    check_pseudo_labels,
     check_batches,
     check_teacher,
     check_evaluation,

@@ -10,11 +10,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_selmix.contract.settings import _shown
 from ssl_selmix.contract.subjects import (
     Recorder,
+    Skipped,
     Subject,
     backward,
     demand,
@@ -193,6 +194,38 @@ def _same_steps(subject: Subject, settings: Mapping[str, Any], scale: float) -> 
         if how in algorithm.forwards:
             remedy = f'ask Look.rest for every image that counts, or take "{how}" out of `forwards`'
         demand(same, f"views.{how}=true changes losses or gradients; {remedy}")
+
+
+def check_pseudo_labels(subject: Subject, folder: Path) -> None:
+    """With pseudo_labels=teacher the averaged model sees the weak views, and the student none."""
+    if not any(f.name == "pseudo_labels" for f in dataclasses.fields(subject.kind.Config)):
+        raise Skipped("it has no setting pseudo_labels")
+    data, _ = make_data()
+    algorithm, ctx = subject.started(data, pseudo_labels="teacher")
+    batch = next(algorithm.batches(data, 0))
+    passed: list[int] = []
+    guided: list[bool] = []
+
+    def of_student(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        passed.append(len(given[0]))
+
+    def of_teacher(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        same = torch.equal(given[0], batch.u[0])
+        guided.append(same and not (module.training or torch.is_grad_enabled()))
+
+    algorithm.net.backbone.register_forward_pre_hook(of_student)
+    ctx.teacher.net.backbone.register_forward_pre_hook(of_teacher)
+    take_step(algorithm, batch, ctx)
+    remedy = (
+        "give Look the guide, as in Look(self.net, batch, guide(self, ctx)), and ask the heads of "
+        "guesser(self, ctx); both are in ssl_selmix.methods.views"
+    )
+    num_unlabeled = len(batch.index_u) * (len(batch.u) - 1)
+    few = sum(passed) <= len(batch.x) * (1 + len(batch.more_x)) + num_unlabeled
+    demand(
+        any(guided) and few,
+        f"pseudo_labels=teacher changes nothing in the weak views' pass; {remedy}",
+    )
 
 
 def check_batches(subject: Subject, folder: Path) -> None:

@@ -43,7 +43,7 @@ def posthoc(
     """Choose a decision rule for an objective, from scores of images that training did not see.
 
     Nothing is trained. With rule="offsets" one number a class is added to the logits, which can be
-    folded into a classifier's bias. How it is done: docs/posthoc.md.
+    folded into a classifier's bias. How it is done: docs/methods/posthoc.md.
 
     Args:
         scores: (N, K) logits of held-out images, or probabilities.

@@ -19,6 +19,7 @@ from ssl_selmix.images.cache import Notes, PoolCache, digest_of, digests_of, key
 from ssl_selmix.images.checks import Copies, check_class_names
 from ssl_selmix.images.decode import DECODING, contents, rgb, warn_of_corrections
 from ssl_selmix.images.find import NO_SUFFIX, LeftOut, below, beside, is_tools, matching, told
+from ssl_selmix.images.pieces import size_of
 
 UNLABELED = "unlabeled"  # the folder of images without a class
 LARGEST = 64  # pixels; a pool of larger images does not belong into memory
@@ -250,7 +251,7 @@ def decode_all(
 def _num_threads(files: Sequence[str]) -> int:
     sample = files[:: max(1, len(files) // 100)]
     try:
-        mean = sum(map(os.path.getsize, sample)) / len(sample)
+        mean = sum(map(size_of, sample)) / len(sample)
     except OSError:  # reading the file will say what is wrong
         mean = 0
     return 1 if mean < SMALL_FILE else os.cpu_count() or 1

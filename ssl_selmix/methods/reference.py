@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Algorithm, Task
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, Task
 from ssl_selmix.common.rules import Checked, one_of, within
 from ssl_selmix.models import Classifier
 
@@ -142,6 +142,14 @@ class Debiased(Algorithm):
         if progress < self.image_config.debias_from:
             return logits
         return logits - self.bias_logits().to(logits.dtype)
+
+    def on_validation(self, evaluation: Evaluation, ctx: Context) -> dict[str, Tensor]:
+        """softmax(b) of the teacher as well: the classes it prefers in an image without content."""
+        teacher = ctx.teacher
+        assert isinstance(teacher, Debiased)
+        with torch.no_grad(), evaluating(teacher.net):
+            preferred = teacher._logits().float().softmax(0)
+        return {**super().on_validation(evaluation, ctx), "reference_prior": preferred}
 
     def _logits(self) -> Tensor:
         return self.net.classifier(self.reference.features(self.net))[0]  # type: ignore[no-any-return]

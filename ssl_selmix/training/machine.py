@@ -11,7 +11,8 @@ import torch
 from ssl_selmix.common import processes
 from ssl_selmix.models import Classifier
 
-# FLOP a step: below this much work a second thread costs more than it helps (docs/performance.md).
+# FLOP a step: below this much work a second thread costs more than it helps. The measurements
+# are in docs/explain/performance.md.
 FLOPS_PER_THREAD = 0.8e9
 
 

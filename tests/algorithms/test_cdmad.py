@@ -213,6 +213,22 @@ def test_targets_are_debiased_from_the_published_share_on() -> None:
     torch.testing.assert_close(later, (logits - algorithm.bias_logits()).softmax(1))
 
 
+def test_what_the_reference_shows_is_logged_without_a_trace() -> None:
+    net = norm_net()
+    for mode in ("stored", "batch"):
+        algorithm = CDMAD(net, TASK, CDMAD.Config(reference_mode=mode)).train()
+        before = {k: v.clone() for k, v in algorithm.state_dict().items()}
+        at = context(0.5)
+        object.__setattr__(at, "teacher", algorithm)
+        evaluation: Any = None
+        logs = algorithm.on_validation(evaluation, at)
+        with torch.no_grad():
+            expected = net.eval()(algorithm.reference.image)[0].softmax(0)
+        net.train()
+        torch.testing.assert_close(logs["reference_prior"], expected)
+        assert all(torch.equal(v, before[k]) for k, v in algorithm.state_dict().items())
+
+
 # The stage.
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_selmix import cli, contract
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Task
+from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common import plugins
 from ssl_selmix.contract import life, limits, reporting, settings, subjects
 from ssl_selmix.contract.step import (
@@ -26,6 +27,7 @@ from ssl_selmix.contract.step import (
     check_gradients,
     check_logs,
     check_optimizer_groups,
+    check_pseudo_labels,
     check_views,
 )
 from ssl_selmix.data import Data
@@ -392,6 +394,14 @@ class ThroughWeak(Good):
         return {"labeled": F.cross_entropy(x, batch.y), "all": strong.square().mean()}, {}
 
 
+class Unguided(FixMatch):
+    """Has the setting, and looks at its views as if it had not."""
+
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        x, strong = Look(self.net, batch).rest_logits()
+        return {"labeled": F.cross_entropy(x, batch.y), "all": strong.square().mean()}, {}
+
+
 BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_gradients, NoNumber, "the loss 'mine' must be a finite scalar"),
     (check_gradients, NoScalar, r"the loss 'labeled' must be a finite scalar, not \(4,\)"),
@@ -416,6 +426,7 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_forwards, Leaves, "views.lazy=true changes .* every image that counts"),
     (check_forwards, AsksForAll, "no step asked Look.rest for some"),
     (check_forwards, ThroughWeak, "views.lazy=true changes .* declare it in `forwards`"),
+    (check_pseudo_labels, Unguided, r"changes nothing .* Look\(self\.net, batch, guide\(self, ctx"),
     (check_batches, GlobalDraw, "batch 3 differs"),
     (check_batches, FromTheStart, "batch 3 differs"),
     (check_batches, OneBatch, "batches 3 and 4 are the same"),

@@ -296,7 +296,7 @@ def test_what_cannot_be_done_is_refused(
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_raises_the_worst_class(capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parents[2] / "docs" / "finetune.ipynb"
+    path = Path(__file__).parents[2] / "docs" / "howto" / "finetune.ipynb"
     cells = json.loads(path.read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     scope: dict[str, Any] = {}

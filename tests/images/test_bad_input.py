@@ -1,6 +1,7 @@
 """Files of an image folder that are not as expected: an error in one line, or a line that tells.
 
-Nothing is corrected or left out in silence; the table of docs/data.md is tested here row by row.
+Nothing is corrected or left out in silence; the table of docs/howto/data.md is tested here
+row by row.
 """
 
 import io

@@ -199,7 +199,7 @@ def test_the_help_lists_the_shipped_sweeps(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_file_in_the_documentation_means_what_it_says() -> None:
-    text = (ROOT / "docs" / "sweep.md").read_text()
+    text = (ROOT / "docs" / "howto" / "sweep.md").read_text()
     spec = text.partition("```yaml\n")[2].partition("```")[0]
     sweep = Sweep(parse(spec, "x.yaml"))
     assert f"{len(sweep.runs)} runs" in text and len(sweep.chains) == 2 * 3 * 3
