@@ -20,8 +20,6 @@ from ssl_selmix.methods.labeled_in_pool import KnowsLabeled
 from ssl_selmix.methods.views import Guessing, Look, guesser, guide
 from ssl_selmix.models import Classifier
 
-ADJUSTMENT_FLOOR = 1e-12  # added to pi^tau before the logarithm, as in the published code
-
 
 class ACR(KnowsLabeled):
     """Wei & Gan, CVPR 2023: a standard head f that guesses and a balanced head g that predicts.
@@ -110,7 +108,7 @@ class ACR(KnowsLabeled):
 
     def adjustment(self, tau: Tensor | float) -> Tensor:
         """log(pi^tau + 1e-12), (K,)."""
-        return (self.anchors[0] ** tau + ADJUSTMENT_FLOOR).log()
+        return losses.log_power(self.anchors[0], tau)
 
     def choose(self, guess: Tensor, own: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
         """Classes (M,) of adjusted guesses M×K, and a mask (M,) of those that count.
