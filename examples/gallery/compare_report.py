@@ -1,4 +1,8 @@
-"""Two methods, three seeds each: which is better, how sure is that, and a page to send."""
+"""Two methods, three seeds each: which is better, how sure is that, and a page to send.
+
+`compare` makes tables with intervals, a CSV, and one page with sortable tables, recalls by class
+and the worst confusions. The picture is drawn from the CSV: a point for every seed.
+"""
 
 import csv
 import os
@@ -28,7 +32,9 @@ with Path("values.csv").open(newline="") as file:
     kept = [r for r in csv.DictReader(file) if (r["part"], r["weights"]) == ("test", "kept")]
 for name in dict.fromkeys(row["method"] for row in kept):
     values = {
-        figure: [100 * float(r["value"]) for r in kept if (r["method"], r["figure"]) == (name, figure)]
+        figure: [
+            100 * float(r["value"]) for r in kept if (r["method"], r["figure"]) == (name, figure)
+        ]
         for figure in ("mean_recall", "min_recall")
     }
     found[name] = list(zip(*values.values(), strict=True))

@@ -1,4 +1,8 @@
-"""A trained model outside: a table of predictions, and a file that needs torch alone."""
+"""A trained model outside: a table of predictions, and a file that needs torch alone.
+
+`predict` writes a row for each image file. `export` writes a program and checks it against the
+run's model; torch runs it without this package. The picture shows what both say of eight digits.
+"""
 
 import csv
 import os

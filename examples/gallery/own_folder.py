@@ -1,4 +1,8 @@
-"""A folder of images: look at it, let `init` write the settings, train, read the results."""
+"""A folder of images: look at it, let `init` write the settings, train, read the results.
+
+`init` looks at the folder, finds images without a label, and writes settings with comments. The
+picture has the recall of each class after FixMatch and after SelMix. So few steps change little.
+"""
 
 import json
 import os

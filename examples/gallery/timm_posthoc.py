@@ -1,4 +1,8 @@
-"""A timm model that somebody trained, and a decision rule for its worst class, without training."""
+"""A timm model that somebody trained, and a decision rule for its worst class, without training.
+
+`posthoc` needs logits of held-out images and their classes, from any program. It adds a number to
+the logits of every class. The picture has the recalls on other images, which the rule never saw.
+"""
 
 import os
 

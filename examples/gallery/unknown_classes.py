@@ -1,4 +1,8 @@
-"""Which classes are in the pool? Five estimates of what nobody has told."""
+"""Which classes are in the pool? Five estimates of what nobody has told.
+
+The labeled images fall from class 0 to class 9, while the pool rises. Counting predictions follows
+the labeled images; estimates that use held-out images find the pool.
+"""
 
 import os
 
