@@ -31,7 +31,8 @@ def test_there_are_ten_and_each_has_its_picture_and_what_it_prints() -> None:
         assert (FOLDER / f"{name}.txt").read_text("utf-8").strip(), name
         file = FOLDER / f"{name}.png"
         assert file.stat().st_size < 60_000
-        pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
         assert np.ptp(pixels, axis=2).max() <= 8, f"{name} tells something by colour"
 
 
@@ -48,5 +49,7 @@ def test_every_script_runs(
     plt.switch_backend("agg")
     printed = builder().run(name)
     plt.close("all")
-    assert printed and not [line for line in printed if line not in capsys.readouterr().out][1:]
-    assert Image.open(f"{name}.png").width > 300
+    out = capsys.readouterr().out
+    assert printed and all(line in out for line in printed)
+    with Image.open(f"{name}.png") as image:
+        assert image.width > 300

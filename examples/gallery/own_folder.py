@@ -37,10 +37,10 @@ assert main(["train", "--config", "selmix.yaml", "--out", "run", *shorter]) == 0
 results = json.loads(Path("run/results.json").read_text())
 names = results["class_names"]
 figure, axis = plt.subplots(figsize=(4.4, 2.6), layout="constrained")
-for stage, style in zip(results["stages"], ("wo--", "ks-"), strict=True):
+for stage, style in zip(results["stages"], ("o--", "s-"), strict=True):
     recalls = [100 * r for r in stage["test"]["per_class_recall"]]
     print(f"{stage['algorithm']}: worst class {min(recalls):.1f} %")
-    axis.plot(names, recalls, style, markeredgecolor="k", color="k", label=stage["algorithm"])
+    axis.plot(names, recalls, style, color="k", label=stage["algorithm"])
 axis.lines[0].set_markerfacecolor("w")
 axis.set(xlabel="class, the rarest on the right", ylabel="recall, percent", ylim=(0, 103))
 axis.legend()

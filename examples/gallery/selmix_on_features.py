@@ -36,7 +36,7 @@ for stage in results["stages"]:
         f"{100 * figures['min_recall']:.1f} %, {seconds:.1f} s"
     )
 
-rows = [json.loads(line) for line in Path("run/2-selmix/metrics.jsonl").open()]
+rows = [json.loads(line) for line in Path("run/2-selmix/metrics.jsonl").read_text().splitlines()]
 mixed = np.array(next(row["pair_distribution"] for row in rows if "pair_distribution" in row))
 figure, axis = plt.subplots(figsize=(3.6, 3.0), layout="constrained")
 shown = axis.imshow(100 * mixed, cmap="Greys")

@@ -36,20 +36,19 @@ for _ in range(STEPS):
 
 with torch.no_grad():
     held_out, pool = (model(images[p]).softmax(1) for p in (split.validation, split.unlabeled))
-truth = torch.bincount(labels[split.unlabeled], minlength=10).double()
-truth = 100 * truth / truth.sum()
+truth = np.bincount(digits.target[split.unlabeled], minlength=10) / len(split.unlabeled) * 100
 for method in METHODS:
     found = estimate(
         method, val_probs=held_out, val_labels=labels[split.validation], unlabeled_probs=pool
     )
-    far = (100 * found.prior - truth).abs().sum()
+    far = np.abs(100 * found.prior.numpy() - truth).sum()
     print(f"{method:10} distance from the truth {far:.1f} (0 to 200)  {found.note}")
 
-low, high = 100 * found.interval
-middle = 100 * found.prior
+low, high = 100 * found.interval.numpy()
+middle = 100 * found.prior.numpy()
 figure, axis = plt.subplots(figsize=(4.4, 2.6), layout="constrained")
 axis.bar(np.arange(10), truth, color="0.8", edgecolor="k", label="the pool")
-bars = np.stack([(middle - low).clamp(min=0), (high - middle).clamp(min=0)])
+bars = np.clip([middle - low, high - middle], 0, None)
 axis.errorbar(np.arange(10), middle, bars, fmt="ko", ms=4, capsize=2, label=f"{method}, 95 %")
 labeled = np.bincount(digits.target[split.labeled], minlength=10)
 axis.plot(100 * labeled / labeled.sum(), "k:", label="the labeled images")
