@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,6 @@ def test_a_process_is_killed_when_it_is_as_far_as_asked(tmp_path: Path) -> None:
     log.parent.mkdir()
     script = 'sleep 0.1; echo \'{"kind": "validation", "step": 7}\' > "$0"; sleep 60'
     words = ["sh", "-c", script, str(log)]
-    process = kill_resume.subprocess.Popen(words)
+    process = subprocess.Popen(words)
     life, met, code = kill_resume.kill_after(process, tmp_path, 1, 0.0, signal.SIGKILL)
     assert met == "1-a/7" and code == -signal.SIGKILL and 0 < life < 30
