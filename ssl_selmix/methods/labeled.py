@@ -129,11 +129,22 @@ class LabeledLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
         """Logits B×K (cosines for ldam), labels (B,), share of the steps done -> scalar."""
-        each = LOSSES[self.config.loss](logits + self.tau * self.log_pi, labels, self)
+        each = self._each(logits, labels)
         if progress < self.config.drw:
             return each.mean()
         weights = self.weights[labels]
         return (weights * each).sum() / weights.sum()
+
+    def shares(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """What each image adds to the loss: (B,), whose sum it is."""
+        each = self._each(logits, labels)
+        if progress < self.config.drw:
+            return each / len(each)
+        weights = self.weights[labels]
+        return weights * each / weights.sum()
+
+    def _each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return LOSSES[self.config.loss](logits + self.tau * self.log_pi, labels, self)
 
 
 class CosineHead(nn.Module):
