@@ -48,6 +48,7 @@ ADDED: Mapping[str, Any] = {
     "sam_radius": None,
     "sam_below": 0,
     "data.unlabeled_from": [],
+    "data.more_roots": [],
     "rate": "absolute",
     "offsets": "none",
     "pseudo_labels": "student",
@@ -73,7 +74,7 @@ MACHINE_KEYS = (
 # Where a machine has the images.
 PLACES_OF_DATA = (
     *("data.root", "data.file", "data.shards", "data.test_shards", "data.validation_shards"),
-    *("data.unlabeled_shards", "data.unlabeled_from"),
+    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots"),
 )
 
 
