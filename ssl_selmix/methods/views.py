@@ -81,8 +81,11 @@ class Look:
     name "split", and "lazy" if they call `rest` with the images that count, in `forwards`.
     """
 
-    def __init__(self, net: Classifier, batch: Batch) -> None:
+    def __init__(self, net: Classifier, batch: Batch, *, skips_weak: bool = False) -> None:
+        """With `skips_weak`, weak views do not pass with the others: nobody asks for them."""
         self.net, self.batch, self.how = net, batch, net.execution.views
+        if skips_weak and self.how == "joint":
+            self.how = "split"
         self._joint: list[Tensor] = []  # labeled, weak, strong ...
         self._logits: list[Tensor] = []  # of the same
         self._weak: Tensor | None = None
