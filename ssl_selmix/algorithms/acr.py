@@ -17,10 +17,8 @@ from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.labeled_in_pool import KnowsLabeled
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guesser, guide
 from ssl_selmix.models import Classifier
-
-ADJUSTMENT_FLOOR = 1e-12  # added to pi^tau before the logarithm, as in the published code
 
 
 class ACR(KnowsLabeled):
@@ -36,7 +34,7 @@ class ACR(KnowsLabeled):
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig):
+    class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # rho, from which a pseudo-label counts
@@ -82,10 +80,10 @@ class ACR(KnowsLabeled):
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled losses of both heads, and both heads' losses on the standard head's guesses."""
         cfg, standard, balanced = self.config, self.net.classifier, self.balanced
-        look = Look(self.net, batch)
+        look, who = Look(self.net, batch, guide(self, ctx)), guesser(self, ctx)
         weak = look.weak()
         with torch.no_grad():
-            guess, own = standard(weak).float(), balanced(weak).float()
+            guess, own = who.net.classifier(weak).float(), who.balanced(weak).float()
         targets, of_standard = self.choose(guess, guess, self.tau)
         targets_balanced, of_balanced = self.choose(guess, own, cfg.tau_pseudo)
         own_classes, own_sure = losses.pseudo_label(own.softmax(1), cfg.threshold)
@@ -110,7 +108,7 @@ class ACR(KnowsLabeled):
 
     def adjustment(self, tau: Tensor | float) -> Tensor:
         """log(pi^tau + 1e-12), (K,)."""
-        return (self.anchors[0] ** tau + ADJUSTMENT_FLOOR).log()
+        return losses.log_power(self.anchors[0], tau)
 
     def choose(self, guess: Tensor, own: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
         """Classes (M,) of adjusted guesses M×K, and a mask (M,) of those that count.

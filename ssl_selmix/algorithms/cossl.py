@@ -21,7 +21,7 @@ from ssl_selmix.methods import pseudo_labels, tail_features
 from ssl_selmix.methods.labeled import with_classifier
 from ssl_selmix.methods.prototypes import teacher_features
 from ssl_selmix.methods.reference import Reference
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Look, guesser
 from ssl_selmix.models import Classifier
 
 
@@ -109,11 +109,11 @@ class CoSSL(FixMatch):
         if ctx.step < self.first:
             return super().forward(batch, ctx)
         assert isinstance(batch, TwoBatches) and batch.head is not None
-        weak = teacher_features(ctx.teacher, batch.u[0])
+        look = Look(self.net, batch, ctx.teacher.net)  # the averaged body sees the weak views
+        weak = look.weak()
         with torch.no_grad():
-            guess = self.tail(weak).float()
+            guess = guesser(self, ctx).tail(weak).float()
         kept = self.keep(self.guess(self.of_pool(guess), batch, ctx), batch)
-        look = Look(self.net, batch, skips_weak=True)
         logits_x, logits_s = look.rest_logits(kept[1] > 0)
         found, logs = self.objective(logits_x, batch.y, kept, logits_s)
         logits = self.tail(self.blended(batch.head, ctx))

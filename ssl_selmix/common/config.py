@@ -23,7 +23,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # recorded it can be resumed, and the fingerprints of checkpoints still count it in.
 RETIRED: Mapping[str, Any] = {"mu": 2}
 REASONS = {
-    "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig"
+    "pseudo_labels": "it is for FixMatch and its relatives, which learn nothing through weak views",
+    "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig",
 }
 # Keys that came after version 0.1, with the value that means what was before them: a run with that
 # value records what older runs recorded, so that either can be resumed and compared. Those of a
@@ -42,9 +43,13 @@ ADDED: Mapping[str, Any] = {
     "model.head": "linear",
     "model.length": None,
     "optimizer": "sgd",
+    "mu_from": 0,
     "data.unlabeled_from": [],
+    "data.more_roots": [],
     "rate": "absolute",
     "offsets": "none",
+    "pseudo_labels": "student",
+    "with_labeled": False,
 }
 # Keys that stages did not have in released versions, with what their absence means, and defaults
 # that were others then: a run without the keys goes on as it began.
@@ -62,6 +67,11 @@ MACHINE_KEYS = (
         "data.strict",
         "features.dir",
     ),
+)
+# Where a machine has the images.
+PLACES_OF_DATA = (
+    *("data.root", "data.file", "data.shards", "data.test_shards", "data.validation_shards"),
+    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots"),
 )
 
 

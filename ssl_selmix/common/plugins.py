@@ -165,6 +165,20 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
+def parted(name: str) -> tuple[str, list[str]]:
+    """A data set's name, and the settings that stand behind it: hf:OWNER/NAME is hf, data.name=...
+
+    >>> parted("hf:uoft-cs/cifar10")
+    ('hf', ['data.name=uoft-cs/cifar10'])
+    >>> parted("digits")
+    ('digits', [])
+    """
+    head, colon, rest = name.partition(":")
+    if not colon or head not in available("dataset"):
+        return name, []
+    return head, [f"data.name={rest}"]
+
+
 def dataset(name: str) -> ModuleType:
     """The file of a dataset, which has a `Config` and `load`.
 

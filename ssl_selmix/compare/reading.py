@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ssl_selmix.common.config import flatten
+from ssl_selmix.common.config import PLACES_OF_DATA, flatten
 from ssl_selmix.runs import archive, released
 from ssl_selmix.runs import results as schema
 from ssl_selmix.runs.folder import CONFIG, RESULTS, RunError, RunFolder
@@ -26,7 +26,7 @@ SQUARES = ("gain_matrix", "pair_distribution")
 # What runs did before they recorded it.
 BEFORE = {"step": "joint", "processes": 1}
 # Where images lie says nothing about which they are; their SHA-256 does.
-PLACES = ("data.root", "data.manifest")
+PLACES = (*PLACES_OF_DATA, "data.manifest")
 # Loaders of a user's own images all have one name.
 DATA = "dataset_sha256"
 RULE = "checkpoint_rule"

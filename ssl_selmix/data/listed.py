@@ -18,6 +18,7 @@ from ssl_selmix.data.source import ImageSet, joined
 from ssl_selmix.images.cache import PoolCache, folder_of
 from ssl_selmix.images.digests import FileImages
 from ssl_selmix.images.folder import LARGEST, Part, Reading, read_files, read_together
+from ssl_selmix.images.pieces import Piece
 
 Labels = npt.NDArray[np.int64]
 
@@ -140,8 +141,10 @@ def _streamed(
         found: list[str] = [file for part in parts if part is not None for file in part[1]]
         if not found:
             return None
-        # Those of the pool may be elsewhere.
-        here = all(Path(file).is_relative_to(listed.root) for file in found)
+        # Those of the pool may be elsewhere, and pieces of files have names of their own.
+        here = isinstance(found[0], Piece) or all(
+            Path(file).is_relative_to(listed.root) for file in found
+        )
         common = None if here else os.path.commonpath([os.path.dirname(file) for file in found])
         return FileImages.below(listed.root if common is None else Path(common), found)
 

@@ -94,7 +94,7 @@ class Part:
             raise ValueError(
                 f"{name} has images of shape {tuple(images.shape)}; give N×C×H×W, N images"
             )
-        return Part(lambda index: _rows(images, index), labels, len(images), name, images)
+        return Part(lambda index: rows_of(images, index), labels, len(images), name, images)
 
     @staticmethod
     def _of_pair(source: Sequence[Any], name: str, labeled: bool) -> Part:
@@ -118,7 +118,8 @@ class Part:
         return self.take(torch.linspace(0, len(self) - 1, num).long())
 
 
-def _rows(images: Tensor, index: Tensor) -> Tensor:
+def rows_of(images: Tensor, index: Tensor) -> Tensor:
+    """The images at these positions, wherever they lie."""
     return images[index.to(images.device)]
 
 

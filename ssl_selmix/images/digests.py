@@ -17,6 +17,7 @@ from ssl_selmix.common.console import warn
 from ssl_selmix.common.processes import default_workers
 from ssl_selmix.images.damage import damage_of
 from ssl_selmix.images.decode import BROKEN_FILE, check_damage, contents
+from ssl_selmix.images.pieces import Piece, file_of
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class FileImages:
 
     root: Path
     names: tuple[str, ...]  # relative to the root, with forward slashes
+    pieces: tuple[Piece, ...] = ()  # if the images are no files but lie in some
 
     @classmethod
     def below(cls, root: Path, files: Sequence[str]) -> FileImages:
-        """These files, whose paths begin with the root."""
+        """These files, whose paths begin with the root; or these pieces of files."""
+        if pieces := tuple(file for file in files if isinstance(file, Piece)):
+            return cls(root, tuple(piece.name for piece in pieces), pieces)
         return cls(root, tuple(Path(file).relative_to(root).as_posix() for file in files))
 
     def __len__(self) -> int:
@@ -36,8 +40,8 @@ class FileImages:
 
     @property
     def paths(self) -> list[str]:
-        """Where the files are."""
-        return [f"{self.root}/{name}" for name in self.names]
+        """Where the images are."""
+        return [*self.pieces] or [f"{self.root}/{name}" for name in self.names]
 
 
 def hashes(images: FileImages, memory: Path | None, strict: bool = True) -> list[str]:
@@ -96,16 +100,17 @@ def _read_hashes(path: Path | None) -> dict[str, list[Any]]:
     return known if sound else {}
 
 
-def _stamp(path: str) -> list[int]:
+def _stamp(path: str) -> list[int | str]:
     try:
-        found = os.stat(path)
+        found = os.stat(file_of(path))
     except OSError as error:
         if error.errno not in BROKEN_FILE:
             raise  # of the machine
         raise ValueError(
             f"{path} is no readable image ({error.strerror}); remove or replace it"
         ) from error
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    place = f"{path.file} {path.offset} {path.size}" if isinstance(path, Piece) else found.st_size
+    return [place, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _digest(path: str, strict: bool) -> str:

@@ -18,7 +18,7 @@ from ssl_selmix.losses import log_prior
 from ssl_selmix.models import Classifier
 
 
-def class_weights(kind: str, counts: Tensor, beta: float) -> Tensor:
+def class_weights(kind: str, counts: Tensor, beta: float | Tensor) -> Tensor:
     """Weights of the classes that have images, mean 1 over them; 0 for the others.
 
     inverse: 1 / n. effective: (1 - beta) / (1 - beta^n), one over the effective number of images
@@ -30,10 +30,18 @@ def class_weights(kind: str, counts: Tensor, beta: float) -> Tensor:
     number = {
         "none": torch.ones_like(n),
         "inverse": n,
-        "effective": (1 - beta**n) / (1 - beta),
+        "effective": effective_number(n, beta),
     }[kind]
     weights = torch.where(n > 0, 1 / number, 0)
     return weights * (n > 0).sum() / weights.sum()
+
+
+def effective_number(counts: Tensor, beta: float | Tensor) -> Tensor:
+    """(1 - beta^n) / (1 - beta): n images as images that are not alike (Cui et al., CVPR 2019).
+
+    Shape: counts (K,) -> (K,) float64.
+    """
+    return (1 - beta ** counts.double()) / (1 - beta)
 
 
 def ldam_margins(counts: Tensor, largest: float) -> Tensor:

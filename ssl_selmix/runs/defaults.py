@@ -41,11 +41,11 @@ FIRST = (
     ),
     Default(
         "memory",
-        {"0.9": ("simpro",), "0.99": ("acr",), "0.999": ("adello",)},
-        "of an average over periods, and of two over steps",
+        {"0.9": ("simpro",), "0.99": OTHERS, "0.999": ("adello",)},
+        "of an average over periods, and of others over steps",
     ),
     Default(
-        "periods", {"86": ("simpro",), "500": ("acr",)}, "500 steps of the published runs' lengths"
+        "periods", {"86": ("simpro",), "500": OTHERS}, "500 steps of the published runs' lengths"
     ),
     Default("lambda_r", {"1": ("remixmatch_cdmad",), "0.5": OTHERS}, "as published"),
     Default("temperature", {"0.5": REMIXMATCHES, "1": OTHERS}, "ReMixMatch sharpens its guesses"),

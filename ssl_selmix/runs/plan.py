@@ -40,7 +40,7 @@ PLACES = ("init.path", "data.manifest.path", "model.pretrained")
 MAY_CHANGE = (
     # Commands that neither draw nor save checkpoints.
     *(key for key in config.MACHINE_KEYS if key not in ("pictures", "checkpoint_minutes")),
-    *("precision", "data.root", "data.file", "data.unlabeled_from", "data.download"),
+    *("precision", *config.PLACES_OF_DATA, "data.download"),
 )
 NOT_SETTINGS = (
     "init",
@@ -74,7 +74,7 @@ class Request:
         words += ["--dataset", self.dataset]
         words += ["--preset", self.preset] if self.preset else []
         # A manifest can be published: it says nothing about the folders of a machine.
-        own = (*config.MACHINE_KEYS, "data.root", "data.unlabeled_from", "data.manifest")
+        own = (*config.MACHINE_KEYS, *config.PLACES_OF_DATA, "data.manifest")
         return shlex.join([*words, *(s for s in self.settings if s.partition("=")[0] not in own)])
 
 
@@ -83,7 +83,9 @@ class Plan:
 
     def __init__(self, request: Request) -> None:
         init, out = (expanded(p) if p is not None else None for p in (request.init, request.out))
-        asked = replace(request, init=init, out=out)
+        dataset, own = plugins.parted(request.dataset)
+        words = [*own, *request.settings]
+        asked = replace(request, init=init, out=out, dataset=dataset, settings=words)
         request, self.files = _completed(asked)
         self.request = request
         self.notes: list[str] = []  # what the user should know of them
@@ -111,6 +113,7 @@ class Plan:
         self.plain["precision"] = self.run.precision
         if clash and self._recorded_dataset() != request.dataset:
             raise ValueError(clash)
+        self._check_views()
         self._take_input()
         self.cached = self._takes_features()
 
@@ -142,6 +145,19 @@ class Plan:
         if not self.request.init or not self.algorithms[0][1].needs_origin:
             return {}
         return begin_of(self.request.init, self.init_sha256)
+
+    def _check_views(self) -> None:
+        """Refuse statistics of the labeled images for pseudo-labels that take no batch's.
+
+        Raises:
+            ValueError: names both settings.
+        """
+        for name, _ in self.algorithms if self.config["views"].with_labeled else ():
+            if getattr(self.config[name], "pseudo_labels", "") == "teacher":
+                raise ValueError(
+                    "views.with_labeled=true is for pseudo-labels with the statistics of a batch, "
+                    f"and {name}.pseudo_labels=teacher takes none; leave one of them out"
+                )
 
     def _take_input(self) -> None:
         """Let a pre-trained network say what its images are, unless the run has recorded it."""
