@@ -25,8 +25,10 @@ test: ## all tests; some of them: make test ARGS='-n0 tests/test_gains.py'
 test-fast: ## the tests that are not marked slow
 	$(PYTHON) -m pytest -m 'not slow' $(ARGS)
 
-docs: ## links and anchors of the Markdown pages
+docs: ## the site, in docs/_build/html; its links and anchors
 	$(PYTHON) .ci/links.py
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: ## the quickest of benchmarks/, or another: make bench NAME=step ARGS='--mu 2'
 	$(PYTHON) -m benchmarks.$(NAME) $(ARGS)

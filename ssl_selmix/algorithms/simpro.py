@@ -28,6 +28,7 @@ class SimPro(Algorithm):
 
     views = ("weak", "strong", "strong")
     labeled_views = ("weak", "strong")
+    follows_curriculum = False  # the weight of its labeled loss is for one mu
     forwards: Sequence[str] = ("joint", "split", "lazy")
     contract_cases = pseudo_labels.CONTRACT_CASES
 
