@@ -19,21 +19,14 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from ssl_selmix import cli, models, objectives
+from ssl_selmix import cli, objectives
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins
 from ssl_selmix.common.arguments import listing
 from ssl_selmix.common.rules import comments
-from ssl_selmix.models import execution
 from ssl_selmix.runs import reference, results
 from ssl_selmix.runs.reference import Entry
-
-GREEK = "alpha|beta|gamma|delta|eps|eta|kappa|lambda|mu|nu|pi|psi|rho|sigma|tau|theta|xi"
-# A paper's symbol, with which the meaning of a setting begins: `eta, learning rate`.
-SYMBOL = re.compile(
-    rf"((?:n_)?(?:{GREEK})(?:_\w+|\d)?|[A-Zabhkmpqrstw](?:_\w+)?\d?)(?=,| of | \(|:|;)"
-)
 
 
 def cell(text: str) -> str:
@@ -52,16 +45,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
-def symbol(meaning: str) -> str:
-    """The paper's symbol of a setting, if its meaning begins with one.
-
-    >>> symbol("eta, learning rate at the start"), symbol("a file to take the split from")
-    ('eta', '')
-    """
-    found = SYMBOL.match(meaning)
-    return found[1] if found else ""
-
-
 def settings_table(entries: Iterable[Entry]) -> str:
     """A row for each setting."""
     head = ("setting", "default", "may be", "symbol", "meaning")
@@ -70,18 +53,21 @@ def settings_table(entries: Iterable[Entry]) -> str:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     told = entry.meaning.replace("<", "&lt;").replace("*", "\\*")
-    own = code(symbol(entry.meaning))
+    own = code(entry.symbol)
     return (code(entry.key), code(entry.default), cell(entry.values), own, cell(told))
 
 
 def run_settings() -> str:
-    """The settings of the run, the network and the views."""
-    parts: list[tuple[str, str, type[Any]]] = [
-        ("The run", "", config.Run),
-        ("The network", "model", models.Config),
-        ("Views of the unlabeled images", "views", execution.ViewsConfig),
-    ]
-    made = [f"## {t}\n\n{settings_table(reference.entries(name, kind))}" for t, name, kind in parts]
+    """The settings of the run, and those that all methods share."""
+    titles = {
+        "model": "The network",
+        "views": "Views of the unlabeled images",
+        "features": "Features of a network that stays as it is",
+    }
+    made = [f"## The run\n\n{settings_table(reference.entries('', config.Run))}"]
+    for name, kind in reference.SHARED.items():
+        rows = settings_table(reference.entries(name, kind))
+        made.append(f"## {titles.get(name, name)}\n\n{rows}")
     return "\n\n".join(made)
 
 
