@@ -43,7 +43,9 @@ ADDED: Mapping[str, Any] = {
     "model.head": "linear",
     "model.length": None,
     "optimizer": "sgd",
+    "mu_from": 0,
     "data.unlabeled_from": [],
+    "data.more_roots": [],
     "rate": "absolute",
     "offsets": "none",
     "pseudo_labels": "student",
@@ -69,7 +71,7 @@ MACHINE_KEYS = (
 # Where a machine has the images.
 PLACES_OF_DATA = (
     *("data.root", "data.file", "data.shards", "data.test_shards", "data.validation_shards"),
-    *("data.unlabeled_shards", "data.unlabeled_from"),
+    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots"),
 )
 
 

@@ -41,8 +41,8 @@ FIRST = (
     ),
     Default(
         "memory",
-        {"0.9": ("simpro",), "0.99": ("acr",)},
-        "of an average over periods, and of one over steps",
+        {"0.9": ("simpro",), "0.99": OTHERS, "0.999": ("adello",)},
+        "of an average over periods, and of others over steps",
     ),
     Default(
         "periods", {"86": ("simpro",), "500": OTHERS}, "500 steps of the published runs' lengths"

@@ -16,10 +16,11 @@ from torch import Tensor
 from ssl_selmix import models
 from ssl_selmix.common import config, processes
 from ssl_selmix.common.atomic import write_atomically
+from ssl_selmix.common.console import warn
 from ssl_selmix.common.locks import locked
 from ssl_selmix.common.processes import World
 from ssl_selmix.common.text import dump
-from ssl_selmix.data import manifest
+from ssl_selmix.data import copies, manifest
 from ssl_selmix.runs import environment, weights
 from ssl_selmix.runs.folder import CONFIG, MANIFEST, RESULTS, RunError, RunFolder, seal_of
 from ssl_selmix.runs.inputs import Inputs, check_images
@@ -116,7 +117,10 @@ class Record:
             "run_id": uuid.uuid4().hex,  # draws from the machine, not from the run's generators
             "preprocessing": inputs.preprocessing,
             "command": plan.command,
+            "copies": inputs.copies,
         }
+        if line := copies.told(inputs.copies):
+            warn(line)
         checked(Manifest, told)
         manifest.save(inputs.split, folder / MANIFEST, inputs.images_sha256, **told)
         _write_json(folder / "environment.json", environment.describe(plan.device))
