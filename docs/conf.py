@@ -74,7 +74,14 @@ def on_source_read(app: Any, docname: str, source: list[str]) -> None:
     source[0] = without_outside_links(made, page)
 
 
+def outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
+    """The pages with generated parts: the code that these follow is not among Sphinx's files."""
+    found = env.found_docs
+    return [name for name in found if MARKER.search(Path(env.doc2path(name)).read_text("utf-8"))]
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Have Sphinx complete the pages."""
     app.connect("source-read", on_source_read)
+    app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -139,19 +139,24 @@ def commands() -> str:
 
 
 def command(parser: argparse.ArgumentParser) -> str:
-    """The help of a parser in Markdown."""
+    """The help of a parser in Markdown: what it does, examples, arguments by group, the rest."""
     made = [_prose(parser.description or "")]
+    if examples := getattr(parser, "examples", ()):
+        lines = "\n".join(f"# {told}\n{line}" for line, told in examples)
+        made.append(f"```sh\n{lines}\n```")
+    rows, last = list[tuple[str, str]](), list[tuple[str, str]]()
     for group in parser._action_groups:
-        shown = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
-        if shown:
-            told = group.title or ""
-            title = "" if told in ("options", "positional arguments") else f"**{told}**\n\n"
-            made.append(title + table(("argument", "meaning"), [_argument(a) for a in shown]))
+        found = [_argument(a) for a in group._group_actions if a.help != argparse.SUPPRESS]
+        if group.title == "other options":
+            last = found
+        else:
+            title = [] if group.title == "arguments" else [(f"**{group.title}**", "")]
+            rows += [*title, *found] if found else []
+    rows += [("**other options**", ""), *last] if last else []
+    made.append(table(("argument", "meaning"), rows))
     # Lists of names have pages of their own.
-    if (parser.epilog or "").replace(listing(), "").strip():
-        raw = parser.formatter_class is not argparse.HelpFormatter
-        rest = (parser.epilog or "").replace(listing(), "").strip()
-        made.append(_block(rest) if raw else _prose(rest))
+    for paragraph in (parser.epilog or "").replace(listing(), "").strip().split("\n\n"):
+        made.append(_block(paragraph) if "\n" in paragraph else _prose(paragraph))
     return "\n\n".join(part for part in made if part)
 
 
@@ -204,9 +209,12 @@ def _section(kind: type[Any]) -> str:
     for name, field in kind.model_fields.items():
         key = field.alias or name
         told = cell(meanings.get(name, "").replace("*", "\\*").replace("<", "&lt;"))
+        told = re.sub(r"\bNone\b", "null", told)
         rows.append((code(key), _json(field), "always" if field.is_required() else "", told))
     head = ("key", "value", "there", "meaning")
-    line = cell((kind.__doc__ or "").partition("\n")[0].partition(": ")[2] or (kind.__doc__ or ""))
+    line = (kind.__doc__ or "").partition("\n")[0]
+    line = re.sub(r"^[\w.]+\.json: (\w)", lambda found: found[1].upper(), line)
+    line = re.sub(r"\bNone\b", "null", cell(line))
     return f"### {kind.__name__}\n\n{line}\n\n{table(head, rows)}"
 
 
@@ -246,17 +254,21 @@ def _named(hint: Any, metadata: Sequence[Any] = ()) -> str:
 def gallery() -> str:
     """A section for each script of the gallery: what it shows, its picture, its code."""
     folder = Path(__file__).parents[1] / "examples" / "gallery"
-    made = []
+    made, names = [], []
     for script in sorted(folder.glob("[!_]*.py")):
         text = script.read_text("utf-8")
         title, _, about = (ast.get_docstring(ast.parse(text)) or script.stem).partition("\n")
-        picture = script.with_suffix(".png")
-        shown = f"![{title.rstrip('.')}](../../examples/gallery/{picture.name})\n\n"
-        made.append(
-            f"## {title.rstrip('.')}\n\n{about.strip()}\n\n{shown if picture.is_file() else ''}"
-            f"`examples/gallery/{script.name}`\n\n```python\n{text.strip()}\n```"
-        )
-    return "\n\n".join(made)
+        picture, printed = script.with_suffix(".png"), script.with_suffix(".txt")
+        names.append((f"[{script.stem}](#gallery-{script.stem})", cell(title.rstrip("."))))
+        parts = [f"(gallery-{script.stem})=\n## {title.rstrip('.')}", about.strip()]
+        if picture.is_file():
+            parts.append(f"![{title.rstrip('.')}](../../examples/gallery/{picture.name})")
+        if printed.is_file():
+            parts.append(f"It prints:\n\n```text\n{printed.read_text('utf-8').strip()}\n```")
+        code_of = text.partition('"""')[2].partition('"""')[2].strip()
+        parts.append(f"`examples/gallery/{script.name}`\n\n```python\n{code_of or text}\n```")
+        made.append("\n\n".join(part for part in parts if part))
+    return "\n\n".join([table(("script", "what it shows"), names), *made])
 
 
 MAKERS: dict[str, Callable[..., str]] = {
