@@ -47,6 +47,7 @@ html_title = "ssl_selmix"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_search_summary = False  # it fetches pages, which a browser refuses for files on a disk
 html_show_sphinx = False
 smartquotes = False  # --init is an option, no dash
 
