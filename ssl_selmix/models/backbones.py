@@ -47,7 +47,8 @@ class Config(Checked):
     rank: int = at_least(1, 8)  # of lora's updates; width of an adapter
     scale: float | None = positive(None)  # of what they add; None: 1 for lora, 0.1 for adapter
     dropout: float = within("[0, 1)", 0.0)  # of what they take in
-    # linear; cosine: of directions alone; mlp-WIDTH: a hidden layer before the linear one
+    # linear; cosine: of directions alone; etf: a fixed simplex, directions alone; mlp-WIDTH: a
+    # hidden layer before the linear one
     head: str = "linear"
     # to which all features are brought; 0: as they are; None: 8 for a body that stays as it is (16
     # for head=cosine, whose scale it is), and else 0
@@ -58,7 +59,12 @@ class Config(Checked):
         """Refuse settings that have no meaning without others."""
         super().__post_init__()
         heads.check(self.head)
-        if self.head == "cosine" and self.length == 0:
+        if self.head == "etf" and (self.tune == "head" or self.name == FEATURES):
+            raise ValueError(
+                "head=etf is fixed, and with a body that stays as it is nothing learns; take "
+                "head=cosine, or train the body"
+            )
+        if self.head in heads.ON_DIRECTIONS and self.length == 0:
             raise ValueError("length=0 leaves a cosine no scale; set length=16, say")
         if self.pretrained.lower() == "false":
             self.pretrained = ""
@@ -87,7 +93,7 @@ class Config(Checked):
         """The length that features are brought to; 0: none."""
         if self.length is not None:
             return self.length
-        if self.head == "cosine":
+        if self.head in heads.ON_DIRECTIONS:
             return heads.COSINE_LENGTH
         return heads.LENGTH if self.tune == "head" or self.name == FEATURES else 0.0
 
