@@ -266,8 +266,13 @@ def gallery() -> str:
         title, _, about = (ast.get_docstring(ast.parse(text)) or script.stem).partition("\n")
         picture = script.with_suffix(".png")
         shown = f"![{title.rstrip('.')}](../../examples/gallery/{picture.name})\n\n"
+        printed = script.with_suffix(".txt")
+        told = (
+            f"```text\n{printed.read_text('utf-8').strip()}\n```\n\n" if printed.is_file() else ""
+        )
+        shown = shown if picture.is_file() else ""
         made.append(
-            f"## {title.rstrip('.')}\n\n{about.strip()}\n\n{shown if picture.is_file() else ''}"
+            f"## {title.rstrip('.')}\n\n{about.strip()}\n\n{shown}{told}"
             f"`examples/gallery/{script.name}`\n\n```python\n{text.strip()}\n```"
         )
     return "\n\n".join(made)
