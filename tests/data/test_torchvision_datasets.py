@@ -202,7 +202,10 @@ def test_cifar_by_files_of_indices(cifar: tuple[str, Path]) -> None:
     pool = np.concatenate([places[3:8] for places in of_class])
     np.save(root / "labeled.npy", labeled)
     (root / "pool.txt").write_text(" ".join(map(str, pool)))
-    lists = {"labeled_index": str(root / "labeled.npy"), "unlabeled_index": str(root / "pool.txt")}
+    lists: dict[str, Any] = {
+        "labeled_index": str(root / "labeled.npy"),
+        "unlabeled_index": str(root / "pool.txt"),
+    }
     found = load(indexed, root, **lists, validation=2)
     own = len(labeled)
     assert torch.equal(found.train[:own], whole.train[np.sort(labeled)])
