@@ -77,7 +77,8 @@ MACHINE_KEYS = (
 # Where a machine has the images.
 PLACES_OF_DATA = (
     *("data.root", "data.file", "data.shards", "data.test_shards", "data.validation_shards"),
-    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots"),
+    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots", "data.lists"),
+    *("data.train_list", "data.labeled_index", "data.unlabeled_index", "data.validation_index"),
 )
 
 
