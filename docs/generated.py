@@ -47,14 +47,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def settings_table(entries: Iterable[Entry]) -> str:
     """A row for each setting."""
-    head = ("setting", "default", "may be", "symbol", "meaning")
+    head = ("setting", "default", "meaning", "may be", "symbol")
     return table(head, [_row(entry) for entry in entries])
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
     told = entry.meaning.replace("<", "&lt;").replace("*", "\\*")
     own = code(entry.symbol)
-    return (code(entry.key), code(entry.default), cell(entry.values), own, cell(told))
+    values = cell(entry.values.replace("|", " | "))  # so that a line can end between them
+    return code(entry.key), code(entry.default), cell(told), values, own
 
 
 def run_settings() -> str:
