@@ -115,7 +115,7 @@ class Part:
         if reader.takes(images):
             images = reader.channels_first(images, name)
             return Part(
-                lambda index: reader.normalised(_rows(images, index)), labels, len(images), name
+                lambda index: reader.normalised(rows_of(images, index)), labels, len(images), name
             )
         if images.ndim < 2:
             raise ValueError(
