@@ -15,6 +15,14 @@ def log_prior(prior: Tensor, floor: float = 1e-12) -> Tensor:
     return prior.clamp_min(floor).log()
 
 
+def log_power(frequencies: Tensor, exponent: Tensor | float, floor: float = 1e-12) -> Tensor:
+    """log(p^exponent + floor), as published codes of logit adjustment write it.
+
+    Shape: (K,) or any other -> the same.
+    """
+    return (frequencies**exponent + floor).log()
+
+
 def logit_adjusted(logits: Tensor, labels: Tensor, log_pi: Tensor, tau: float = 1.0) -> Tensor:
     """Cross-entropy on logits + tau * log(pi), mean over the batch.
 

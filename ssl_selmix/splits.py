@@ -62,7 +62,7 @@ class Counts:
     largest: int  # N1 of the labeled, M1 of the unlabeled images
     rho: float = 1.0  # largest / smallest class
     reverse: bool = False  # the class order turned around, whatever the shape
-    # or uniform, inverted, middle, head_tail, unknown, all, rest, none, or a share of each class: 0.1
+    # or uniform, inverted, middle, head_tail, unknown, all, rest, none, or 0.1: a share of a class
     shape: str = "long_tail"
 
     @property
@@ -78,8 +78,8 @@ class Counts:
     def counts(self, num_classes: int) -> list[int]:
         """Images of each class, class 0 first.
 
-        `unknown`, `all`, `rest`, `none` and shares have none before a split is drawn. All others but
-        `uniform` put the counts n_0 >= n_1 >= ... of the long tail into another class order.
+        `unknown`, `all`, `rest`, `none` and shares have none before a split is drawn. All others
+        but `uniform` put the counts n_0 >= n_1 >= ... of the long tail into another class order.
         `inverted` is the long tail with `reverse`. `middle` and `head_tail` are those of SimPro
         (Du et al., ICML 2024): the largest class in the middle, then alternately to its right and
         left, and ends that fall towards the middle.

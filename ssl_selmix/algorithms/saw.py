@@ -19,7 +19,7 @@ from ssl_selmix.models import Classifier
 
 
 class SAW(FixMatch):
-    """Lai, Wang, Gunawan, Cheung & Chua, ICML 2022: class weights that follow the pool.
+    """Lai, Wang, Gunawan, Cheung & Chuah, ICML 2022: class weights that follow the pool.
 
     An image of the pool counts with its latest weak prediction, sure or not. The published code
     passes every view through the network apart; here all share batch statistics.

@@ -18,8 +18,6 @@ from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
-ADJUSTMENT_FLOOR = 1e-12  # added to p^tau before the logarithm, as in the published code
-
 
 class SimPro(Algorithm):
     """Du, Han & Huang, ICML 2024: soft pseudo-labels under the pool's estimated frequencies.
@@ -30,6 +28,7 @@ class SimPro(Algorithm):
 
     views = ("weak", "strong", "strong")
     labeled_views = ("weak", "strong")
+    follows_curriculum = False  # the weight of its labeled loss is for one mu
     forwards: Sequence[str] = ("joint", "split", "lazy")
     contract_cases = pseudo_labels.CONTRACT_CASES
 
@@ -93,7 +92,7 @@ class SimPro(Algorithm):
 
     def adjustment(self, frequencies: Tensor) -> Tensor:
         """log(p^tau + 1e-12), (K,)."""
-        return (frequencies**self.config.tau + ADJUSTMENT_FLOOR).log()
+        return losses.log_power(frequencies, self.config.tau)
 
     def guess(self, logits_w: Tensor) -> tuple[Tensor, Tensor]:
         """Soft pseudo-labels M×K of weak views under pi_u, and a mask (M,) of confident ones."""

@@ -112,19 +112,20 @@ def _of_file(file: str) -> Opened:
 def _folder(name: str, module: Any, asked: Any) -> Inventory:
     if not asked.root:
         raise ValueError("data image_folder needs data.root=PATH, a folder with train/<class>/*")
-    root = expanded(asked.root)
-    if not (root / "train").is_dir():
-        raise ValueError(f"no folder {root / 'train'}; data.root must hold train/<class>/*")
-    found = Inventory(f"{name} {root}", lambda i: _of_file(found.names[i]))
-    for part in PARTS[:3]:
-        if (root / part).is_dir():
-            _add_classes(found, part, root / part)
+    roots = [expanded(root) for root in (asked.root, *asked.more_roots)]
+    if missing := [root for root in (roots[0] / "train", *roots[1:]) if not root.is_dir()]:
+        raise ValueError(f"no folder {missing[0]}; data.root must hold train/<class>/*")
+    found = Inventory(f"{name} {roots[0]}", lambda i: _of_file(found.names[i]))
+    for place, part in [(root, part) for part in PARTS[:3] for root in roots]:
+        if (place / part).is_dir():
+            _add_classes(found, part, place / part)
     left_out: LeftOut = {}
     files: list[str] = []
     if asked.unlabeled_from:
         files = matching(asked.unlabeled_from, left_out)
-    elif (root / UNLABELED).is_dir():
-        files = list(below(str(root / UNLABELED), left_out))
+    else:
+        pools = [root / UNLABELED for root in roots if (root / UNLABELED).is_dir()]
+        files = [file for pool in pools for file in below(str(pool), left_out)]
     found.add("unlabeled", files, [""] * len(files))
     found.notes += [f"unlabeled: {line}" for line in told(left_out)]
     return found
@@ -220,7 +221,8 @@ def _of_any(name: str, module: Any, asked: Any) -> Inventory:
         return _of_pools(name, given)
     found = Inventory(f"{name} {source.train.root}", lambda i: _of_file(found.names[i]))
     found.add("train", source.train.paths[:own], known[:own])
-    found.add("validation", source.train.paths[own:], known[own:])
+    if source.apart:
+        found.add("validation", source.train.paths[own:], known[own:])
     if source.test is not None:
         found.add("test", source.test.paths, named(source.test_labels))
     if source.extra_unlabeled is not None:

@@ -194,6 +194,15 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none.
+    """
+    return 0 if text.strip() == "0" else positive(text)
+
+
 def duration(text: str) -> float:
     """Seconds of a time such as 3h50m, 90s, 45m or 1d12h.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ssl_selmix.common.arguments import Command, Parser, path
+from ssl_selmix.common.arguments import Command, Parser, count, path
 
 
 def _parser() -> Parser:
@@ -45,6 +45,8 @@ def _parser() -> Parser:
         ("csv", "a row for every figure of every run and class"),
     ):
         add(f"--{name}", metavar="FILE", type=path, help=told)
+    worst = "rows whose worst confusions the page shows with images (default: 1; 0: none)"
+    add("--examples", metavar="N", type=count, default=1, help=worst)
     add("--figures", metavar="DIR", type=path, help="every figure as PNG and PDF")
     add("--force", action="store_true", help="overwrite files, but never those of a run")
     return parser
@@ -55,7 +57,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     choice = tables.Choice(args.part, tuple(args.metrics), args.against)
     files = {name: getattr(args, name) for name in ("markdown", "latex", "csv", "html")}
-    files |= {"figures": args.figures, "force": args.force}
+    files |= {"figures": args.figures, "examples": args.examples, "force": args.force}
     outputs.run(outputs.Request(args.runs, args.allow, args.by, choice, **files))
     return 0
 

@@ -40,6 +40,7 @@ from ssl_selmix.contract.settings import (
 )
 from ssl_selmix.contract.step import (
     check_batches,
+    check_curriculum,
     check_forwards,
     check_frozen,
     check_gradients,
@@ -57,6 +58,7 @@ CHECKS: tuple[Check, ...] = (
     check_gradients,
     check_logs,
     check_optimizer_groups,
+    check_curriculum,
     check_frozen,
     check_on_validation,
     check_views,

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.contract.settings import _shown
 from ssl_selmix.contract.subjects import (
     Recorder,
@@ -96,6 +97,34 @@ def check_optimizer_groups(subject: Subject, folder: Path) -> None:
         all("lr_scale" in group for group in groups),
         "every group of param_groups needs an lr_scale; 1.0 is the configured rate",
     )
+
+
+def check_curriculum(subject: Subject, folder: Path) -> None:
+    """The number of unlabeled images rises from `mu_from` to `mu`, or `mu_from` is refused."""
+    demand_steps(subject.kind)
+    if not issubclass(subject.kind.Config, Algorithm.PoolConfig):
+        raise Skipped("draws no unlabeled images")
+    data, _ = make_data()
+    try:
+        algorithm, ctx = subject.started(data, mu=7, mu_from=1)
+    except ValueError as error:
+        demand(
+            "mu_from" in str(error),
+            f"mu=7 with mu_from=1 is refused, but not for what it is ({error}); set "
+            "follows_curriculum = False, if batches draws the same number in every step",
+        )
+        return
+    last, cfg = algorithm.config.steps - 1, algorithm.config
+    assert isinstance(cfg, Algorithm.PoolConfig)
+    for step in (0, last):
+        now, length = algorithm.clock(step)
+        batch, wanted = next(algorithm.batches(data, step)), cfg.batch * cfg.mu_at(now / length)
+        demand(
+            len(batch.index_u) == wanted,
+            f"step {step} has {len(batch.index_u)} unlabeled images and mu_from=1 asks for "
+            f"{wanted}; call super().batches, or set follows_curriculum = False",
+        )
+        backward(algorithm, batch, ctx)
 
 
 def check_frozen(subject: Subject, folder: Path) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,16 @@ class FileSet:
         """3×S×S."""
         return (3, self.size, self.size)
 
+    @cached_property
+    def hashes(self) -> dict[str, list[str]]:
+        """SHA-256 of the bytes of every file of train, test and unlabeled, in order."""
+        parts = {"train": self.train, "test": self.test, "unlabeled": self.extra_unlabeled}
+        return {
+            part: hashes(images, self.memory, self.strict)
+            for part, images in parts.items()
+            if images is not None
+        }
+
     def sha256(self) -> str:
         """Digest of the names below their folder and of the bytes of every file, in order."""
         parts = (
@@ -179,7 +190,7 @@ class FileSet:
         digest, copies = hashlib.sha256(), Copies()
         for part, images, labels in parts:
             if images is not None:
-                found = hashes(images, self.memory, self.strict)
+                found = self.hashes[part]
                 copies.add(part, images.paths, found, labels)
                 digest.update(f"{len(images)}:".encode())
                 for name, of_bytes in zip(images.names, found, strict=True):

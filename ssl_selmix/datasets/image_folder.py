@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +32,13 @@ class Config(LongTailSplit):
     """Where the images are and how they are split; the counts are the SelMix paper's CIFAR-10."""
 
     root: str = ""  # the folder with train/<class>/*, perhaps test/<class>/* and unlabeled/*
+    more_roots: list[str] = field(default_factory=list)  # folders of the same kind, added to it
     size: int | None = None  # of the views, size×size pixels; None: take small images as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500
-    # Where the images without a class are instead of unlabeled/*: 'shots/**/*.jpg', folders, a list
+    # Where the images without a class are instead of unlabeled/*: 'shots/**/*.jpg', folders,
+    # LIST.txt with a path in each line, or several of these
     unlabeled_from: list[str] = field(default_factory=list)
     cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
@@ -60,30 +63,50 @@ def load(config: Config) -> ImageSet | FileSet:
             "--dataset image_folder needs data.root=PATH, a folder with train/<class>/* and "
             "test/<class>/*, or without the second and with data.test=20, say"
         )
-    root = expanded(config.root)
-    names = class_names(root / "train")
-    has_test = not config.test
-    if not has_test and (root / "test").exists():
-        warn(f"{root / 'test'} is not looked at, for data.test={config.test} holds images out")
-    if has_test:
-        check_same_classes(root / "train", names, root / "test", class_names(root / "test"))
-    train = (root / "train", *listing(root / "train", names))
-    held: Part | None = None
-    if config.validation == FOLDER:
-        check_same_classes(root / "train", names, root / FOLDER_OF, class_names(root / FOLDER_OF))
-        held = (root / FOLDER_OF, *listing(root / FOLDER_OF, names))
-    test = (root / "test", *listing(root / "test", names)) if has_test else None
-    unknown = config.unlabeled.shape == "unknown"
-    extra: Part | None = None
+    roots = [expanded(root) for root in (config.root, *config.more_roots)]
+    train, *more = _places(roots, "train")
+    names = class_names(train, *more)
+    test: Part | None = None
+    if not config.test:
+        test = _part(roots, "test", names)
+    elif found := [root / "test" for root in roots if (root / "test").exists()]:
+        warn(f"{found[0]} is not looked at, for data.test={config.test} holds images out")
+    held = _part(roots, FOLDER_OF, names) if config.validation == FOLDER else None
+    whole = Listed(
+        roots[0],
+        names,
+        (train, *listing(train, names, *more)),
+        held,
+        test,
+        _unlabeled(roots, config),
+    )
+    return listed.load(whole, config.size, config.cache, config.workers, strict=config.strict)
+
+
+def _places(roots: Sequence[Path], part: str) -> list[Path]:
+    """The folders of a part, or that of the first root if none has it.
+
+    Raises:
+        ValueError: a further root is no folder.
+    """
+    for root in roots[1:]:
+        if not root.is_dir():
+            raise ValueError(f"no folder {root}; check data.more_roots")
+    return [root / part for root in roots if (root / part).is_dir()] or [roots[0] / part]
+
+
+def _part(roots: Sequence[Path], part: str, names: tuple[str, ...]) -> Part:
+    first, *more = _places(roots, part)
+    check_same_classes(roots[0] / "train", names, first, class_names(first, *more))
+    return first, *listing(first, names, *more)
+
+
+def _unlabeled(roots: Sequence[Path], config: Config) -> Part | None:
     if config.unlabeled_from:
-        if (root / UNLABELED).is_dir():
-            warn(
-                f"{root / UNLABELED} is not looked at; name it in data.unlabeled_from, too, to "
-                "add it"
-            )
+        if found := [root / UNLABELED for root in roots if (root / UNLABELED).is_dir()]:
+            warn(f"{found[0]} is not looked at; name it in data.unlabeled_from, too, to add it")
         place = Path("data.unlabeled_from") / UNLABELED
-        extra = (place, unlabeled_from(root, config.unlabeled_from), None)
-    elif unknown:
-        extra = (root / UNLABELED, unlabeled(root), None)
-    found = Listed(root, names, train, held, test, extra)
-    return listed.load(found, config.size, config.cache, config.workers, strict=config.strict)
+        return place, unlabeled_from(roots, config.unlabeled_from), None
+    if config.unlabeled.shape == "unknown":
+        return roots[0] / UNLABELED, unlabeled(*roots), None
+    return None

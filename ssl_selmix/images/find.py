@@ -86,13 +86,16 @@ def matching(patterns: Sequence[str], left_out: LeftOut) -> list[str]:
     """The images that the patterns match, and those below folders that they match; absolute paths.
 
     In the order in which one folder of them all would list them, each once. `**` is any number of
-    folders; a hidden name must be written out.
+    folders; a hidden name must be written out. LIST.txt, or @LIST, has a path in each line.
 
     Raises:
-        ValueError: a pattern that is empty, a URL, or matches no image.
+        ValueError: a pattern that is empty, a URL, or matches no image; a line without an image.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
+        if is_list(pattern):
+            found |= dict.fromkeys(_lines(pattern.removeprefix("@")))
+            continue
         if not pattern.strip() or "://" in pattern:
             what = f"{pattern!r} is a URL, and nothing is fetched" if pattern.strip() else "empty"
             raise ValueError(f"a pattern of images is {what}; name files or folders here")
@@ -109,6 +112,46 @@ def matching(patterns: Sequence[str], left_out: LeftOut) -> list[str]:
             )
         found |= dict.fromkeys(map(os.path.abspath, images))
     return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def is_list(pattern: str) -> bool:
+    """Whether it names a file that has a path in each line."""
+    named = pattern.lower().endswith(".txt") and not glob.has_magic(pattern)
+    return pattern.startswith("@") or (named and "://" not in pattern)
+
+
+def _lines(name: str) -> Iterator[str]:
+    """The files that the lines of a list name, absolute; relative ones begin at its folder.
+
+    Raises:
+        ValueError: there is no such list, it names nothing, or a line is no file here.
+    """
+    file = os.path.abspath(os.path.expanduser(name))
+    try:
+        with open(file, encoding="utf-8-sig") as text:
+            lines = [(i, line.strip()) for i, line in enumerate(text, 1) if line.strip()]
+    except OSError as error:
+        raise ValueError(f"the list {name} cannot be read ({error.strerror}); check it") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is no UTF-8 text (byte {error.start}), and a list has a path in each line; "
+            "save it as UTF-8"
+        ) from error
+    if not lines:
+        raise ValueError(f"the list {name} is empty; write a path into each line")
+    for number, line in lines:
+        if "://" in line[:12]:
+            raise ValueError(
+                f"{name}, line {number}: {line[:80]!r} is a URL, and nothing is fetched; download "
+                "the images and name their files"
+            )
+        path = os.path.abspath(os.path.join(os.path.dirname(file), os.path.expanduser(line)))
+        if "\0" in line or not os.path.isfile(path):
+            raise ValueError(
+                f"{name}, line {number}: no file {shown(line[:200])}; relative paths begin at the "
+                "folder of the list"
+            )
+        yield path
 
 
 def _images_at(path: str, left_out: LeftOut, exact: bool) -> Iterator[str]:

@@ -28,27 +28,30 @@ BATCH = 250  # images that a thread decodes in one go
 SMALL_FILE = 16 << 10
 
 
-def unlabeled(root: Path) -> list[str]:
+def unlabeled(root: Path, *more: Path) -> list[str]:
     """All image files below PATH/unlabeled, in sorted order; what is left out is told.
 
     Raises:
         ValueError: there is none.
     """
+    folders = [root / UNLABELED for root in (root, *more) if (root / UNLABELED).is_dir()]
     folder = root / UNLABELED
-    if not folder.is_dir():
+    if not folders:
         raise ValueError(
             f"no folder {folder}; data.unlabeled.shape=unknown is for images there, whose classes "
             "nobody knows; draw the pool from the training images with another shape"
         )
-    left_out: LeftOut = {}
-    files = list(below(str(folder), left_out))
-    _tell_left_out(folder, left_out)
+    files: list[str] = []
+    for folder in folders:
+        left_out: LeftOut = {}
+        files += below(str(folder), left_out)
+        _tell_left_out(folder, left_out)
     if not files:
         raise ValueError(f"{folder} holds no image; add some, or choose another shape of the pool")
     return files
 
 
-def unlabeled_from(root: Path, patterns: Sequence[str]) -> list[str]:
+def unlabeled_from(roots: Sequence[Path], patterns: Sequence[str]) -> list[str]:
     """The images that the patterns match, as absolute paths; what is left out is told.
 
     Raises:
@@ -57,25 +60,26 @@ def unlabeled_from(root: Path, patterns: Sequence[str]) -> list[str]:
     left_out: LeftOut = {}
     files = matching(patterns, left_out)
     _tell_left_out(Path("data.unlabeled_from"), left_out)
-    for part in ("train", "validation", "test"):
-        folder = os.path.join(os.path.abspath(root / part), "")
+    for place in [root / part for root in roots for part in ("train", "validation", "test")]:
+        folder = os.path.join(os.path.abspath(place), "")
         if inside := [file for file in files if file.startswith(folder)]:
             raise ValueError(
-                f"data.unlabeled_from matches {len(inside)} images of {root / part} (first: "
+                f"data.unlabeled_from matches {len(inside)} images of {place} (first: "
                 f"{inside[0]}); write patterns that leave out that folder"
             )
     return files
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    """Sorted names of the class folders."""
-    if not folder.is_dir():
+def class_names(folder: Path, *more: Path) -> tuple[str, ...]:
+    """Sorted names of the class folders of a folder and, if there are some, of others beside it."""
+    folders = [place for place in (folder, *more) if place.is_dir()]
+    if not folders:
         others = ", or set data.test=20, say, to hold test images out of train"
         raise ValueError(
             f"no folder {folder}; data.root must hold train/<class>/* and test/<class>/*"
             f"{others if folder.name == 'test' else ''}"
         )
-    found = (p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    found = {p.name for f in folders for p in f.iterdir() if p.is_dir() and p.name[0] != "."}
     names = tuple(sorted(name for name in found if not is_tools(name)))
     if len(names) < 2:
         raise ValueError(f"{folder} holds {len(names)} class folders; at least 2 are needed")
@@ -83,10 +87,10 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def listing(folder: Path, names: Sequence[str], *more: Path) -> tuple[list[str], np.ndarray]:
     """All image files below the class folders, in sorted order, and their classes (N,) int64.
 
-    What is left out is told.
+    Those of a class come folder by folder, if there are more. What is left out is told.
 
     Raises:
         ValueError: a class without images.
@@ -94,9 +98,11 @@ def listing(folder: Path, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     files: list[str] = []
     counts: list[int] = []
     left_out: LeftOut = {}
-    beside(folder, left_out)
+    for place in (folder, *more):
+        beside(place, left_out)
     for name in names:
-        found = list(below(str(folder / name), left_out))
+        here = [place / name for place in (folder, *more) if (place / name).is_dir()]
+        found = [file for own in here or [folder / name] for file in below(str(own), left_out)]
         if not found:
             other = left_out.get(NO_SUFFIX, [])
             holds = f" (but {Path(other[-1]).name})" if other else ""

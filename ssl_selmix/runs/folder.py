@@ -36,7 +36,7 @@ SCORES = "validation.npz"  # in such a folder: what its model says of the valida
 BOUND = (CONFIG, MANIFEST, ENVIRONMENT)  # of whose content results.json has the digests
 # What manifest.json says beside images, split and labels. The command: how the split was asked for
 # first; it may be asked otherwise.
-BESIDE = ("schema", "run_id", "preprocessing", "command")
+BESIDE = ("schema", "run_id", "preprocessing", "command", "copies")
 RUN_FILES = (*BOUND, RESULTS, "log.txt")
 STAGE_FILES = (
     *("model.pt", "last.pt", "between.pt", "best.pt", "previous.pt"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from ssl_selmix import data, models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
-from ssl_selmix.data import Data, Diagnostics, manifest
+from ssl_selmix.data import Data, Diagnostics, copies, manifest
 from ssl_selmix.models import heads
 from ssl_selmix.runs import cached, kept
-from ssl_selmix.runs.folder import RunFolder, split_of
+from ssl_selmix.runs.folder import CONFIG, RunFolder, split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
 from ssl_selmix.training import machine
@@ -46,6 +46,8 @@ class Inputs:
     preprocessing: dict[str, Any]  # how image files become what the network takes
     # The network whose body made the features, if these are in the place of the images.
     body: models.Classifier | None = None
+    # Which images are in two parts, if it was looked at; see `data.copies`.
+    copies: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def whole(self, net: models.Classifier) -> models.Classifier:
         """A network for images of one that was trained on these inputs: itself, or on its body."""
@@ -79,7 +81,8 @@ def load_data(
         trained: of a run that exists, the weights that it ended with.
     """
     settings, seed = plan.config["data"], plan.run.seed
-    source, sha256 = kept.load(plan)
+    found = kept.load(plan)
+    source, sha256 = found.source, found.sha256
     names = list(source.class_names)
     if source.test is None and not settings.test:
         raise ValueError("this data set has no test images of its own; set data.test=50, say")
@@ -118,7 +121,10 @@ def load_data(
         extra["apart"] = source.apart
     if source.groups is not None:
         extra["groups"] = data.source.sha256_of_arrays(source.groups)
-    return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing, body)
+    # A run that exists has recorded them.
+    new = not (plan.request.recorded or RunFolder(plan.out).has(CONFIG))
+    twice = copies.of_parts(source, split, found.digests) if new else {}
+    return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing, body, twice)
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:

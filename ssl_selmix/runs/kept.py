@@ -19,6 +19,7 @@ import torch
 
 from ssl_selmix import data
 from ssl_selmix.common import config, plugins
+from ssl_selmix.data import copies
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.training import machine
 
@@ -29,10 +30,11 @@ DRAWN = ("labeled", "unlabeled", "manifest")
 
 
 class Loaded(NamedTuple):
-    """A data set, and the digest of its images."""
+    """A data set, the digest of its images, and of one that is kept that of each of them."""
 
     source: data.Source
     sha256: str
+    digests: tuple[copies.Digests, copies.Digests | None] | None = None
 
 
 _kept: dict[str, Loaded] = {}  # the one that was asked for last at the end
@@ -73,7 +75,7 @@ def keep(dataset: str, plain: Mapping[str, Any]) -> None:
         torch.set_num_threads(1)
         try:
             source: data.Source = module.load(settings)
-            found = Loaded(source, source.sha256())
+            found = Loaded(source, source.sha256(), copies.digests(source))
             if key == _key(dataset, settings, plain):  # it was not written meanwhile
                 _add(key, found)
         finally:

@@ -22,6 +22,7 @@ from ssl_selmix.common import plugins
 from ssl_selmix.contract import life, limits, reporting, settings, subjects
 from ssl_selmix.contract.step import (
     check_batches,
+    check_curriculum,
     check_forwards,
     check_frozen,
     check_gradients,
@@ -61,6 +62,26 @@ class NoScalar(Good):
 class NoPair(Good):
     def forward(self, batch: Batch, ctx: Context) -> Any:
         return super().forward(batch, ctx)[0]
+
+
+class SameEveryStep(Good):
+    @dataclass
+    class Config(Algorithm.PoolConfig):
+        pass
+
+    config: Config
+
+    def batches(self, data: Data, start: int) -> Iterator[Batch]:
+        return data.batches(self.views, self.config.batch, self.config.mu, start)
+
+
+class Unwilling(SameEveryStep):
+    @dataclass
+    class Config(Algorithm.PoolConfig):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.mu > 2:
+                raise ValueError("mu is at most 2")
 
 
 class Unused(Good):
@@ -431,6 +452,8 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_batches, FromTheStart, "batch 3 differs"),
     (check_batches, OneBatch, "batches 3 and 4 are the same"),
     (check_batches, Unseeded, "another stage gives the same batch"),
+    (check_curriculum, SameEveryStep, "has 28 unlabeled images and mu_from=1 asks for 4; call"),
+    (check_curriculum, Unwilling, r"refused, but not for what it is \(mu is at most 2\)"),
     (life.check_teacher, Collects, r"changes ctx\.teacher"),
     (life.check_evaluation, Counts, "evaluation changes the state"),
     (life.check_evaluation, OtherHead, "`predict` and `head` disagree"),

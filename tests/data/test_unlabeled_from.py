@@ -94,7 +94,58 @@ def test_runs_without_it_record_what_they_did_and_resume(
     assert "p/unlabeled is not looked at" in said
 
 
+@pytest.mark.parametrize("name", ["list.txt", "@list"])
+def test_a_list_of_paths_is_the_pool(name: str, folders: Path) -> None:
+    (folders / "lists").mkdir()
+    lines = ["../shots/a/b/2.png", "../shots/c.png", "", f"{folders}/shots/a/1.png"]
+    text = "\r\n".join(["\ufeff" + lines[0], *lines[1:]])
+    (folders / "lists" / name.removeprefix("@")).write_text(text, encoding="utf-8")
+    listed = f"@lists/{name[1:]}" if name[0] == "@" else f"lists/{name}"
+    assert load(listed, "shots/0.png").sha256() == load().sha256()
+
+
+def test_several_roots_are_one_folder(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load()
+    for part in ("train/cat/3.png", "train/dog", "unlabeled/c.png", "test/dog"):
+        (folders / "q" / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folders / "p" / part, folders / "q" / part)
+    found = load(more_roots=["q"])
+    assert found.class_names == whole.class_names and found.sha256() == whole.sha256()
+    assert load("shots", more_roots=["q"]).sha256() == whole.sha256()
+    words = ["data", "image_folder", "data.root=p", "data.more_roots=q", "--json", "a.json"]
+    assert cli.main(words) == 0
+    counts = json.loads(Path("a.json").read_text())["counts"]
+    assert counts["train"] == {"cat": 4, "dog": 4} and counts["unlabeled"] == {"": 4}
+    with pytest.raises(ValueError, match=r"images of q/train"):
+        load("q/train/dog", more_roots=["q"])
+    with pytest.raises(ValueError, match=r"no folder none; check data\.more_roots"):
+        load(more_roots=["none"])
+    (folders / "q/train/Cat").mkdir()
+    with pytest.raises(ValueError, match="look alike"):
+        load(more_roots=["q"])
+
+
+LISTS: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("\n \n", "is empty"),
+    "no file": ("shots/0.png\nnone.png\n", "line 2: no file none.png"),
+    "a folder": ("shots\n", "line 1: no file"),
+    "a URL": ("https://x.org/a.png\n", "line 1: .* is a URL"),
+    "zero byte": ("a\0.png\n", "line 1: no file"),
+    "latin-1": (b"\xe4.png\n", "no UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_wrong_lists(case: str, folders: Path) -> None:
+    text, message = LISTS[case]
+    (folders / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as told:
+        load("list.txt")
+    assert "\n" not in str(told.value)
+
+
 MISTAKES = {
+    "no list": (["@none"], "the list none cannot be read"),
     "nothing": (["shots/**/*.jpg"], r"shots/\*\*/\*\.jpg matches no image; write it as in"),
     "no image": (["shots/*.txt"], "matches no image but shots/notes.txt"),
     "one of two": (["shots", "shoots"], "shoots matches no image"),
