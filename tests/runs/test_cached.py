@@ -93,7 +93,13 @@ def test_what_comes_out_takes_image_files(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = noise_tree(tmp_path / "photos", {"train": 16, "test": 4})
-    words = [*SPLIT, f"data.root={root}", "features.dir=kept", "features.weak=1", "features.strong=4"]
+    words = [
+        *SPLIT,
+        f"data.root={root}",
+        "features.dir=kept",
+        "features.weak=1",
+        "features.strong=4",
+    ]
     train(Path("first"), *words)
     assert not Path("kept").exists()
     chain = ["--init", "first", *FROZEN, "--then", "posthoc", "--then", "selmix", "selmix.steps=2"]
