@@ -3,7 +3,7 @@ PYTHON ?= $(if $(VIRTUAL_ENV),python,.venv/bin/python)
 NAME ?= sampling
 ARGS ?=
 
-.PHONY: help setup check test test-fast docs bench clean
+.PHONY: help setup check test test-fast docs gallery bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,8 +25,13 @@ test: ## all tests; some of them: make test ARGS='-n0 tests/test_gains.py'
 test-fast: ## the tests that are not marked slow
 	$(PYTHON) -m pytest -m 'not slow' $(ARGS)
 
-docs: ## links and anchors of the Markdown pages
+docs: ## the site, in docs/_build/html; its links and anchors
 	$(PYTHON) .ci/links.py
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+gallery: ## runs examples/gallery, whose pictures the site shows (minutes)
+	$(PYTHON) examples/gallery/_build.py
 
 bench: ## the quickest of benchmarks/, or another: make bench NAME=step ARGS='--mu 2'
 	$(PYTHON) -m benchmarks.$(NAME) $(ARGS)

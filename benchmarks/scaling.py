@@ -128,7 +128,7 @@ def by_classes(args: argparse.Namespace) -> None:
     print_growth("classes, images of 8 px", args.classes, found)
 
 
-def estimation(num_classes: int, pool: int) -> Callable[[], object]:
+def estimation(num_classes: int, pool: int, device: str = "cpu") -> Callable[[], object]:
     """What SelMix does with predictions, without the pass that makes them."""
     names = tuple(str(k) for k in range(num_classes))
     counts = torch.full((num_classes,), 10.0, dtype=torch.float64)
@@ -136,13 +136,13 @@ def estimation(num_classes: int, pool: int) -> Callable[[], object]:
     task = Task(names, counts, num_unlabeled=pool, num_validation=held)
     kind = load("selmix")[1]
     net = models.Classifier(nn.Identity(), nn.Linear(FEATURES, num_classes))
-    algorithm = kind(net, task, kind.Config())
+    algorithm = kind(net, task, kind.Config()).to(device)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(held, FEATURES, generator=generator)
+    features = torch.randn(held, FEATURES, generator=generator).to(device)
     with torch.no_grad():
         logits = net.classifier(features)
-    labels = torch.arange(num_classes).repeat(5)
-    pool_logits = torch.randn(pool, num_classes, generator=generator)
+    labels = torch.arange(num_classes, device=device).repeat(5)
+    pool_logits = torch.randn(pool, num_classes, generator=generator).to(device)
     evaluation = Evaluation(features, logits, labels, pool_logits)
     return lambda: algorithm.on_validation(evaluation, Context(0, 500, algorithm, 3e-4))
 

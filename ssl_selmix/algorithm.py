@@ -42,6 +42,7 @@ __all__ = [
 
 # No scalar, or less is better.
 NOT_SELECTABLE = ("per_class_recall", "per_class_coverage", "ece", "classwise_ece", "reliability")
+CURRICULUM = 0.7  # alpha of the curriculum of mu in Fast FixMatch
 SCHEDULES = ("cosine_7_16", "cosine", "constant")
 
 
@@ -127,6 +128,8 @@ class Algorithm(nn.Module):
     after: ClassVar[str] = ""
     views: Sequence[str] = ("weak", "strong")  # made from each unlabeled image; repeats allowed
     forwards: Sequence[str] = ("joint",)  # how it can look at its views: see `methods.views.Look`
+    # False: its `batches` draws as many unlabeled images in every step, whatever `mu_from` says
+    follows_curriculum: ClassVar[bool] = True
     head_name = "classifier"  # of the module that `head` uses, for the results
     figures: Sequence[str] = ()  # scalars of `on_validation` that `select` may name
     # Settings that the contract is checked with, for a method of which little happens by default
@@ -169,6 +172,37 @@ class Algorithm(nn.Module):
         """What a method can be told that draws unlabeled images beside the labeled ones."""
 
         mu: int = at_least(1, 2)  # mu, unlabeled images per labeled image
+        # mu at the first step, from which it rises to mu (Fast FixMatch); 0: mu at every step
+        mu_from: int = at_least(0, 0)
+
+        def __post_init__(self) -> None:
+            """Refuse a beginning above the end."""
+            super().__post_init__()
+            if self.mu_from > self.mu:
+                raise ValueError(
+                    f"mu_from={self.mu_from} is to rise to mu={self.mu}; set a smaller one, or "
+                    "mu_from=0 for the same mu at every step"
+                )
+
+        def mu_at(self, progress: float) -> int:
+            """Unlabeled images per labeled one, when this share of the steps, 0 to 1, is done.
+
+            A bounded exponential s from 0 to 1, flat at first, as in Fast FixMatch (Chen, Dun &
+            Kyrillidis, 2023): s(t) = 1 - (1 - t) / ((1 - a) + a (1 - t)), a = 0.7. Rounded, so
+            that steps have few sizes.
+            """
+            if not self.mu_from:
+                return self.mu
+            left = 1 - progress
+            rise = 1 - left / ((1 - CURRICULUM) + CURRICULUM * left)
+            return round(self.mu_from + (self.mu - self.mu_from) * rise)
+
+        @property
+        def mean_mu(self) -> float:
+            """Its mean over the steps."""
+            if not self.mu_from:
+                return self.mu
+            return sum(self.mu_at((i + 0.5) / 100) for i in range(100)) / 100
 
     @dataclass
     class FixedConfig(Config):
@@ -213,6 +247,11 @@ class Algorithm(nn.Module):
         self.net = net
         self.task = task
         self.config = config
+        if getattr(config, "mu_from", 0) and not self.follows_curriculum:
+            raise ValueError(
+                f"mu_from={config.mu_from} cannot act, for this method counts on the same number "  # type: ignore[attr-defined]
+                "of unlabeled images in every step; leave it out"
+            )
         known = (*self.figures, *(n for n in NAMES if n not in NOT_SELECTABLE))
         if config.select not in known:
             raise ValueError(f"select: {unknown('figure', config.select, known)}")
@@ -251,12 +290,21 @@ class Algorithm(nn.Module):
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Endless batches from step `start` on; batch t depends on the seed and t alone."""
-        return data.batches(self.views, self.config.batch, _mu(self.config), start)
+        mu: int | Callable[[int], int] = _mu(self.config)
+        if isinstance(cfg := self.config, Algorithm.PoolConfig) and cfg.mu_from:
+            mu = self._mu_at
+        return data.batches(self.views, cfg.batch, mu, start)
+
+    def _mu_at(self, step: int) -> int:
+        """Unlabeled images per labeled one at a step, by the clock that the learning rate has."""
+        now, length = self.clock(step)
+        assert isinstance(self.config, Algorithm.PoolConfig)
+        return self.config.mu_at(now / length)
 
     @property
     def images_per_step(self) -> int:
-        """Images that pass the network in a joint step, for the throughput."""
-        return self.config.batch * (1 + _mu(self.config) * len(self.views))
+        """Images that pass the network in a joint step, on average, for the throughput."""
+        return round(self.config.batch * (1 + mean_mu(self.config) * len(self.views)))
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` multiplies the scheduled rate."""
@@ -354,6 +402,11 @@ def _by_layer(
 def _mu(config: Algorithm.Config) -> int:
     """Unlabeled images per labeled one; a method without settings of its own has the default."""
     return config.mu if isinstance(config, Algorithm.PoolConfig) else Algorithm.PoolConfig.mu
+
+
+def mean_mu(config: Algorithm.Config) -> float:
+    """Unlabeled images per labeled one, on average over the steps."""
+    return config.mean_mu if isinstance(config, Algorithm.PoolConfig) else _mu(config)
 
 
 def load(name: str, *, first: bool = True) -> tuple[str, type[Algorithm]]:

@@ -12,30 +12,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from io import TextIOWrapper
 
 from ssl_selmix.common import advice, plugins
-from ssl_selmix.common.arguments import Command, listing, section
+from ssl_selmix.common.arguments import ROOMS as ROOMS  # which others read here
+from ssl_selmix.common.arguments import command, listings, names, section
 from ssl_selmix.common.names import near, printable, unknown
 from ssl_selmix.common.stopping import Stopped
-
-# The room of each command; its module `command` has the parser and the work.
-ROOMS = {
-    "train": "runs",
-    "list": "runs",
-    "data": "audit",
-    "features": "runs",
-    "explain": "runs",
-    "estimate": "deploy",
-    "posthoc": "deploy",
-    "advise": "deploy",
-    "check": "contract",
-    "sweep": "sweep",
-    "predict": "deploy",
-    "export": "deploy",
-    "compare": "compare",
-}
 
 HELP = ("help", "-h", "--help")
 # What people look for under another name.
@@ -47,6 +30,8 @@ OTHERWISE = {
     "evaluate": "ssl-selmix compare RUN",
     "eval": "ssl-selmix compare RUN",
     "settings": "ssl-selmix list NAME",
+    "new": "ssl-selmix init",
+    "config": "ssl-selmix init, or ssl-selmix train --config FILE",
 }
 
 
@@ -93,14 +78,14 @@ def _answer(words: list[str]) -> int:
     if first not in ROOMS and not first.startswith("-") and "=" not in first:
         return _fail(_no_command(first), 2)
     name = words.pop(0) if first in ROOMS else "train"
-    command = _command(name)
-    args = command.parser().parse_intermixed_args(words)  # Settings may stand between options.
+    asked = command(name)
+    args = asked.parser().parse_intermixed_args(words)  # Settings may stand between options.
     try:
-        return command.work(args)
+        return asked.work(args)
     except Stopped as error:
         return _stopped(error)
     except KeyboardInterrupt as error:
-        return _fail(f"interrupted{advice.of(error) or command.goes_on}", 130)
+        return _fail(f"interrupted{advice.of(error) or asked.goes_on}", 130)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -110,24 +95,32 @@ def _answer(words: list[str]) -> int:
         return _fail(_one_line(error), code)
 
 
-def _command(name: str) -> Command:
-    found: Command = import_module(f"ssl_selmix.{ROOMS[name]}.command").COMMANDS[name]
-    return found
-
-
 def overview() -> str:
     """The commands with a line each, how to learn more, and all names."""
-    lines = {name: _command(name).parser().description or "" for name in ROOMS}
+    lines = {name: command(name).parser().description or "" for name in ROOMS}
     first = {name: re.split(r"(?<=[.:;])\s", text)[0].rstrip(":;.") for name, text in lines.items()}
-    return f"""usage: ssl-selmix COMMAND ..., such as ssl-selmix train --algo fixmatch --then selmix
+    known = "\n\n".join(f"{title}:\n{names(found)}" for title, found in listings().items())
+    return f"""Long-tailed semi-supervised image classification, and SelMix.
+
+examples:
+  # handwritten digits, no download: FixMatch, then SelMix
+  ssl-selmix train --algo fixmatch --then selmix
+  # your own images: look at them, answer five questions, train
+  ssl-selmix data image_folder data.root=PATH
+  ssl-selmix init --images PATH
+  ssl-selmix train --config selmix.yaml
+
+usage: ssl-selmix COMMAND ...
 
 {section("commands", first)}
 
-  ssl-selmix COMMAND --help           the options of a command
+  ssl-selmix COMMAND --help           examples and options of a command
   ssl-selmix list fixmatch            the settings of a method, a data set, ...
   ssl-selmix explain fixmatch.lr      what a setting means
 
-{listing()}"""
+{known}
+
+ssl-selmix list says what each of them is."""
 
 
 def _no_command(name: str) -> str:

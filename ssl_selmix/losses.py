@@ -15,6 +15,14 @@ def log_prior(prior: Tensor, floor: float = 1e-12) -> Tensor:
     return prior.clamp_min(floor).log()
 
 
+def log_power(frequencies: Tensor, exponent: Tensor | float, floor: float = 1e-12) -> Tensor:
+    """log(p^exponent + floor), as published codes of logit adjustment write it.
+
+    Shape: (K,) or any other -> the same.
+    """
+    return (frequencies**exponent + floor).log()
+
+
 def logit_adjusted(logits: Tensor, labels: Tensor, log_pi: Tensor, tau: float = 1.0) -> Tensor:
     """Cross-entropy on logits + tau * log(pi), mean over the batch.
 
@@ -29,19 +37,27 @@ def logit_adjusted(logits: Tensor, labels: Tensor, log_pi: Tensor, tau: float = 
 class LogitAdjusted(nn.Module):
     """`logit_adjusted` with the labeled prior as state; tau = 0 is plain cross-entropy.
 
-    Shape: prior (K,); logits B×K, labels (B,) -> scalar.
+    With weights an image's loss is multiplied by that of its class, and the batch is not divided
+    by their sum.
+
+    Shape: prior and weights (K,); logits B×K, labels (B,) -> scalar.
     """
 
     log_pi: Tensor
+    weights: Tensor | None
 
-    def __init__(self, prior: Tensor, tau: float) -> None:
+    def __init__(self, prior: Tensor, tau: float, weights: Tensor | None = None) -> None:
         super().__init__()
         self.tau = tau
         self.register_buffer("log_pi", log_prior(prior).float())
+        self.register_buffer("weights", None if weights is None else weights.float())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch. Shape: logits B×K, labels (B,) -> scalar."""
-        return logit_adjusted(logits, labels, self.log_pi, self.tau)
+        if self.weights is None:
+            return logit_adjusted(logits, labels, self.log_pi, self.tau)
+        adjusted = logits + self.tau * self.log_pi
+        return masked_cross_entropy(adjusted, labels, self.weights[labels])
 
 
 def pseudo_label(p: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,11 @@ from ssl_selmix.common.rules import Checked
 Indices = npt.NDArray[np.int64]
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
-SHAPES = ("long_tail", "uniform", "inverted", "middle", "head_tail", "unknown", "all")
-NOT_DRAWN = ("unknown", "all")  # shapes that have no largest class to choose
+SHAPES = (
+    *("long_tail", "uniform", "inverted", "middle", "head_tail"),
+    *("unknown", "all", "rest", "none"),
+)
+NOT_DRAWN = ("unknown", "all", "rest", "none")  # shapes that have no largest class to choose
 
 # Keeps the draws of a split apart from other generators that a user seeds with the same number.
 _STREAM = 0x5EED
@@ -59,16 +62,27 @@ class Counts:
     largest: int  # N1 of the labeled, M1 of the unlabeled images
     rho: float = 1.0  # largest / smallest class
     reverse: bool = False  # the class order turned around, whatever the shape
-    shape: str = "long_tail"  # or uniform, inverted, middle, head_tail, unknown, all
+    # or uniform, inverted, middle, head_tail, unknown, all, rest, none, or 0.1: a share of a class
+    shape: str = "long_tail"
+
+    @property
+    def share(self) -> float | None:
+        """The share of every class that `shape` names, if it names one."""
+        return float(self.shape) if SHARE.fullmatch(str(self.shape)) else None
+
+    @property
+    def decided_later(self) -> bool:
+        """Whether the images that there are decide the counts, and no largest class does."""
+        return self.shape in NOT_DRAWN or self.share is not None
 
     def counts(self, num_classes: int) -> list[int]:
         """Images of each class, class 0 first.
 
-        `unknown` and `all` have none before a split is drawn. All other shapes but `uniform` put
-        the counts n_0 >= n_1 >= ... of the long tail into another class order. `inverted` is the
-        long tail with `reverse`. `middle` and `head_tail` are those of SimPro (Du et al., ICML
-        2024): the largest class in the middle, then alternately to its right and left, and ends
-        that fall towards the middle.
+        `unknown`, `all`, `rest`, `none` and shares have none before a split is drawn. All others
+        but `uniform` put the counts n_0 >= n_1 >= ... of the long tail into another class order.
+        `inverted` is the long tail with `reverse`. `middle` and `head_tail` are those of SimPro
+        (Du et al., ICML 2024): the largest class in the middle, then alternately to its right and
+        left, and ends that fall towards the middle.
 
         >>> Counts(100, rho=81, shape="middle").counts(5)
         [1, 11, 100, 33, 3]
@@ -76,7 +90,7 @@ class Counts:
         [33, 3, 1, 11, 100]
         """
         self.check()
-        if self.shape in NOT_DRAWN:
+        if self.decided_later:
             return [0] * num_classes
         rho = 1.0 if self.shape == "uniform" else self.rho
         tail = long_tail_counts(self.largest, rho, num_classes)
@@ -91,14 +105,20 @@ class Counts:
     def check(self, part: str = "") -> None:
         """Refuse a shape that does not exist or contradicts the other fields."""
         where = f"{part}." if part else ""
-        if self.shape not in SHAPES:
+        if self.shape not in SHAPES and not self.share:
             key = f"{where}shape: " if part else ""
             raise ValueError(f"{key}{unknown('shape', self.shape, SHAPES)}")
-        if self.shape in NOT_DRAWN and self.largest:
-            own = {"unknown": "the data set's own images without labels", "all": "all images"}
+        if self.decided_later and self.largest:
+            own = {
+                "unknown": "the data set's own images without labels",
+                "all": "all images",
+                "rest": "the rest of the images",
+                "none": "no image",
+            }
+            used = own.get(self.shape, "this share of every class")
             raise ValueError(
                 f"{where}shape={self.shape} draws no image, got {where}largest={self.largest}; set "
-                f"{where}largest=0 to use {own[self.shape]}"
+                f"{where}largest=0 to use {used}"
             )
         if self.shape in ("inverted", "middle", "head_tail") and self.rho < 1:
             raise ValueError(
@@ -166,6 +186,7 @@ class HeldOut:
         return max(wanted, self.least or 1)
 
 
+SHARE = re.compile(r"0?\.[0-9]+")
 FOLDER = "folder"  # all images of PATH/validation/<class>/ are for validation
 # A whole number or a share, then limits.
 HELD_OUT = re.compile(r"([0-9]+|0?\.[0-9]+)((?:,(?:min|max)=[0-9]+){0,2})")
@@ -191,8 +212,15 @@ class LongTailSplit(Checked):
         self.labeled.check("labeled")
         for part in ("validation", "test"):
             HeldOut.of(part, getattr(self, part))
-        if self.labeled.shape == "unknown":
-            raise ValueError("labeled.shape=unknown leaves no labeled image; choose another shape")
+        if self.labeled.shape in ("unknown", "rest", "none"):
+            raise ValueError(
+                f"labeled.shape={self.labeled.shape} leaves no labeled image; choose another shape"
+            )
+        if (self.labeled.shape, self.unlabeled.shape) == ("all", "rest"):
+            raise ValueError(
+                "labeled.shape=all leaves nothing for unlabeled.shape=rest; label a share of every "
+                "class, as in labeled.shape=0.1"
+            )
         if self.unlabeled.shape == "all":
             raise ValueError(
                 "unlabeled.shape=all would take the labeled images; choose another shape, such as "
@@ -262,9 +290,9 @@ class LongTailSplit(Checked):
                     rule = HeldOut.of(part, getattr(self, part))
                     whole = len(source) if grouped is None else len(pool)
                     counts[part][c] = wanted[part] = rule.of_class(whole)
-                if self.labeled.shape == "all" and "labeled" in parts:
-                    others = sum(wanted[part] for part in parts if part != "labeled")
-                    counts["labeled"][c] = wanted["labeled"] = max(0, len(source) - others)
+                if "labeled" in parts:
+                    for part, number in self._decided(wanted, parts, len(source)).items():
+                        counts[part][c] = wanted[part] = number
                 pieces = {part: wanted[part] for part in parts}
                 if sum(pieces.values()) > len(source):
                     raise ValueError(_too_few(c, class_names, pieces, len(source)))
@@ -288,6 +316,23 @@ class LongTailSplit(Checked):
             counts=counts,
             rule=self.rule(),
         )
+
+    def _decided(
+        self, wanted: dict[str, int], parts: Sequence[str], available: int
+    ) -> dict[str, int]:
+        """How many labeled and unlabeled images of a class there are, where its size decides."""
+        rules = {"labeled": self.labeled, "unlabeled": self.unlabeled}
+        found = {
+            part: round(rule.share * available)
+            for part, rule in rules.items()
+            if rule.share is not None
+        }
+        for part, shape in (("labeled", "all"), ("unlabeled", "rest")):
+            if rules[part].shape == shape:
+                taken = wanted | found
+                others = sum(taken[other] for other in parts if other != part)
+                found[part] = max(0, available - others)
+        return found
 
     def _hold_out_groups(
         self,
@@ -362,7 +407,7 @@ class LongTailSplit(Checked):
         if seed < 0:
             raise ValueError(f"the seed of a split must be 0 or larger, got {seed}")
         labeled = self.labeled.counts(num_classes)
-        if 0 in labeled and self.labeled.shape != "all":
+        if 0 in labeled and not self.labeled.decided_later:
             raise ValueError(
                 f"class {labeled.index(0)} would get no labeled image: largest "
                 f"{self.labeled.largest}, rho {self.labeled.rho}; raise largest or lower rho"

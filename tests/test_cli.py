@@ -162,7 +162,7 @@ def test_a_mistake_that_a_method_of_ones_own_tells_names_its_line(
         (["finetune"], ["finetune is no command", "ssl_selmix.finetune"]),
         (["list", "fixmach"], ["unknown name 'fixmach'; did you mean fixmatch"]),
         (["list", "Digits"], ["unknown name 'Digits'; did you mean digits?"]),
-        (["list", "data"], ["the settings of data", "cifar100, digits"]),
+        (["list", "data"], ["the settings of data", "cifar10_indices, digits"]),
         (["help", "Trian"], ["unknown command 'Trian'; did you mean train"]),
         (["help", "fixmach"], ["did you mean fixmatch"]),
         (["explain", "fixmatch.lrr"], ["unknown key 'fixmatch.lrr'; did you mean fixmatch.lr?"]),

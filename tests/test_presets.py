@@ -11,6 +11,7 @@ import torch
 from ssl_selmix.algorithm import Task, load
 from ssl_selmix.algorithms import selmix
 from ssl_selmix.common import config, plugins
+from ssl_selmix.compare.protocol import CONDITIONS
 from ssl_selmix.runs.plan import Plan, Request
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -23,6 +24,15 @@ PAPER = {
     "cifar100-lt": "cifar100_N1-150_M1-300_rl-10_ru-10",
     "stl10-lt": "stl10_N1-450_rl-10",
 }
+
+
+PROTOCOLS = {
+    "P-ACR": ("cifar10-lt-acr", "cifar100-lt-acr"),
+    "P-CDMAD": ("cifar10-lt-cdmad", "cifar100-lt-cdmad", "cifar10-lt-remixmatch-cdmad"),
+    "P-SimPro": ("cifar10-lt-simpro", "cifar100-lt-simpro"),
+    "P-IN127": ("small_imagenet127-fixmatch", "small_imagenet127-simpro"),
+}
+LISTED = ("food101-fixmatch", "imagenet_lt-supervised")
 
 
 def algorithms_of(preset: str) -> list[str]:
@@ -133,6 +143,60 @@ def test_every_line_of_a_preset_of_the_paper_cites_its_source() -> None:
             key, _, value = line.partition(": ")
             if not line.startswith("#") and value and not value.startswith("#"):
                 assert "  # " in line, f"{preset}: {key.strip()}"
+
+
+@pytest.mark.parametrize("preset", [*LISTED, *(p for ps in PROTOCOLS.values() for p in ps)])
+def test_every_line_of_a_protocol_cites_its_source(preset: str) -> None:
+    text = plugins.preset_text(preset)
+    for line in text.splitlines():
+        key, _, value = line.partition(": ")
+        if not line.startswith("#") and value and not value.startswith("#"):
+            assert "  # " in line, key.strip()
+    named = [name for name, presets in PROTOCOLS.items() if preset in presets]
+    assert all(f"protocol {name}" in text.splitlines()[0] for name in named)
+    command = re.search(r"#   python train\.py (.*)", text)
+    assert command and f"--preset {preset} " in command[1]
+    assert algorithms_of(preset)[0] in command[1].split()
+
+
+def kept_apart_by(preset: str) -> dict[str, Any]:
+    """What `compare` makes tables by, or refuses to mix."""
+    plan = plan_of(preset)
+    (stage,) = (plan.config[name] for name in algorithms_of(preset))
+    split = config.flatten({"data": plan.plain["data"]})
+    keys = {k: v for k, v in split.items() if k.startswith((*CONDITIONS, "data.validation"))}
+    return keys | {"steps": stage.steps, "dataset": plan.request.dataset}
+
+
+def test_compare_keeps_protocols_apart() -> None:
+    """Presets of one protocol and data set share images and steps, those of two never do."""
+    presets = [(name, preset) for name, found in PROTOCOLS.items() for preset in found]
+    for name, one in presets:
+        for other_name, other in presets:
+            if name != other_name:
+                assert kept_apart_by(one) != kept_apart_by(other), (one, other)
+    assert kept_apart_by(PROTOCOLS["P-IN127"][0]) == kept_apart_by(PROTOCOLS["P-IN127"][1])
+
+
+def test_counts_of_protocols() -> None:
+    def counts(preset: str, *settings: str) -> dict[str, list[int]]:
+        split = plan_of(preset, *settings).config["data"]
+        found: dict[str, list[int]] = split.counts(100 if "cifar100" in preset else 10)
+        return found
+
+    acr = counts("cifar10-lt-acr")
+    assert acr["labeled"] == [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
+    assert acr["unlabeled"][0] == 4500 and acr["unlabeled"][-1] == 45  # labeled ones are in it
+    apart = counts("cifar10-lt-acr", "data.labeled_in_pool=false")["unlabeled"]
+    reversed_ = counts("cifar10-lt-acr", "data.unlabeled.shape=inverted")
+    own = [m - n for m, n in zip(reversed_["unlabeled"], acr["labeled"], strict=True)]
+    assert own == apart[::-1]
+    assert counts("cifar10-lt-simpro")["unlabeled"] == apart
+    assert counts("cifar100-lt-acr")["labeled"][::99] == [50, 5]
+    assert counts("cifar10-lt-cdmad")["labeled"] == counts("cifar10-lt")["labeled"]
+    for gamma in (50, 150):
+        rho = [f"data.labeled.rho={gamma}", f"data.unlabeled.rho={gamma}"]
+        assert counts("cifar10-lt-cdmad", *rho)["labeled"][-1] == 1500 // gamma
 
 
 def test_a_preset_is_not_taken_unasked_for_a_data_set_of_another_name() -> None:

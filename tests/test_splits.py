@@ -117,6 +117,7 @@ def test_shapes_of_a_pool() -> None:
         "head_tail": [239, 86, 30, 11, 4, 6, 18, 51, 143, 400],
         "unknown": [0] * 10,
         "all": [0] * 10,
+        "rest": [0] * 10,
     }
     assert tuple(shapes) == SHAPES
     for shape, counts in shapes.items():
@@ -155,6 +156,40 @@ def test_shapes_without_meaning_are_refused(part: Counts, message: str) -> None:
         LongTailSplit(Counts(5), part, validation=1)
     with pytest.raises(ValueError):
         part.counts(3)
+
+
+def test_a_share_of_every_class_is_labeled_and_the_rest_is_the_pool() -> None:
+    """A tenth of small ImageNet-127 is labeled, rounded as the published code rounds it."""
+    labels = np.repeat([0, 1, 2], [104, 45, 15])
+    rule = LongTailSplit(Counts(0, shape="0.1"), Counts(0, shape="rest"), validation=5)
+    split = rule.draw(labels, 3, seed=0)
+    assert split.counts["labeled"] == [round(10.4), round(4.5), round(1.5)] == [10, 4, 2]
+    assert split.counts["unlabeled"] == [104 - 15, 45 - 9, 15 - 7]
+    split.verify(labels, 3)
+    rule.labeled_in_pool = True
+    assert rule.draw(labels, 3, seed=0).counts["unlabeled"] == [99, 40, 10]
+    apart = rule.draw(np.r_[labels, 0, 1, 2].repeat(5), 3, seed=0, apart=15)
+    assert apart.counts["labeled"] == [52, 22, 8] and apart.validation.min() >= 5 * len(labels)
+    assert apart.counts["unlabeled"] == [520, 225, 75]
+
+
+def test_a_share_of_every_class_is_the_pool() -> None:
+    rule = LongTailSplit(Counts(0, shape="all"), Counts(0, shape="0.5"), validation=0)
+    assert rule.draw([0] * 8 + [1] * 4, 2, seed=0).counts["labeled"] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "message"),
+    [
+        (Counts(0, shape="all"), Counts(0, shape="rest"), "leaves nothing for unlabeled.shape=re"),
+        (Counts(0, shape="rest"), Counts(5), "labeled.shape=rest leaves no labeled image"),
+        (Counts(9, shape="0.1"), Counts(5), "shape=0.1 draws no image, got labeled.largest=9"),
+        (Counts(0, shape="0.0"), Counts(5), "labeled.shape: unknown shape '0.0'"),
+    ],
+)
+def test_shares_and_rests_without_meaning(labeled: Counts, unlabeled: Counts, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LongTailSplit(labeled, unlabeled, validation=1)
 
 
 def test_labeled_images_are_always_drawn() -> None:

@@ -12,7 +12,7 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.balanced_head import BalancedHead
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Look, guesser, guide
 from ssl_selmix.models import Classifier
 
 
@@ -48,11 +48,11 @@ class ABC(FixMatch):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch on the network's own classifier, and the balanced losses on the second head."""
-        a, look = self.net.classifier, Look(self.net, batch)
-        h_w = look.weak()
-        p = self.guess(self.of_pool(a(h_w).detach()), batch, ctx)
+        a, look = self.net.classifier, Look(self.net, batch, guide(self, ctx))
+        h_w, who = look.weak(), guesser(self, ctx)
+        p = self.guess(self.of_pool(who.net.classifier(h_w).detach()), batch, ctx)
         kept = self.confidence(p, batch.index_u)
-        chosen = self.balanced.choose(batch.y, self.balanced.guess(h_w), ctx)
+        chosen = self.balanced.choose(batch.y, who.balanced.guess(h_w), ctx)
         h_x, strong = look.rest((kept[1] > 0) | (chosen.unlabeled > 0))
         found, logs = self.objective(a(h_x), batch.y, kept, a(torch.cat(strong)))
         return found | self.balanced.objective(h_x, batch.y, chosen, strong), logs

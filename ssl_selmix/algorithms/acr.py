@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from ssl_selmix import losses
 from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
 from ssl_selmix.common.rules import at_least, one_of, within
-from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.labeled_in_pool import KnowsLabeled
+from ssl_selmix.methods.views import Guessing, Look, guesser, guide
 from ssl_selmix.models import Classifier
 
-ADJUSTMENT_FLOOR = 1e-12  # added to pi^tau before the logarithm, as in the published code
 
-
-class ACR(Algorithm):
+class ACR(KnowsLabeled):
     """Wei & Gan, CVPR 2023: a standard head f that guesses and a balanced head g that predicts.
 
     Both heads learn the standard head's guesses after logit adjustment, of a fixed strength for g,
@@ -36,7 +34,7 @@ class ACR(Algorithm):
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig):
+    class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # rho, from which a pseudo-label counts
@@ -61,7 +59,6 @@ class ACR(Algorithm):
     tau: Tensor  # of f's targets
     distances: Tensor  # (3,) D, sums over the period of the distances of P from the anchors
     counted: Tensor  # steps of the period with at least one counted image
-    labeled_too: Tensor  # (images of the pool,) bool: those that are labeled images as well
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
@@ -77,21 +74,16 @@ class ACR(Algorithm):
         self.register_buffer("tau", torch.tensor(config.tau_max))
         self.register_buffer("distances", torch.zeros(3))
         self.register_buffer("counted", torch.zeros(()))
-        self.register_buffer("labeled_too", torch.zeros(task.num_unlabeled, dtype=torch.bool))
-
-    def batches(self, data: Data, start: int) -> Iterator[Batch]:
-        """Batches as usual; notes which images of the pool are labeled ones."""
-        self.labeled_too.copy_(torch.isin(data.unlabeled, data.labeled))
-        return super().batches(data, start)
+        self.register_labeled(task)
 
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled losses of both heads, and both heads' losses on the standard head's guesses."""
         cfg, standard, balanced = self.config, self.net.classifier, self.balanced
-        look = Look(self.net, batch)
+        look, who = Look(self.net, batch, guide(self, ctx)), guesser(self, ctx)
         weak = look.weak()
         with torch.no_grad():
-            guess, own = standard(weak).float(), balanced(weak).float()
+            guess, own = who.net.classifier(weak).float(), who.balanced(weak).float()
         targets, of_standard = self.choose(guess, guess, self.tau)
         targets_balanced, of_balanced = self.choose(guess, own, cfg.tau_pseudo)
         own_classes, own_sure = losses.pseudo_label(own.softmax(1), cfg.threshold)
@@ -116,7 +108,7 @@ class ACR(Algorithm):
 
     def adjustment(self, tau: Tensor | float) -> Tensor:
         """log(pi^tau + 1e-12), (K,)."""
-        return (self.anchors[0] ** tau + ADJUSTMENT_FLOOR).log()
+        return losses.log_power(self.anchors[0], tau)
 
     def choose(self, guess: Tensor, own: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
         """Classes (M,) of adjusted guesses M×K, and a mask (M,) of those that count.

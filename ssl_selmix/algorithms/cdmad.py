@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import reference
+from ssl_selmix.methods.views import guesser, guide
 from ssl_selmix.models import Classifier
 
 
@@ -43,7 +45,12 @@ class CDMAD(reference.Debiased, FixMatch):
 
     def guess(self, logits_w: Tensor, batch: Batch, ctx: Context) -> Tensor:
         """Probabilities of the weak views less b."""
-        return super().guess(self.debiased(logits_w, ctx.progress), batch, ctx)
+        who = guesser(self, ctx)
+        # What a teacher predicts, b as well, is what it predicts in evaluation mode.
+        of_teacher = guide(self, ctx) is not None
+        with reference.evaluating(who.net) if of_teacher else nullcontext():
+            debiased = who.debiased(logits_w, ctx.progress)
+        return super().guess(debiased, batch, ctx)
 
     def keep(self, p: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Soft targets M×K, and which of them count."""

@@ -13,7 +13,7 @@ from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
 from ssl_selmix.common.rules import at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import cost_sensitive
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 
@@ -24,7 +24,7 @@ class CSST(Algorithm):
     figures = ("objective",)
 
     @dataclass
-    class Config(Algorithm.PoolConfig, objectives.Config):
+    class Config(Algorithm.PoolConfig, objectives.Config, Guessing):
         """Hyper-parameters; `objective` and its options are those of `objectives.get`."""
 
         evaluate_every: int = 100  # steps between updates of lambda and G; paper: 10,000 of 2^20
@@ -65,7 +65,7 @@ class CSST(Algorithm):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_x = mean l(z_x, y), L_u = mean 1[KL(Gn_yhat || p_w) < kappa] l(z_s, yhat)."""
-        look = Look(self.net, batch)
+        look = Look(self.net, batch, guide(self, ctx))
         p = look.weak_logits().float().softmax(1)
         classes, kl = cost_sensitive.divergence(p, self.gain)
         mask = (kl < self.config.kl_threshold).to(p.dtype)

@@ -11,7 +11,7 @@ from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import prototypes
 from ssl_selmix.methods.balanced_head import BalancedHead
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Look, guesser, guide
 from ssl_selmix.models import Classifier
 
 
@@ -43,20 +43,21 @@ class DASO(FixMatch):
         """FixMatch with blended pseudo-labels p' and, after the warm-up, the alignment loss."""
         remembered = prototypes.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)
         self.semantic.remember(remembered, batch.y)
-        look = Look(self.net, batch)
+        look, who = Look(self.net, batch, guide(self, ctx)), guesser(self, ctx)
         h_w, (h_x, (h_s,)) = look.weak(), look.rest()
         q, alignment = self.semantic(h_w, h_s)
         started = self.semantic.started(ctx)
 
-        logits_x, logits_w, logits_s = (self.net.classifier(h) for h in (h_x, h_w, h_s))
+        logits_x, logits_s = (self.net.classifier(h) for h in (h_x, h_s))
+        logits_w = who.net.classifier(h_w)
         p = self.guess(self.of_pool(logits_w.detach()), batch, ctx)
         p = self.semantic.blend(p, q) if started else p
         kept = self.confidence(p, batch.index_u)
         found, logs = self.objective(logits_x, batch.y, kept, logits_s)
         if started:
             found["alignment"] = alignment
-        if self.balanced is not None:
-            g = self.balanced.guess(h_w)
+        if self.balanced is not None and who.balanced is not None:
+            g = who.balanced.guess(h_w)
             g = self.semantic.blend(g, q) if started else g
             chosen = self.balanced.choose(batch.y, g, ctx)
             found |= self.balanced.objective(h_x, batch.y, chosen, [h_s])

@@ -13,7 +13,7 @@ from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 
@@ -21,11 +21,12 @@ class FixMatch(FollowsPool):
     """Sohn et al., NeurIPS 2020; with the logit-adjusted labeled loss of the SelMix baseline."""
 
     views: Sequence[str] = ("weak", "strong")
+    weak_views = 1  # how many of them, the first ones, are looked at for pseudo-labels
     forwards: Sequence[str] = ("joint", "split", "lazy")
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config):
+    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config, Guessing):
         """Hyper-parameters."""
 
         lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
@@ -43,10 +44,12 @@ class FixMatch(FollowsPool):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
-        look = Look(self.net, batch)
+        look = Look(self.net, batch, guide(self, ctx), self.weak_views)
         p = self.guess(self.of_pool(look.weak_logits().float()), batch, ctx)
         kept = self.keep(p, batch)
-        logits_x, logits_s = look.rest_logits(kept[1] > 0)
+        # An image may have several pseudo-labels: it is needed if any of them counts.
+        needed = kept[1].reshape(-1, len(batch.index_u)).amax(0) > 0
+        logits_x, logits_s = look.rest_logits(needed)
         return self.objective(logits_x, batch.y, kept, logits_s)
 
     def keep(self, p: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -67,4 +67,4 @@ class ReMixMatch(FollowsPool):
     def images_per_step(self) -> int:
         """Weak, strong and rotated views, and all views once more to be mixed."""
         cfg = self.config
-        return cfg.batch * (1 + cfg.mu * (3 + len(self.views) - (not cfg.lambda_r)))
+        return round(cfg.batch * (1 + cfg.mean_mu * (3 + len(self.views) - (not cfg.lambda_r))))

@@ -56,7 +56,8 @@ class ReMixMatchABC(ReMixMatch):
     def images_per_step(self) -> int:
         """The labeled images and the other strong views are seen unmixed, too."""
         cfg = self.config
-        return super().images_per_step + cfg.batch * (1 + cfg.mu * (cfg.strong_views - 1))
+        more = round(cfg.batch * (1 + cfg.mean_mu * (cfg.strong_views - 1)))
+        return super().images_per_step + more
 
     def export(self) -> Classifier:
         """The network with the balanced head for its classifier."""

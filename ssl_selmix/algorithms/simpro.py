@@ -15,10 +15,8 @@ from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
-
-ADJUSTMENT_FLOOR = 1e-12  # added to p^tau before the logarithm, as in the published code
 
 
 class SimPro(Algorithm):
@@ -30,11 +28,12 @@ class SimPro(Algorithm):
 
     views = ("weak", "strong", "strong")
     labeled_views = ("weak", "strong")
+    follows_curriculum = False  # the weight of its labeled loss is for one mu
     forwards: Sequence[str] = ("joint", "split", "lazy")
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig):
+    class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # rho, of the adjusted probability; 0.2 for K=100
@@ -75,7 +74,7 @@ class SimPro(Algorithm):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled and unlabeled cross-entropy on logits adjusted by the same frequencies."""
-        look = Look(self.net, batch)
+        look = Look(self.net, batch, guide(self, ctx))
         q, mask = self.guess(look.weak_logits().float())
         logits_x, logits_s = look.rest_logits(mask > 0)
         y = F.one_hot(batch.y, q.shape[1]).to(self.pool)
@@ -93,7 +92,7 @@ class SimPro(Algorithm):
 
     def adjustment(self, frequencies: Tensor) -> Tensor:
         """log(p^tau + 1e-12), (K,)."""
-        return (frequencies**self.config.tau + ADJUSTMENT_FLOOR).log()
+        return losses.log_power(frequencies, self.config.tau)
 
     def guess(self, logits_w: Tensor) -> tuple[Tensor, Tensor]:
         """Soft pseudo-labels M×K of weak views under pi_u, and a mask (M,) of confident ones."""

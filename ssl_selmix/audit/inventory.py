@@ -221,7 +221,8 @@ def _of_any(name: str, module: Any, asked: Any) -> Inventory:
         return _of_pools(name, given)
     found = Inventory(f"{name} {source.train.root}", lambda i: _of_file(found.names[i]))
     found.add("train", source.train.paths[:own], known[:own])
-    found.add("validation", source.train.paths[own:], known[own:])
+    if source.apart:
+        found.add("validation", source.train.paths[own:], known[own:])
     if source.test is not None:
         found.add("test", source.test.paths, named(source.test_labels))
     if source.extra_unlabeled is not None:

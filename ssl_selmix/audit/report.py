@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.text import Text
 
 from ssl_selmix.audit.findings import Finding, as_json, counts, findings, look
 from ssl_selmix.audit.inventory import PARTS, Inventory, take
+from ssl_selmix.common import page
 from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.console import console, say
 from ssl_selmix.images.find import shown
@@ -22,7 +21,6 @@ from ssl_selmix.images.find import shown
 MOST_CLASSES = 40  # that the terminal shows; the others are in the JSON file
 SHOWN = 3  # examples of a finding on the terminal
 ON_PAGE = 50  # and on the page
-SIDE = 64  # pixels of an example on the page
 EXAMPLES, FEW = 8, 3  # of a class on the page; of more than 100 classes
 
 
@@ -92,18 +90,19 @@ def _terminal(made: dict[str, Any], found: Sequence[Finding]) -> None:
 
 
 def _page(images: Inventory, made: dict[str, Any], bad: set[int]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.PackageLoader("ssl_selmix.audit"),
-    )
-    template = environment.get_template("data.html.jinja")
-    return template.render(
-        made=made, rows=rows(counts(images)), shown=shown, most=ON_PAGE, sheet=_sheet(images, bad)
+    template = page.environment("ssl_selmix.audit").get_template("data.html.jinja")
+    found = rows(counts(images))
+    return str(
+        template.render(
+            made=made,
+            rows=[
+                [page.Text(shown(name) or "(no class)"), *(page.Text(str(n)) for n in numbers)]
+                for name, numbers in found
+            ],
+            shown=shown,
+            most=ON_PAGE,
+            sheet=_sheet(images, bad),
+        )
     )
 
 
@@ -119,16 +118,7 @@ def _sheet(images: Inventory, bad: set[int]) -> list[tuple[str, list[tuple[str, 
     for label in sorted(of_class, key=lambda name: (not name, name)):
         here = of_class[label]
         chosen = [here[k * len(here) // num] for k in range(num)] if len(here) > num else here
-        sheet.append((label, [(images.names[i], _picture(images, i)) for i in chosen]))
+        sheet.append(
+            (label, [(images.names[i], page.picture(images.open(i).image)) for i in chosen])
+        )
     return sheet
-
-
-def _picture(images: Inventory, i: int) -> str:
-    """A small PNG or, of what is larger, JPEG, as a page has it in itself."""
-    image, kind = images.open(i).image, "png"
-    if max(image.size) > SIDE:
-        image, kind = image.copy(), "jpeg"
-        image.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    image.save(out, kind)
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,21 +20,81 @@ from ssl_selmix.common.names import near, printable
 from ssl_selmix.common.paths import expanded
 
 SWEEPS = "sweeps (ssl-selmix sweep NAME)"
+UNLIMITED, NARROWEST = (
+    10_000,
+    40,
+)  # columns of a listing that nobody reads on a terminal; of its text
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Fills the paragraphs of a text, but for those that have lines of their own."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = (
+            part if "\n" in part else textwrap.fill(part, width, break_on_hyphens=False)
+            for part in text.split("\n\n")
+        )
+        return textwrap.indent("\n\n".join(filled), indent)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviated options; tells a mistake in one line."""
+    """Takes no abbreviated options; tells a mistake in one line; its help begins with examples.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        examples: commands, each with what it does in a few words.
+        options: those of argparse.
+    """
+
+    def __init__(self, examples: Sequence[tuple[str, str]] = (), **options: Any) -> None:
         self.names: list[str] = []  # of all arguments
+        self.examples = examples
+        options.setdefault("formatter_class", Paragraphs)
         super().__init__(allow_abbrev=False, **options)
+        self._positionals.title, self._optionals.title = "arguments", "other options"
+        for action in self._optionals._group_actions:
+            action.help = "show this"  # argparse adds --help itself
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """As argparse's, but that no word may be empty."""
+        return super().add_argument(*names, **self._kept(names, options))
+
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """What adds arguments under a title of the help; options without one stand last."""
+        found = self.add_argument_group(title)
+
+        def add(*names: Any, **options: Any) -> argparse.Action:
+            return found.add_argument(*names, **self._kept(names, options))
+
+        return add
+
+    def _kept(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("action") in (None, "append", "extend"):
             options.setdefault("type", word)
         self.names += names
-        return super().add_argument(*names, **options)
+        return options
+
+    def format_help(self) -> str:
+        """What it does, examples, usage, the options by group, and what else there is to say."""
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        if self.examples:
+            lines = (f"  # {told}\n  {line}" for line, told in self.examples)
+            formatter.add_text("\n".join(["examples:", *lines]))
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        last = self._optionals
+        for group in [g for g in self._action_groups if g is not last] + [last]:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """End with code 2; argparse would print the usage first."""
@@ -53,6 +116,24 @@ class Parser(argparse.ArgumentParser):
 
 
 UNKNOWN = "unrecognized arguments: "
+# The room of each command, in the order of work; its module `command` has the parser and the work.
+ROOMS = {
+    "train": "runs",
+    "init": "audit",
+    "data": "audit",
+    "features": "runs",
+    "list": "runs",
+    "explain": "runs",
+    "sweep": "sweep",
+    "compare": "compare",
+    "advise": "deploy",
+    "posthoc": "deploy",
+    "estimate": "deploy",
+    "predict": "deploy",
+    "export": "deploy",
+    "check": "contract",
+    "completion": "runs",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +146,12 @@ class Command:
     parser: Callable[[], Parser]
     work: Callable[[argparse.Namespace], int]
     goes_on: str = ""
+
+
+def command(name: str) -> Command:
+    """The command of this name, whose room is imported for it."""
+    found: Command = import_module(f"ssl_selmix.{ROOMS[name]}.command").COMMANDS[name]
+    return found
 
 
 def word(text: str) -> str:
@@ -107,6 +194,15 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none.
+    """
+    return 0 if text.strip() == "0" else positive(text)
+
+
 def duration(text: str) -> float:
     """Seconds of a time such as 3h50m, 90s, 45m or 1d12h.
 
@@ -122,9 +218,14 @@ def duration(text: str) -> float:
 
 
 def section(title: str, entries: Mapping[str, str]) -> str:
-    """A title, and a line for each name with what is said of it."""
+    """A title, and for each name what is said of it, in lines that fit into the terminal."""
     width = max(map(len, entries), default=0)
-    lines = (f"  {name:{width}}  {text}" for name, text in entries.items())
+    # What goes into a file or a pipe has a line for each name, for whoever looks for words in it.
+    room = shutil.get_terminal_size((UNLIMITED, 24)).columns - width - 4
+    lines = []
+    for name, text in entries.items():
+        first, *rest = textwrap.wrap(text, max(room, NARROWEST), break_on_hyphens=False) or [""]
+        lines += [f"  {name:{width}}  {first}".rstrip(), *(f"{'':{width + 4}}{r}" for r in rest)]
     return "\n".join([f"{title}:", *lines])
 
 
@@ -137,6 +238,15 @@ def listings() -> dict[str, dict[str, str]]:
         "presets": plugins.presets(),
         SWEEPS: plugins.sweeps(),
     }
+
+
+def names(entries: Iterable[str]) -> str:
+    """Names in columns, as many as fit into a line."""
+    known = list(entries)
+    width = max(map(len, known), default=0) + 3
+    each = max(1, (shutil.get_terminal_size((80, 24)).columns - 1) // width)
+    rows = (known[i : i + each] for i in range(0, len(known), each))
+    return "\n".join("".join(f"  {name} ".ljust(width) for name in row) for row in rows)
 
 
 def listing() -> str:

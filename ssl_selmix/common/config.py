@@ -23,7 +23,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # recorded it can be resumed, and the fingerprints of checkpoints still count it in.
 RETIRED: Mapping[str, Any] = {"mu": 2}
 REASONS = {
-    "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig"
+    "pseudo_labels": "it is for FixMatch and its relatives, which learn nothing through weak views",
+    "mu": "it is for methods that draw unlabeled images, whose Config is an Algorithm.PoolConfig",
 }
 # Keys that came after version 0.1, with the value that means what was before them: a run with that
 # value records what older runs recorded, so that either can be resumed and compared. Those of a
@@ -42,10 +43,19 @@ ADDED: Mapping[str, Any] = {
     "model.head": "linear",
     "model.length": None,
     "optimizer": "sgd",
+    "mu_from": 0,
+    "gamma_pos": 0.0,
+    "gamma_neg": 4.0,
+    "label_smoothing": 0.1,
+    "sam": "none",
+    "sam_radius": None,
+    "sam_below": 0,
     "data.unlabeled_from": [],
     "data.more_roots": [],
     "rate": "absolute",
     "offsets": "none",
+    "pseudo_labels": "student",
+    "with_labeled": False,
 }
 # Keys that stages did not have in released versions, with what their absence means, and defaults
 # that were others then: a run without the keys goes on as it began.

@@ -198,7 +198,7 @@ def describe(kind: type[Any]) -> list[Setting]:
     """
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        meanings |= {k: v for k, v in _comments(base).items() if v}
+        meanings |= {k: v for k, v in comments(base).items() if v}
     rules: dict[str, list[Rule]] = {}
     for name, rule in _rules(kind):
         rules.setdefault(name, []).append(rule)
@@ -215,7 +215,7 @@ def describe(kind: type[Any]) -> list[Setting]:
 
 
 @functools.cache  # reading source takes a while
-def _comments(kind: type) -> dict[str, str]:
+def comments(kind: type) -> dict[str, str]:
     """The comment of every field that a class itself declares; none without its source."""
     names = inspect.get_annotations(kind)
     if not names:

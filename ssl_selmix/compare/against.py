@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ssl_selmix.common.page import Text
 from ssl_selmix.compare import plain, tables
 from ssl_selmix.compare.intervals import Measured
 from ssl_selmix.compare.methods import Cell, Group, Row
-from ssl_selmix.compare.tables import Choice, Sheet, Text, measured, paired, paired_sheet, titled
+from ssl_selmix.compare.tables import Choice, Sheet, measured, paired, paired_sheet, titled
 
 Both = tuple[list[Measured], list[Measured]]  # a figure of what is compared with, and of a row
 SELMIX, OTHERS = "with SelMix", "controls"

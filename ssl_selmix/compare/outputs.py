@@ -80,6 +80,7 @@ class Request:
     csv: Path | None = None
     html: Path | None = None
     figures: Path | None = None
+    examples: int = 1  # rows whose worst confusions the report shows
     force: bool = False
 
     @property
@@ -116,17 +117,26 @@ def run(request: Request) -> None:
 
 def _pictures(request: Request, made: write.Made, notes: Sequence[str]) -> list[str]:
     """Figures and report; notes on figures for which the runs hold no data."""
-    from ssl_selmix.compare import figures, style, write
+    from ssl_selmix.compare import classes, figures, style, write
 
-    drawn = [
-        (group, tables, figures.of_group(group, request.choice.part)) for group, tables in made
-    ]
+    part = request.choice.part
+    drawn = [(group, tables, figures.of_group(group, part)) for group, tables in made]
     told = [note for _, _, found in drawn for note in found.notes]
     if request.figures:
         for _, _, found in drawn:
             style.save(found, request.figures)
     if request.html:
-        _write(request.html, write.report(drawn, [*notes, *told]))
+        shown = [
+            write.Part(
+                group,
+                list(tables),
+                found.made,
+                classes.sheet(group, part),
+                classes.confusions(group, part, request.examples),
+            )
+            for group, tables, found in drawn
+        ]
+        _write(request.html, write.report(shown, [*notes, *told]))
     return list(dict.fromkeys(told))
 
 

@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
 }
 PANEL = (2.1, 1.5)  # inches
 WIDE = 4.4  # of a figure, so that its words can be read on a phone
+LONGEST = 18  # characters of a class on an axis, which would leave a panel no room
 SPAN = 4.0  # percent that an axis shows at least
 
 
@@ -166,6 +167,7 @@ def class_ticks(axis: Axes, names: Sequence[str]) -> None:
     """Names of up to 20 classes, numbers of more."""
     if len(names) <= 20:
         turned = 90 if max(map(len, names)) > 2 else 0
-        axis.set_xticks(range(len(names)), names, rotation=turned, fontsize=7)
+        cut = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+        axis.set_xticks(range(len(names)), cut, rotation=turned, fontsize=7)
     else:
         axis.set_xlabel("class")

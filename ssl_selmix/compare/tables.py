@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ssl_selmix.common.figures import fixed, percent
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.page import Text
 from ssl_selmix.compare import intervals, plain
 from ssl_selmix.compare.intervals import DIGITS, Estimate, Measured
 from ssl_selmix.compare.methods import Cell, Group, Row
@@ -144,14 +145,6 @@ INTERVAL = (
 )
 
 
-@dataclass(frozen=True)
-class Text:
-    """A cell."""
-
-    text: str
-    bold: bool = False
-
-
 @dataclass
 class Sheet:
     """A table: the first `words` columns are words, the others are numbers."""
@@ -179,7 +172,8 @@ def methods(group: Group, choice: Choice) -> Sheet:
         for figure in choice.shown:
             found = [m.value for m in values(row.cells, figure, choice.part)]
             told = _told(found, len(row.cells))
-            cells.append(Text(told, bold=best[figure] == row.name))
+            hint = each_seed(values(row.cells, figure, choice.part))
+            cells.append(Text(told, bold=best[figure] == row.name, hint=hint))
         seconds = [c.stage.seconds for c in row.cells.values() if c.stage.seconds]
         rows.append([*cells, Text(f"{statistics.mean(seconds):.0f}" if seconds else "–")])
     head = ["method", "n", *(TITLES[f] for f in choice.shown), "s"]
@@ -191,6 +185,13 @@ def methods(group: Group, choice: Choice) -> Sheet:
         notes.append("bold: best on validation, and on test better than every other row (*)")
     title = f"{titled(group, choice.part)}, percent, by the weights that the checkpoint rule keeps"
     return Sheet("methods", title, head, rows, notes=notes)
+
+
+def each_seed(found: Sequence[Measured]) -> str:
+    """The value of every seed in percent, where there are several."""
+    if len(found) < 2:
+        return ""
+    return "; ".join(f"seed {m.unit[0]}: {percent(m.value)}" for m in found)
 
 
 def titled(group: Group, part: str) -> str:
@@ -311,7 +312,13 @@ def paired_sheet(
         change = spread(
             [b.value - a.value for a, b in zip(first, second, strict=True)], signed=True
         )
-        rows.append([Text(t) for t in [*words, *ends, change, _interval(estimate) + mark]])
+        cells = [Text(t) for t in [*words, *ends]]
+        each = zip(first, second, strict=True)
+        hint = "; ".join(
+            f"seed {a.unit[0]}: {percent(a.value)} to {percent(b.value)}" for a, b in each
+        )
+        cells += [Text(change, hint=hint if len(first) > 1 else "")]
+        rows.append([*cells, Text(_interval(estimate) + mark)])
     head = ["method", "figure", "n", *names, "95 % interval"]
     rule = RULE if any(e.n >= intervals.MIN_SEEDS for e in found) else TOO_FEW
     if choice.part != "test":

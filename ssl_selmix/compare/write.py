@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as RichText
 
+from ssl_selmix.common import page
+from ssl_selmix.compare.classes import Confusions
 from ssl_selmix.compare.methods import Cell, Group, Row
-from ssl_selmix.compare.style import Pictures, svg
+from ssl_selmix.compare.style import Picture, svg
 from ssl_selmix.compare.tables import TITLES, Sheet, median_of_last
 from ssl_selmix.runs.results import PARTS
 
@@ -154,7 +157,8 @@ def _templates() -> dict[str, Any]:
         **options,
     )
     for_tex.filters |= {"raw": _Raw, "comment": _comment}
-    return {"tex": for_tex, "html": jinja2.Environment(autoescape=True, **options)}
+    html = page.environment("ssl_selmix.compare", keep_trailing_newline=True)
+    return {"tex": for_tex, "html": html}
 
 
 def latex(made: Made, notes: Sequence[str]) -> str:
@@ -211,22 +215,32 @@ def _per_class(cell: Cell, what: list[Any], part: str, start: Any) -> Iterator[l
             yield [*what, name, end, "" if before is None else end - before]
 
 
-Drawn = Sequence[tuple[Group, Sequence[Sheet], Pictures]]
+@dataclass(frozen=True)
+class Part:
+    """What a report shows of a group."""
+
+    group: Group
+    sheets: Sequence[Sheet]
+    pictures: Sequence[Picture]
+    classes: Sheet
+    confusions: Confusions
+
+
 PIXELS = 132  # per inch of a figure, where there is room for them
 
 
-def report(drawn: Drawn, notes: Sequence[str]) -> str:
+def report(parts: Sequence[Part], notes: Sequence[str]) -> str:
     """Tables and figures as one page of HTML; the same input gives the same bytes."""
     seen: set[str] = set()
     template = _templates()["html"].get_template("report.html.jinja")
-    page = template.render(
-        parts=[(group, sheets, pictures.made) for group, sheets, pictures in drawn],
+    made = template.render(
+        parts=parts,
         notes=notes,
-        runs=sum(len(group.runs) for group, _, _ in drawn),
-        methods=len({row.name for group, _, _ in drawn for row in group.rows}),
+        runs=sum(len(part.group.runs) for part in parts),
+        methods=len({row.name for part in parts for row in part.group.rows}),
         heading=heading,
         fresh=lambda told: fresh(told, seen),
         width=lambda picture: round(PIXELS * picture.figure.get_figwidth()),
         drawn=lambda picture: base64.b64encode(svg(picture)).decode(),
     )
-    return str(page)
+    return str(made)

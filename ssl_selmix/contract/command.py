@@ -9,7 +9,13 @@ from ssl_selmix.common.arguments import Command, Parser
 
 def _parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix check ./my_method.py", "every rule that a method has to keep"),
+            ("ssl-selmix check ./my_data.py data.root=PATH", "those of a data set"),
+            ("ssl-selmix check ./my_objective.py:function", "those of an objective"),
+        ),
         prog="ssl-selmix check",
+        usage="ssl-selmix check A [--debug] [key=value ...]",
         description="Apply the contract tests to a method, a data set or an objective: a shipped "
         "one or, better, your own.",
     )

@@ -40,11 +40,13 @@ from ssl_selmix.contract.settings import (
 )
 from ssl_selmix.contract.step import (
     check_batches,
+    check_curriculum,
     check_forwards,
     check_frozen,
     check_gradients,
     check_logs,
     check_optimizer_groups,
+    check_pseudo_labels,
     check_views,
 )
 from ssl_selmix.contract.subjects import Broken, Skipped, Subject, subject
@@ -56,10 +58,12 @@ CHECKS: tuple[Check, ...] = (
     check_gradients,
     check_logs,
     check_optimizer_groups,
+    check_curriculum,
     check_frozen,
     check_on_validation,
     check_views,
     check_forwards,
+    check_pseudo_labels,
     check_batches,
     check_teacher,
     check_evaluation,

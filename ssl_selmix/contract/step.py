@@ -10,11 +10,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.contract.settings import _shown
 from ssl_selmix.contract.subjects import (
     Recorder,
+    Skipped,
     Subject,
     backward,
     demand,
@@ -95,6 +97,34 @@ def check_optimizer_groups(subject: Subject, folder: Path) -> None:
         all("lr_scale" in group for group in groups),
         "every group of param_groups needs an lr_scale; 1.0 is the configured rate",
     )
+
+
+def check_curriculum(subject: Subject, folder: Path) -> None:
+    """The number of unlabeled images rises from `mu_from` to `mu`, or `mu_from` is refused."""
+    demand_steps(subject.kind)
+    if not issubclass(subject.kind.Config, Algorithm.PoolConfig):
+        raise Skipped("draws no unlabeled images")
+    data, _ = make_data()
+    try:
+        algorithm, ctx = subject.started(data, mu=7, mu_from=1)
+    except ValueError as error:
+        demand(
+            "mu_from" in str(error),
+            f"mu=7 with mu_from=1 is refused, but not for what it is ({error}); set "
+            "follows_curriculum = False, if batches draws the same number in every step",
+        )
+        return
+    last, cfg = algorithm.config.steps - 1, algorithm.config
+    assert isinstance(cfg, Algorithm.PoolConfig)
+    for step in (0, last):
+        now, length = algorithm.clock(step)
+        batch, wanted = next(algorithm.batches(data, step)), cfg.batch * cfg.mu_at(now / length)
+        demand(
+            len(batch.index_u) == wanted,
+            f"step {step} has {len(batch.index_u)} unlabeled images and mu_from=1 asks for "
+            f"{wanted}; call super().batches, or set follows_curriculum = False",
+        )
+        backward(algorithm, batch, ctx)
 
 
 def check_frozen(subject: Subject, folder: Path) -> None:
@@ -193,6 +223,38 @@ def _same_steps(subject: Subject, settings: Mapping[str, Any], scale: float) -> 
         if how in algorithm.forwards:
             remedy = f'ask Look.rest for every image that counts, or take "{how}" out of `forwards`'
         demand(same, f"views.{how}=true changes losses or gradients; {remedy}")
+
+
+def check_pseudo_labels(subject: Subject, folder: Path) -> None:
+    """With pseudo_labels=teacher the averaged model sees the weak views, and the student none."""
+    if not any(f.name == "pseudo_labels" for f in dataclasses.fields(subject.kind.Config)):
+        raise Skipped("it has no setting pseudo_labels")
+    data, _ = make_data()
+    algorithm, ctx = subject.started(data, pseudo_labels="teacher")
+    batch = next(algorithm.batches(data, 0))
+    passed: list[int] = []
+    guided: list[bool] = []
+
+    def of_student(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        passed.append(len(given[0]))
+
+    def of_teacher(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        same = torch.equal(given[0], batch.u[0])
+        guided.append(same and not (module.training or torch.is_grad_enabled()))
+
+    algorithm.net.backbone.register_forward_pre_hook(of_student)
+    ctx.teacher.net.backbone.register_forward_pre_hook(of_teacher)
+    take_step(algorithm, batch, ctx)
+    remedy = (
+        "give Look the guide, as in Look(self.net, batch, guide(self, ctx)), and ask the heads of "
+        "guesser(self, ctx); both are in ssl_selmix.methods.views"
+    )
+    num_unlabeled = len(batch.index_u) * (len(batch.u) - 1)
+    few = sum(passed) <= len(batch.x) * (1 + len(batch.more_x)) + num_unlabeled
+    demand(
+        any(guided) and few,
+        f"pseudo_labels=teacher changes nothing in the weak views' pass; {remedy}",
+    )
 
 
 def check_batches(subject: Subject, folder: Path) -> None:

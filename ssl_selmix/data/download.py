@@ -34,6 +34,41 @@ class Downloaded(LongTailSplit):
     download: bool = True  # fetch and unpack missing or damaged files
 
 
+@dataclass(frozen=True)
+class Archive:
+    """A published archive of a data set: where it is, its MD5, the folder that it unpacks to."""
+
+    url: str
+    md5: str
+    folder: str
+
+    @property
+    def told(self) -> str:
+        """What it is called in errors."""
+        return f"{self.url} (MD5 {self.md5})"
+
+    def fetch(self, root: Path) -> None:
+        """Download and unpack it below the root, if its folder is not there.
+
+        Raises:
+            ValueError: that failed.
+        """
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        if (root / self.folder).is_dir():
+            return
+        try:
+            download_and_extract_archive(self.url, str(root), md5=self.md5)
+        except (OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"the download of {self.told} failed ({reason}); unpack it in {root}, or set "
+                f"data.root to the folder that has {self.folder}"
+            ) from error
+
+
 def open_part(name: str, config: Downloaded, **part: Any) -> Any:
     """One part of a torchvision data set, its files fetched if need be and verified.
 

@@ -15,6 +15,8 @@ from ssl_selmix.splits import PARTS, Counts, LongTailSplit, Split
 
 # Added to manifests of shape=all only, so that digests of older manifests stay valid.
 _ALL = "shape all: the labeled images are all that the other parts leave; their tail is the data's"
+_SHARE = "shape 0.1, say: this share of all images of every class, rounded to the nearest number"
+_REST = "shape rest: the unlabeled images are all that the other parts leave"
 
 _MEANING = {
     "N1": "rule.labeled.largest: number of labeled images of the largest class",
@@ -37,8 +39,7 @@ def content(split: Split, images_sha256: str | None = None, **extra: Any) -> dic
         "num_classes": split.num_classes,
         "seed": split.seed,
         "rule": split.rule.settings(),
-        "meaning": {"M1": _meaning_of_m1(split.rule), **_MEANING}
-        | ({"all": _ALL} if split.rule.labeled.shape == "all" else {}),
+        "meaning": {"M1": _meaning_of_m1(split.rule), **_MEANING} | _later(split.rule),
         "counts": {part: list(counts) for part, counts in split.counts.items()},
         "images_sha256": images_sha256,
         "indices_sha256": _sha256_of_indices(indices),
@@ -47,6 +48,14 @@ def content(split: Split, images_sha256: str | None = None, **extra: Any) -> dic
     if taken := sorted(manifest.keys() & extra.keys()):
         raise ValueError(f"the manifest already has the keys {taken}; name the extra ones else")
     return manifest | extra
+
+
+def _later(rule: LongTailSplit) -> dict[str, str]:
+    """What shapes mean that are not in every manifest."""
+    shapes = (rule.labeled, rule.unlabeled)
+    found = {"all": _ALL} if rule.labeled.shape == "all" else {}
+    found |= {"share": _SHARE} if any(part.share is not None for part in shapes) else {}
+    return found | ({"rest": _REST} if rule.unlabeled.shape == "rest" else {})
 
 
 def save(split: Split, path: str | Path, images_sha256: str | None = None, **extra: Any) -> None:
@@ -122,6 +131,8 @@ def _rule_of(manifest: dict[str, Any], path: str | Path) -> LongTailSplit:
 def _meaning_of_m1(rule: LongTailSplit) -> str:
     if rule.unlabeled.shape == "unknown":
         return "no M1: the unlabeled pool is the data set's own images of unknown classes"
+    if rule.unlabeled.decided_later:
+        return "no M1: the class sizes of the data set decide the unlabeled pool"
     whose = "every" if rule.unlabeled.shape == "uniform" else "the largest"
     where = "" if rule.labeled_in_pool else "not "
     return (

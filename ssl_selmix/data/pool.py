@@ -247,7 +247,7 @@ class Data:
         self,
         views: Sequence[str],
         batch: int,
-        mu: int,
+        mu: int | Callable[[int], int],
         start: int,
         *,
         balanced: bool = False,
@@ -256,7 +256,8 @@ class Data:
         """Endless batches, both streams drawn uniformly with replacement.
 
         With `balanced`, every class that has labeled images is drawn equally often. The second and
-        further `labeled_views` are in the batch's `more_x`.
+        further `labeled_views` are in the batch's `more_x`. `mu`, unlabeled images per labeled one,
+        may be a function of the step.
 
         Raises:
             ValueError: views of unlabeled images are wanted and there are none, or a view is
@@ -267,13 +268,18 @@ class Data:
         return self.stream(self._draws(views, batch, mu, start, balanced), views, labeled_views)
 
     def _draws(
-        self, views: Sequence[str], batch: int, mu: int, start: int, balanced: bool
+        self,
+        views: Sequence[str],
+        batch: int,
+        mu: int | Callable[[int], int],
+        start: int,
+        balanced: bool,
     ) -> Iterator[Draw]:
-        size = batch * mu if views else 0
         counts = torch.bincount(self.labels, minlength=len(self.class_names)).double()
         shares = (1 / counts)[self.labels].cumsum(0)
         for step in count(start):
             generator = self.generator("batch", step)
+            size = batch * (mu if isinstance(mu, int) else mu(step)) if views else 0
             if balanced:
                 u = torch.rand(batch, dtype=torch.float64, generator=generator)
                 rows = torch.searchsorted(shares, u * shares[-1], right=True)

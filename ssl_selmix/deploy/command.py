@@ -17,8 +17,13 @@ TRUST = "execute this Python file or module, from which the run has its images"
 
 def _predict_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix predict runs/a photos --out found.csv", "a row for each image"),
+            ("ssl-selmix predict runs/a cat.jpg --top 3", "the three most probable classes"),
+        ),
         prog="ssl-selmix predict",
-        description="Write class, probability and entropy of images, by a finished run's model.",
+        usage="ssl-selmix predict RUN PATH [PATH ...] [options] [key=value ...]",
+        description="Predict images with a finished run's model: class, probability and entropy.",
         epilog="Rows are CSV, sorted by name in each folder; entropy is in nats. Exit code 1: some "
         "files could not be read.",
     )
@@ -26,12 +31,14 @@ def _predict_parser() -> Parser:
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
     words = "images, folders of them (with their sub-folders), and settings such as device=cpu"
     add("words", metavar="PATH", nargs="*", help=f"{words} or data.workers=2")
-    add("--out", metavar="FILE", type=path, help="default: - is the standard output")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.group("what to write, and where to")
+    add("--out", metavar="FILE", type=path, help="default: -, which is the standard output")
+    add("--force", action="store_true", help="overwrite FILE")
     add("--top", metavar="N", type=int, default=1, help="the N most probable classes of each image")
+    add = parser.group("how to read")
     add("--batch", metavar="N", type=int, default=128, help="images at once (default: 128)")
     add("--strict", action="store_true", help="end at the first file that cannot be read")
-    add("--force", action="store_true", help="overwrite FILE")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -57,13 +64,26 @@ class _Gone(argparse.Action):
 
 def _export_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix export runs/a --onnx a.onnx", "for ONNX Runtime"),
+            ("ssl-selmix export runs/a --state-dict a.pt", "for torchvision, timm or torch"),
+            (
+                "ssl-selmix export runs/a --pt2 a.pt2 --normalise",
+                "torch.export; the model takes pixels as they are",
+            ),
+        ),
         prog="ssl-selmix export",
-        description="Write a finished run's model for use elsewhere, and check what was written.",
+        usage="ssl-selmix export RUN --onnx FILE [options] [key=value ...]",
+        description="Write a finished run's model for use elsewhere, and check it.",
         epilog="FILE.json beside each file has class names, image shape and normalisation. Some of "
         "the run's images take part in the check; settings say where they are now.",
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
+    add = parser.group("what to write (one of them, or several)")
     for option, what in (
         ("--onnx", "ONNX; needs pip install 'ssl_selmix[onnx]'"),
         ("--state-dict", "tensors by name, as torchvision or timm name them where they have it"),
@@ -71,13 +91,11 @@ def _export_parser() -> Parser:
     ):
         add(option, metavar="FILE", type=path, help=what)
     add("--torchscript", action=_Gone, nargs="?", help=argparse.SUPPRESS)
+    add("--force", action="store_true", help="overwrite files")
+    add = parser.group("the model, and its check")
     add("--normalise", action="store_true", help="the model takes pixels in 0..255 as they are")
     limit = "of the difference, relative to the largest logit (default: 1e-5)"
     add("--tolerance", metavar="T", type=float, default=1e-5, help=limit)
-    add("--force", action="store_true", help="overwrite files")
-    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
 
 
@@ -99,18 +117,25 @@ def _export(args: argparse.Namespace) -> int:
 
 def _estimate_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix estimate runs/a", "by every method, with intervals"),
+            ("ssl-selmix estimate runs/a --method bbse --json", "by one, for a program"),
+        ),
         prog="ssl-selmix estimate",
-        description="Estimate the class distribution of a finished run's unlabeled pool.",
+        usage="ssl-selmix estimate RUN [options] [key=value ...]",
+        description="Estimate the class distribution of a run's unlabeled pool.",
         epilog="The estimates never use the pool's true labels; they are shown beside if known.",
     )
     add = parser.add_argument
     methods = ("count", "soft_count", "bbse", "rlls", "em")
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
-    add("--method", action="append", choices=methods, help="may be repeated; default: all")
-    add("--json", action="store_true", help="print JSON instead of a table")
-    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
-    add("--debug", action="store_true", help="show the traceback of an error")
     add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
+    add = parser.group("which estimates, and how they are printed")
+    told = f"{', '.join(methods)}; may be repeated; default: all"
+    add("--method", metavar="M", action="append", choices=methods, help=told)
+    add("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
@@ -143,7 +168,16 @@ def _shares(text: str) -> list[float]:
 
 def _posthoc_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix posthoc scores.npz", "offsets for the harmonic mean of the recalls"),
+            (
+                "ssl-selmix posthoc scores.npz --objective min_recall --out rule.json",
+                "for the worst class; the rule is kept in a file",
+            ),
+            ("ssl-selmix posthoc runs/a --rule gains", "on a run's validation images"),
+        ),
         prog="ssl-selmix posthoc",
+        usage="ssl-selmix posthoc SCORES.npz|RUN [options] [key=value ...]",
         description="Choose a decision rule on held-out scores, without training.",
         epilog="SCORES.npz has the arrays scores (logits, images × classes) or probs, labels, and, "
         "if you like, class_names. Of a run, its last model's validation logits are taken. "
@@ -151,19 +185,32 @@ def _posthoc_parser() -> Parser:
     )
     add = parser.add_argument
     add("source", metavar="SCORES.npz|RUN", type=path, help="held-out scores, or a finished run")
-    add("--objective", metavar="O", default="h_mean", help="a name, or ./file.py:function")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.group("which rule")
+    told = "a name of ssl-selmix list, or ./file.py:function (default: h_mean)"
+    add("--objective", metavar="O", default="h_mean", help=told)
     add("--constraint", metavar="G", action="append", default=[], help="./file.py:function, >= 0")
-    add("--rule", choices=("offsets", "gains", "mixture"), default="offsets")
+    rules = ("offsets", "gains", "mixture")
+    told = f"{', '.join(rules)} (default: offsets)"
+    add("--rule", metavar="R", choices=rules, default="offsets", help=told)
     add("--prior", metavar="P", type=_shares, help="class shares at deployment, as 0.9,0.1")
+    add = parser.group("how it is judged")
     add("--folds", metavar="N", type=int, default=5, help="of the cross-fitting (default: 5)")
-    add("--calibrate", choices=("temperature", "none"), default="temperature")
+    told = "temperature or none (default: temperature)"
+    add(
+        "--calibrate",
+        metavar="C",
+        choices=("temperature", "none"),
+        default="temperature",
+        help=told,
+    )
     add("--seed", metavar="S", type=int, default=0, help="of folds and bootstrap (default: 0)")
     add("--test", metavar="FILE.npz", type=path, help="scores of other images to judge the rule by")
+    add = parser.group("what to write")
     add("--out", metavar="FILE", type=path, help="write the rule (DecisionRule.load reads it)")
     add("--force", action="store_true", help="overwrite FILE")
     add("--json", action="store_true", help="print JSON instead of tables")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
 
 
@@ -186,19 +233,28 @@ def _posthoc(args: argparse.Namespace) -> int:
 
 def _advise_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix advise runs/a", "what limits it, and what to try next"),
+            (
+                "ssl-selmix advise runs/a --against runs/labels",
+                "also whether the unlabeled images help",
+            ),
+        ),
         prog="ssl-selmix advise",
-        description="Say what limits a finished run and what to try next, each with its figure.",
+        usage="ssl-selmix advise RUN [options] [key=value ...]",
+        description="Say what limits a finished run and what to try next. Each has its figure.",
         epilog="All figures are those of the validation images and of the run's logs; test images "
         "and the true labels of the pool are not looked at. The words: docs/methods/posthoc.md.",
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
+    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
+    add("--debug", action="store_true", help="show the traceback of an error")
     words = "a run on the same split that learned from labels alone"
+    add = parser.group("by what to judge, and how it is printed")
     add("--against", metavar="RUN", type=path, help=words)
     add("--objective", metavar="O", help="default: that of the last stage, or h_mean")
     add("--json", action="store_true", help="print JSON instead of sentences")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("settings", metavar="key=value", nargs="*", help="of the machine, such as data.root=PATH")
     return parser
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.seeds import seed_of
 from ssl_selmix.data import Data
 from ssl_selmix.decision import DecisionRule
-from ssl_selmix.finetuning import checks, controls, given, record
+from ssl_selmix.finetuning import checks, controls, frozen, given, record
 from ssl_selmix.finetuning.controls import logits_of
 from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.known import name_of
@@ -157,6 +157,7 @@ def finetune(
     wise_ft: bool = False,
     steps: int = 500,
     classifier: str | None = None,
+    body: str = "trained",
     tune: str = "full",
     rank: int = 8,
     augment: Callable[[Tensor], Tensor] | None = None,
@@ -193,9 +194,12 @@ def finetune(
             as they were and as training left them (Wortsman et al., CVPR 2022), before any offsets.
         steps: training steps.
         classifier: name of the linear layer, such as "fc"; None takes the last one.
+        body: "frozen": only the classifier learns. Every image passes the rest of the model once,
+            before training, which then sees features.
         tune: what learns beside the classifier, as `model.tune`: "full", all that is not frozen;
-            "head", nothing; "bias"; "norm"; "lora", low-rank updates by peft, which the returned
-            model has in its matrices. What is frozen keeps its batch statistics.
+            "head", nothing, which without `augment` is body="frozen"; "bias"; "norm"; "lora",
+            low-rank updates by peft, which the returned model has in its matrices. What is frozen
+            keeps its batch statistics.
         rank: of lora's updates.
         augment: applied to each training batch N×C×H×W.
         transform: of each image as it was given, or of the RGB image in the file of a path; what
@@ -220,6 +224,8 @@ def finetune(
     """
     _check_arguments(seed, augment, class_names, progress)
     place = _place(out)
+    on_features = frozen.is_frozen(body, tune, augment)
+    tune = "head" if on_features else tune
     net = tune_body(split_classifier(model, classifier), tune, rank, type(model).__name__)
     if head_of(model, classifier).bias is None:  # there is none to train, nor to return
         settings["train_bias"] = False
@@ -244,9 +250,14 @@ def finetune(
             raise ValueError(f"{place} holds another run, which is not overwritten; choose out=")
     # The engine seeds the global generators at every step; the caller's stay as they were.
     with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
-        check_training(net, data.take(data.labeled[: config.batch]))
-        selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
         network = _network(model, net, data, how, known=place is not None)
+        examples = data.take(data.validation[: sum(BATCHES)]).float().cpu()
+        if on_features:
+            network = replace(network, body=net)
+            data, net = frozen.embedded(data, net, _out(progress))
+        else:
+            check_training(net, data.take(data.labeled[: config.batch]))
+        selmix = SelMix(net, data.task, config, _own(objective, data)).to(data.device)
         compared = controls.Compared(data, place, _told(objective), network)
         before = compared.start(selmix)
         _warn_of_chance(before, data)
@@ -269,7 +280,8 @@ def finetune(
         rule = compared.shift(kept, _asked(objective, measured), seed, _out(progress))
     after = logits_of(kept, data)
     change, interval = bootstrap(measured, before, after, data.test_labels, seed)
-    tuned = merged(model, kept.export(), classifier, keep_bias=rule is not None)
+    whole = copy.deepcopy(network.whole(kept.export()))  # the folder needs the parts again
+    tuned = merged(model, whole, classifier, keep_bias=rule is not None)
     if place is not None:
         record.save_model(place, tuned)  # whose digest is among the results
         compared.write(kept)
@@ -285,7 +297,7 @@ def finetune(
         fine_tuned=fine_tuned,
         alpha=alpha,
         rows=compared.rows,
-        examples=data.take(data.validation[: sum(BATCHES)]).float().cpu(),
+        examples=examples,
     )
 
 

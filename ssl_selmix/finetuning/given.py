@@ -115,13 +115,13 @@ class Part:
         if reader.takes(images):
             images = reader.channels_first(images, name)
             return Part(
-                lambda index: reader.normalised(_rows(images, index)), labels, len(images), name
+                lambda index: reader.normalised(rows_of(images, index)), labels, len(images), name
             )
         if images.ndim < 2:
             raise ValueError(
                 f"{name} has images of shape {tuple(images.shape)}; give N×C×H×W, N images"
             )
-        return Part(lambda index: _rows(images, index), labels, len(images), name, images)
+        return Part(lambda index: rows_of(images, index), labels, len(images), name, images)
 
     @staticmethod
     def _of_pair(source: Sequence[Any], name: str, reader: Reader, labeled: bool) -> Part:
@@ -170,7 +170,8 @@ def _label_numbers(source: Any, name: str, reader: Reader) -> Tensor:
     return checks.labels_of(text_labels(source, reader.class_names, name), name)
 
 
-def _rows(images: Tensor, index: Tensor) -> Tensor:
+def rows_of(images: Tensor, index: Tensor) -> Tensor:
+    """The images at these positions, wherever they lie."""
     return images[index.to(images.device)]
 
 

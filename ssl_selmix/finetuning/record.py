@@ -20,6 +20,7 @@ from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.common.text import dump
 from ssl_selmix.data import Data
 from ssl_selmix.finetuning.known import rebuilt
+from ssl_selmix.models import heads
 from ssl_selmix.runs import weights
 from ssl_selmix.runs.folder import (
     CONFIG,
@@ -44,16 +45,23 @@ class Network:
         name: of the network, or None if only the caller can build it.
         shape: C×H×W of its images.
         how: `preprocessing` of manifest.json, or None if the caller did not tell.
+        body: the network whose body made the features, if training saw these.
     """
 
     name: str | None
     shape: tuple[int, ...]
     how: dict[str, Any] | None = None
+    body: models.Classifier | None = None
 
     def handed_on(self, net: models.Classifier) -> models.Classifier:
         """The network with the names of tensors that it has when it is built again."""
+        net = self.whole(net)
         built = rebuilt(self.name, net, self.shape[0]) if self.name is not None else None
         return net if built is None else built
+
+    def whole(self, net: models.Classifier) -> models.Classifier:
+        """What takes images: the network itself, or the body under what was trained on features."""
+        return net if self.body is None else heads.joined(self.body, net)
 
 
 def measured(name: str, fitted: engine.Fitted, data: Data, network: Network) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def write(
     told = {part: y.tolist() for part, y in labels.items()}
     run_id = uuid.uuid4().hex
     seen: dict[str, Any] = {"labels": told, "unlabeled": len(data.unlabeled)}
-    seen |= {"image_shape": list(data.image_shape)}
+    seen |= {"image_shape": list(network.shape)}
     folder.mkdir(parents=True, exist_ok=True)
     if network.name is not None:
         about = {"run_id": run_id, "class_names": list(data.class_names), "counts": counts}

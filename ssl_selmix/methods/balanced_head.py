@@ -31,6 +31,14 @@ class Chosen:
     targets: Tensor
 
 
+def new_head(num_features: int, num_classes: int) -> nn.Linear:
+    """A linear layer with random weights, as ABC's code and those after it begin a head."""
+    head = nn.Linear(num_features, num_classes)
+    nn.init.xavier_normal_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class BalancedHead(nn.Module):
     """A linear head g beside the network's own, which sees frequent classes as rarely as rare ones.
 
@@ -48,9 +56,7 @@ class BalancedHead(nn.Module):
     ) -> None:
         super().__init__()
         self.threshold, self.soft_targets = threshold, soft_targets
-        self.linear = nn.Linear(num_features, len(counts))
-        nn.init.xavier_normal_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = new_head(num_features, len(counts))
         least = counts[counts > 0].min()
         self.register_buffer("ratio", (least / counts.clamp_min(least)).float())
 

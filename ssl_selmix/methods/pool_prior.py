@@ -110,13 +110,22 @@ def _start(task: Task, config: PoolPrior.Config) -> Tensor:
     if config.prior_given and config.prior != "given":
         raise ValueError(f"prior_given has no meaning with prior={config.prior}; set prior=given")
     if config.prior == "given":
-        q = torch.tensor(config.prior_given, dtype=torch.float64)
-        if len(q) != k or not bool((q > 0).all()) or not bool(q.isfinite().all()):
-            raise ValueError(
-                f"prior=given needs {k} positive numbers in prior_given, not "
-                f"{config.prior_given}; give a small one to a class that is absent"
-            )
-        return q / q.sum()
+        return given_shares(config.prior_given, k)
     if config.prior == "labeled":
         return task.labeled_prior.double()
     return torch.full((k,), 1 / k, dtype=torch.float64)
+
+
+def given_shares(given: list[float], k: int) -> Tensor:
+    """Class frequencies (K,) that the user states, as shares or counts; float64, sum 1.
+
+    Raises:
+        ValueError: they are not K positive numbers.
+    """
+    q = torch.tensor(given, dtype=torch.float64)
+    if len(q) != k or not bool((q > 0).all()) or not bool(q.isfinite().all()):
+        raise ValueError(
+            f"the pool's prior needs {k} positive numbers in prior_given, not {given}; give a "
+            "small one to a class that is absent"
+        )
+    return q / q.sum()

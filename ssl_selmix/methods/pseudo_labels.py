@@ -89,15 +89,23 @@ class Flex(Confidence):
 
         All rows of an image write the same value, so that the order of writing does not matter.
         """
-        rows = torch.arange(len(index), device=index.device)
-        same = (index[:, None] == index[None, :]) & sure[None, :]
-        last = torch.where(same, rows, -1).amax(1)
+        last = last_rows(index, sure)
         found = torch.where(last >= 0, classes[last.clamp_min(0)], self.selected[index])
         self.selected.scatter_(0, index, found)
         counts = torch.zeros(len(self.beta) + 1, dtype=torch.int64, device=index.device)
         counts.index_add_(0, self.selected + 1, torch.ones_like(self.selected))
         largest = (counts if self.config.flex_warmup else counts[1:]).max().clamp_min(1)
         self.beta.copy_(counts[1:] / largest)
+
+
+def last_rows(index: Tensor, counts: Tensor | None = None) -> Tensor:
+    """For every row of a batch, the last row that shows the same image and counts; -1: none does.
+
+    Shape: index (M,) positions in the pool, counts (M,) bool -> (M,).
+    """
+    rows = torch.arange(len(index), device=index.device)
+    same = index[:, None] == index[None, :]
+    return torch.where(same if counts is None else same & counts[None, :], rows, -1).amax(1)
 
 
 class Free(Confidence):

@@ -14,6 +14,7 @@ from ssl_selmix.algorithm import Context, Evaluation, Task
 from ssl_selmix.common.rules import Checked, at_least, positive, within
 from ssl_selmix.data.pool import any_order
 from ssl_selmix.methods.pool_prior import FollowsPool
+from ssl_selmix.methods.pseudo_labels import last_rows
 
 SMALL = 1e-6  # added to entries of tables and counts, and inside the logarithm of entropies
 TOLERANCE = 1e-6  # of the last Newton step, relative; what it leaves is about its square
@@ -127,9 +128,7 @@ class RefinedLabels(nn.Module):
 
         Shape: p M×K, index (M,) positions in the pool.
         """
-        rows = torch.arange(len(index), device=index.device)
-        last = torch.where(index[:, None] == index, rows, -1).amax(1)
-        self.original[index] = p[last].to(self.original.dtype)
+        self.original[index] = p[last_rows(index)].to(self.original.dtype)
 
     def due(self, ctx: Context) -> bool:
         """Whether to refine after this step: at the end of the warm-up and regularly from then on.

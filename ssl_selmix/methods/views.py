@@ -6,15 +6,43 @@ Shapes: B labeled and M unlabeled images, K classes, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Batch
+from ssl_selmix.algorithm import Algorithm, Batch, Context
+from ssl_selmix.common.rules import Checked, one_of
 from ssl_selmix.models import Classifier
-from ssl_selmix.models.execution import channels_last
+from ssl_selmix.models.execution import channels_last, in_mode
 
+Method = TypeVar("Method", bound=Algorithm)
 BUCKETS = 8  # sizes that a lazy step rounds up to, where a new size costs more than more images
+
+
+@dataclass
+class Guessing(Checked):
+    """Whose predictions of the weak views become pseudo-labels."""
+
+    # student: the network that learns, with the statistics of the batch, as published; teacher: the
+    # averaged one in evaluation mode, so that the student never sees the weak views
+    pseudo_labels: str = one_of("student", "teacher")
+
+
+def guesser(method: Method, ctx: Context) -> Method:
+    """The method itself, or the averaged one if `pseudo_labels=teacher`."""
+    return cast(Method, ctx.teacher) if _of_teacher(method) else method
+
+
+def guide(method: Algorithm, ctx: Context) -> Classifier | None:
+    """What `Look` is to take the weak views from; None: the network that learns."""
+    return ctx.teacher.net if _of_teacher(method) else None
+
+
+def _of_teacher(method: Algorithm) -> bool:
+    # A plug-in that derives from FixMatch may have a Config without this setting.
+    return getattr(method.config, "pseudo_labels", "student") == "teacher"
 
 
 def together(net: Classifier, images: Sequence[Tensor]) -> list[Tensor]:
@@ -77,25 +105,44 @@ def joint_logits(net: Classifier, batch: Batch) -> list[Tensor]:
 class Look:
     """A batch whose weak views are looked at before the others; `net.execution.views` says how.
 
-    For methods that learn nothing through the weak view, which comes first in `views`. They
-    name "split", and "lazy" if they call `rest` with the images that count, in `forwards`.
+    For methods that learn nothing through the weak view, which comes first in `views`, or through
+    the first few of them. They name "split", and "lazy" if they call `rest` with the images that
+    count, in `forwards`.
+
+    A `guide` is another network that sees the weak views in the place of `net`, in evaluation mode.
+    Then a joint step passes what a split one does.
     """
 
-    def __init__(self, net: Classifier, batch: Batch) -> None:
+    def __init__(
+        self, net: Classifier, batch: Batch, guide: Classifier | None = None, weak_views: int = 1
+    ) -> None:
         self.net, self.batch, self.how = net, batch, net.execution.views
+        self._seen = 1 + weak_views  # the labeled images and the weak views, in a joint pass
+        self.guide = guide
+        if guide is not None and self.how == "joint":
+            self.how = "split"
         self._joint: list[Tensor] = []  # labeled, weak, strong ...
         self._logits: list[Tensor] = []  # of the same
         self._weak: Tensor | None = None
 
     def weak(self) -> Tensor:
-        """Features of the weak views, M×D, without gradient."""
+        """Features of the weak views, one view's M×D after the other, without gradient."""
         if self.how == "joint":
             self._joint = self._joint or joint_features(self.net, self.batch)
-            return self._joint[1].detach()
+            return _stacked(self._joint[1 : self._seen]).detach()
         if self._weak is None:
             with torch.no_grad():
-                self._weak = _view(self.net, self.batch, 0)
+                self._weak = self._apart()
         return self._weak
+
+    def _apart(self) -> Tensor:
+        views = range(self._seen - 1)
+        if self.guide is not None:
+            with in_mode(self.guide, training=False):
+                return _stacked([_view(self.guide, self.batch, view) for view in views])
+        if self.net.execution.with_labeled:
+            return _stacked(_views_together(self.net, self.batch, views)[1:])
+        return _stacked([_view(self.net, self.batch, view) for view in views])
 
     def rest(self, needed: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Features of the labeled images and of the strong views, with gradient.
@@ -106,8 +153,8 @@ class Look:
         """
         if self.how == "joint":
             self.weak()
-            return self._joint[0], self._joint[2:]
-        views = range(1, len(self.batch.u))
+            return self._joint[0], self._joint[self._seen :]
+        views = range(self._seen - 1, len(self.batch.u))
         if self.how == "split" or needed is None:
             x, *strong = _views_together(self.net, self.batch, views)
             return x, strong
@@ -142,23 +189,27 @@ class Look:
         return order[:size].sort().values
 
     def weak_logits(self) -> Tensor:
-        """Logits of the network's own classifier for the weak views, M×K, without gradient."""
+        """Logits of the classifier of who sees the weak views, for the same, without gradient."""
         if self.how == "joint":
             self.weak()
             self._logits = self._logits or _classify(self.net, self._joint)
-            return self._logits[1].detach()
+            return _stacked(self._logits[1 : self._seen]).detach()
         with torch.no_grad():
-            return self.net.classifier(self.weak())  # type: ignore[no-any-return]
+            return (self.guide or self.net).classifier(self.weak())  # type: ignore[no-any-return]
 
     def rest_logits(self, needed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same for the labeled images, B×K, and for the strong views one after the other."""
         if self.how == "joint":
             self.weak_logits()
-            x, _, *strong = self._logits
+            x, strong = self._logits[0], self._logits[self._seen :]
         else:
             features, views = self.rest(needed)
             x, *strong = _classify(self.net, [features, *views])
         return x, torch.cat(strong)
+
+
+def _stacked(views: Sequence[Tensor]) -> Tensor:
+    return views[0] if len(views) == 1 else torch.cat(list(views))
 
 
 def _view(net: Classifier, batch: Batch, view: int) -> Tensor:

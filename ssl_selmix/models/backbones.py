@@ -6,6 +6,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from ssl_selmix.models.classifier import Classifier
 from ssl_selmix.models.input import MODES, ToSize
 from ssl_selmix.models.libraries import LIBRARIES, RGB
 
+RESNETS = (18, 34, 50, 101, 152)
 FEATURES = "features"  # the name of a network without a body
 
 
@@ -26,8 +28,8 @@ FEATURES = "features"  # the name of a network without a body
 class Config(Checked):
     """Which network to build, from which weights it starts, and what of it is trained."""
 
-    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, torchvision:NAME, timm:NAME or
-    # open_clip:NAME; features: none, for --dataset features
+    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, resnet-DEPTH for small images,
+    # torchvision:NAME, timm:NAME or open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
     # of batch statistics; the FixMatch code uses 0.001, for runs of 2^20 steps
     bn_momentum: float = within("(0, 1]", 0.1)
@@ -45,7 +47,8 @@ class Config(Checked):
     rank: int = at_least(1, 8)  # of lora's updates; width of an adapter
     scale: float | None = positive(None)  # of what they add; None: 1 for lora, 0.1 for adapter
     dropout: float = within("[0, 1)", 0.0)  # of what they take in
-    # linear; cosine: of directions alone; mlp-WIDTH: a hidden layer before the linear one
+    # linear; cosine: of directions alone; etf: a fixed simplex, directions alone; mlp-WIDTH: a
+    # hidden layer before the linear one
     head: str = "linear"
     # to which all features are brought; 0: as they are; None: 8 for a body that stays as it is (16
     # for head=cosine, whose scale it is), and else 0
@@ -56,7 +59,12 @@ class Config(Checked):
         """Refuse settings that have no meaning without others."""
         super().__post_init__()
         heads.check(self.head)
-        if self.head == "cosine" and self.length == 0:
+        if self.head == "etf" and (self.tune == "head" or self.name == FEATURES):
+            raise ValueError(
+                "head=etf is fixed, and with a body that stays as it is nothing learns; take "
+                "head=cosine, or train the body"
+            )
+        if self.head in heads.ON_DIRECTIONS and self.length == 0:
             raise ValueError("length=0 leaves a cosine no scale; set length=16, say")
         if self.pretrained.lower() == "false":
             self.pretrained = ""
@@ -85,7 +93,7 @@ class Config(Checked):
         """The length that features are brought to; 0: none."""
         if self.length is not None:
             return self.length
-        if self.head == "cosine":
+        if self.head in heads.ON_DIRECTIONS:
             return heads.COSINE_LENGTH
         return heads.LENGTH if self.tune == "head" or self.name == FEATURES else 0.0
 
@@ -145,6 +153,27 @@ def wide_resnet(
     return _initialised(nn.Sequential(*layers)), widths[3]
 
 
+def small_image_resnet(depth: int, channels: int = 3) -> tuple[nn.Module, int]:
+    """A ResNet for images of 32 or 64 pixels, as the code of CoSSL and SimPro has it.
+
+    It is that of torchvision, but the first convolution is 3×3 without a stride and no pooling
+    follows it, so that of 32 pixels a side 4 are left at the end, and not 1.
+    """
+    if depth not in RESNETS:
+        raise ValueError(
+            f"resnet-{depth} does not exist; use resnet-{', resnet-'.join(map(str, RESNETS))}"
+        )
+    from torchvision.models import get_model
+
+    body: Any = get_model(f"resnet{depth}", weights=None)
+    body.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+    body.maxpool = nn.Identity()
+    num_features = body.fc.in_features
+    body.fc = nn.Identity()
+    return body, num_features
+
+
 def small_cnn(width: int, channels: int = 1) -> tuple[nn.Module, int]:
     """Three convolutions for very small images such as the 8×8 digits."""
     if width < 1:
@@ -199,13 +228,15 @@ def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
         backbone, num_features = nn.Identity(), channels
     elif cnn := re.fullmatch(r"cnn-(\d+)", config.name):
         backbone, num_features = small_cnn(int(cnn[1]), channels)
+    elif resnet := re.fullmatch(r"resnet-(\d+)", config.name):
+        backbone, num_features = small_image_resnet(int(resnet[1]), channels)
     elif kind in LIBRARIES:
         backbone, num_features = LIBRARIES[kind].build(rest, channels, config.size)
     else:
         raise ValueError(
             f"model.name {config.name!r} is unknown; use wrn-DEPTH-WIDTH (wrn-28-2), cnn-WIDTH "
-            "(cnn-32), torchvision:NAME, timm:NAME, open_clip:NAME, or features for --dataset "
-            "features"
+            "(cnn-32), resnet-DEPTH (resnet-50), torchvision:NAME, timm:NAME, open_clip:NAME, or "
+            "features for --dataset features"
         )
     for module in batch_norms(backbone):
         module.momentum = config.bn_momentum

@@ -26,6 +26,7 @@ class Execution:
     world: the processes that share every batch; None if there is one only.
     compiled: whether the body is compiled for training.
     runner: what trains in the place of the body; there is one only while a stage trains.
+    with_labeled: of split and lazy steps, whether the labeled images pass with the weak views too.
     """
 
     precision: str = "fp32"
@@ -33,6 +34,7 @@ class Execution:
     world: World | None = None
     compiled: bool = False
     runner: Callable[[Tensor], Tensor] | None = None
+    with_labeled: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -124,6 +126,16 @@ class ViewsConfig:
 
     split: bool = False  # weak views pass first, without gradient and with their own statistics
     lazy: bool = False  # as split, and strong views only where the pseudo-label counts
+    # the first pass has the labeled images in it, for their batch statistics; they pass twice
+    with_labeled: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would change nothing."""
+        if self.with_labeled and not (self.split or self.lazy):
+            raise ValueError(
+                "with_labeled=true changes nothing in a joint step, where labeled images and weak "
+                "views pass together; add views.split=true or views.lazy=true, or leave it out"
+            )
 
     @property
     def name(self) -> str:

@@ -25,35 +25,52 @@ from ssl_selmix.runs import defaults
 
 def _train_parser() -> Parser:
     parser = Parser(
-        description="Train a long-tailed semi-supervised classifier and fine-tune it with SelMix.",
+        (
+            ("ssl-selmix train --algo fixmatch --then selmix", "handwritten digits, no download"),
+            (
+                "ssl-selmix train --algo supervised --then posthoc --dataset image_folder \\\n"
+                "      data.root=PATH data.size=32",
+                "your own images, labels alone, and a decision rule for rare classes",
+            ),
+            (
+                "ssl-selmix train --algo fixmatch --then selmix --preset cifar10-lt --dry-run",
+                "what it would do, and about how long it would take",
+            ),
+            ("ssl-selmix train --algo fixmatch --help", "all settings of a method, too"),
+        ),
+        usage="ssl-selmix train --algo A [--then B] [options] [key=value ...]",
+        description="Train a classifier, then fine-tune it with SelMix. Classes may be rare, "
+        "and most images without a label.",
         epilog=listing()
-        + "\n\nconfig.yaml of any run shows every key that decides its results; with "
-        "--algo A,\n--help shows the settings of A. Other commands: ssl-selmix help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        + "\n\nThe file config.yaml of a run shows every key that decides its results. ssl-selmix "
+        "explain KEY says what a key means; ssl-selmix init writes a file of your own.",
         add_help=False,
     )
-    add = parser.add_argument
-    add("-h", "--help", action="store_true", help="this; with --algo A also the settings of A")
+    words = "such as data.labeled.rho=15 selmix.objective=g_mean"
+    parser.add_argument("settings", metavar="key=value", nargs="*", help=words)
+    add = parser.group("what to train")
     add("--algo", metavar="A", help="first stage: a name below, ./file.py or module:Class")
     add("--then", metavar="B", action="append", default=[], help="next stage; may be repeated")
+    add("--init", metavar="PATH", type=path, help="start from a run's folder or a state dict")
+    add("--seed", metavar="S", type=int, help="of the split, the initial weights and the batches")
+    add = parser.group("on which images, with which settings")
     add("--dataset", metavar="D", help="default: the preset's, or digits, which needs no download")
     add("--preset", metavar="P", help="a name below, a YAML file, or none; default: the dataset's")
-    repeat = "settings, stages and data set of a YAML file, such as runs/a/config.yaml to repeat it"
+    repeat = "settings, stages and data set of a YAML file: your own, or a run's config.yaml"
     add("--config", metavar="FILE", type=path, help=repeat)
     trust = "execute this Python file or module, which the configuration names"
     add("--trust", metavar="FILE", action="append", default=[], help=trust)
-    add("--init", metavar="PATH", type=path, help="start from a run's folder or a state dict")
+    add = parser.group("the run")
     add("--out", metavar="DIR", type=path, help="default: runs/<dataset>-<algorithms>-seed<seed>")
     add("--resume", action="store_true", help="continue the run in its directory, exactly")
     limit = "save and end after this time, such as 3h50m; exit code 75, --resume goes on"
     add("--for", metavar="TIME", type=duration, dest="time", help=limit)
     dry = "print plan, images, steps, time and memory by a few steps; write nothing"
     add("--dry-run", action="store_true", help=dry)
-    add("--seed", metavar="S", type=int, help="of the split, the initial weights and the batches")
+    add = parser.add_argument
+    add("-h", "--help", action="store_true", help="this; with --algo A also the settings of A")
     add("--debug", action="store_true", help="show the traceback of an error")
-    add("--version", action="version", version=f"ssl-selmix {__version__}")
-    settings = "such as data.labeled.rho=15 selmix.objective=g_mean"
-    add("settings", metavar="key=value", nargs="*", help=settings)
+    add("--version", action="version", version=f"ssl-selmix {__version__}", help="print it")
     return parser
 
 
@@ -116,20 +133,33 @@ def _check_words(words: Sequence[str]) -> None:
 
 def _features_parser() -> Parser:
     parser = Parser(
+        (
+            (
+                "ssl-selmix features image_folder data.root=PATH --out feats \\\n"
+                "      --model timm:vit_small_patch14_dinov2.lvd142m",
+                "once; training on them then takes seconds",
+            ),
+            (
+                "ssl-selmix train --dataset features data.root=feats --algo supervised",
+                "a classifier on these features",
+            ),
+        ),
         prog="ssl-selmix features",
-        description="Let a pre-trained network make features of all images of a data set, once.",
+        usage="ssl-selmix features DATASET --out FOLDER [options] [key=value ...]",
+        description="Make features of all images by a pre-trained network, once.",
         epilog="Interrupted, the same command goes on; several at once share the work. Train on "
         "the folder with --dataset features data.root=FOLDER, or on the images with "
         "model.tune=head features.dir=FOLDER.",
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a name of ssl-selmix list, or ./file.py")
+    settings = "such as data.root=PATH model.pretrained=FILE features.weak=2 features.strong=4"
+    add("settings", metavar="key=value", nargs="*", help=f"{settings} features.dtype=float16")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.group("which network, and where to")
     add("--model", metavar="NAME", help="such as timm:vit_small_patch14_dinov2.lvd142m")
     add("--init", metavar="PATH", type=path, help="take the body of a run, or of a state dict")
     add("--out", metavar="FOLDER", type=path, required=True, help="is made, or gone on with")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    settings = "such as data.root=PATH model.pretrained=FILE features.weak=2 features.strong=4"
-    add("settings", metavar="key=value", nargs="*", help=f"{settings} features.dtype=float16")
     return parser
 
 
@@ -151,8 +181,15 @@ def _features(args: argparse.Namespace) -> int:
 
 def _list_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix list", "a line for everything there is"),
+            ("ssl-selmix list presets", "one kind: algorithms, datasets, objectives, ..."),
+            ("ssl-selmix list fixmatch", "all settings of a method"),
+            ("ssl-selmix list image_folder model run", "of a data set, the network, a run"),
+        ),
         prog="ssl-selmix list",
-        description="List what there is, or the settings of a method, a data set, the network.",
+        usage="ssl-selmix list [NAME ...]",
+        description="List what there is, or the settings of a method or data set.",
         epilog="NAME: an algorithm, dataset, objective, preset or sweep, a method or data set of "
         "your own (./file.py), a kind of them such as presets; model, views or run.",
     )
@@ -177,8 +214,13 @@ def _list(args: argparse.Namespace) -> int:
 
 def _explain_parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix explain fixmatch.lr", "one setting"),
+            ("ssl-selmix explain rho", "every setting of this name"),
+        ),
         prog="ssl-selmix explain",
-        description="Say what a setting means: default, what it may be, what presets make of it.",
+        usage="ssl-selmix explain KEY [KEY ...]",
+        description="Say what a setting means: type, rule, default, paper's symbol, presets.",
     )
     words = "such as fixmatch.lr, data.labeled.rho or threshold"
     parser.add_argument("keys", metavar="KEY", nargs="+", help=words)
@@ -193,6 +235,39 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
+def _completion_parser() -> Parser:
+    parser = Parser(
+        (
+            (
+                "ssl-selmix completion bash > \\\n"
+                "    ~/.local/share/bash-completion/completions/ssl-selmix",
+                "for every bash that starts from now on",
+            ),
+            ('ssl-selmix completion zsh > "${fpath[1]}/_ssl-selmix"', "for zsh"),
+            (
+                "ssl-selmix completion fish > ~/.config/fish/completions/ssl-selmix.fish",
+                "for fish",
+            ),
+            ('eval "$(ssl-selmix completion bash)"', "for this shell alone"),
+        ),
+        prog="ssl-selmix completion",
+        usage="ssl-selmix completion {bash,zsh,fish}",
+        description="Print what lets a shell complete words. The script knows commands, options, "
+        "names, keys of settings and their values; after an update of the package, make it anew.",
+    )
+    shells = ("bash", "zsh", "fish")
+    parser.add_argument("shell", metavar="SHELL", choices=shells, help=", ".join(shells))
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from ssl_selmix.runs import completion
+
+    print(completion.script(args.shell), end="")
+    return 0
+
+
 COMMANDS = {
     "train": Command(_train_parser, _train),
     "features": Command(
@@ -200,4 +275,5 @@ COMMANDS = {
     ),
     "list": Command(_list_parser, _list),
     "explain": Command(_explain_parser, _explain),
+    "completion": Command(_completion_parser, _completion),
 }

@@ -41,11 +41,11 @@ FIRST = (
     ),
     Default(
         "memory",
-        {"0.9": ("simpro",), "0.99": ("acr",)},
-        "of an average over periods, and of one over steps",
+        {"0.9": ("simpro",), "0.99": OTHERS, "0.999": ("adello",)},
+        "of an average over periods, and of others over steps",
     ),
     Default(
-        "periods", {"86": ("simpro",), "500": ("acr",)}, "500 steps of the published runs' lengths"
+        "periods", {"86": ("simpro",), "500": OTHERS}, "500 steps of the published runs' lengths"
     ),
     Default("lambda_r", {"1": ("remixmatch_cdmad",), "0.5": OTHERS}, "as published"),
     Default("temperature", {"0.5": REMIXMATCHES, "1": OTHERS}, "ReMixMatch sharpens its guesses"),
@@ -67,7 +67,12 @@ FIRST = (
     ),
 )
 SECOND = (
-    Default("lr", {"0.0003": MIXING, "0.025": OTHERS}, "a new classifier needs larger steps"),
+    Default(
+        "lr",
+        {"0.0003": MIXING, "0.01": ("weight_balancing",), "0.025": OTHERS},
+        "a new classifier needs larger steps",
+    ),
+    Default("weight_decay", {"0.1": ("weight_balancing",), "0.0005": OTHERS}, "as published"),
     Default("body_lr", {"0.1": MIXING, "0": OTHERS}, "a new classifier is for frozen features"),
     Default(
         "batch_norm", {"batch": MIXING, "frozen": OTHERS}, "a new classifier is for frozen features"

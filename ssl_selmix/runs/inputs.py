@@ -89,6 +89,11 @@ def load_data(
     if not settings.validation:
         raise ValueError("every class needs validation images; set data.validation=20, say")
     needed = any(issubclass(kind.Config, Algorithm.PoolConfig) for _, kind in plan.algorithms)
+    if settings.unlabeled.shape == "none" and needed:
+        raise ValueError(
+            "data.unlabeled.shape=none leaves no unlabeled image, and a stage learns from them; "
+            "choose another shape, or stages that learn from labels, such as supervised"
+        )
     if settings.unlabeled.shape == "unknown" and source.extra_unlabeled is None and needed:
         raise ValueError(
             "data.unlabeled.shape=unknown is for a data set with unlabeled images of its own, and "

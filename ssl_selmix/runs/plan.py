@@ -113,6 +113,7 @@ class Plan:
         self.plain["precision"] = self.run.precision
         if clash and self._recorded_dataset() != request.dataset:
             raise ValueError(clash)
+        self._check_views()
         self._take_input()
         self.cached = self._takes_features()
 
@@ -144,6 +145,19 @@ class Plan:
         if not self.request.init or not self.algorithms[0][1].needs_origin:
             return {}
         return begin_of(self.request.init, self.init_sha256)
+
+    def _check_views(self) -> None:
+        """Refuse statistics of the labeled images for pseudo-labels that take no batch's.
+
+        Raises:
+            ValueError: names both settings.
+        """
+        for name, _ in self.algorithms if self.config["views"].with_labeled else ():
+            if getattr(self.config[name], "pseudo_labels", "") == "teacher":
+                raise ValueError(
+                    "views.with_labeled=true is for pseudo-labels with the statistics of a batch, "
+                    f"and {name}.pseudo_labels=teacher takes none; leave one of them out"
+                )
 
     def _take_input(self) -> None:
         """Let a pre-trained network say what its images are, unless the run has recorded it."""

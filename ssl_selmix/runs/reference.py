@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import shutil
+import sys
 import textwrap
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from ssl_selmix import models, objectives
@@ -21,11 +24,22 @@ from ssl_selmix.common.arguments import section
 from ssl_selmix.common.keys import nearest_keys
 from ssl_selmix.common.names import near, unknown
 from ssl_selmix.common.rules import Rule, describe
+from ssl_selmix.data import extraction
 from ssl_selmix.models import execution
 
 NARROWEST, WIDEST = 80, 40  # columns of text, and of a word in it
-SHARED: dict[str, type[Any]] = {"model": models.Config, "views": execution.ViewsConfig}
+SHARED: dict[str, type[Any]] = {
+    "model": models.Config,
+    "views": execution.ViewsConfig,
+    "features": extraction.Config,
+}
 TYPES: dict[Any, str] = {int: "whole number", float: "number", bool: "true|false", str: "text"}
+WIDE = 100  # columns of what is said of one setting, at most
+# How meanings begin that tell the paper's symbol first: `eta, learning rate`, `N1 of the labeled`.
+GREEK = "alpha|beta|gamma|eta|kappa|lambda|mu|omega|rho|sigma|tau"
+SYMBOL = re.compile(
+    rf"((?:{GREEK})(?:_?[A-Za-z]?\d*|_\w+)|n_sigma|[A-Za-z](?:\d|_\w+)?)(?=[,;:]|$| of | ~)"
+)
 RUN = "run"  # the section without a name, where one has to be named
 
 
@@ -37,6 +51,29 @@ class Entry:
     default: str
     values: str  # what it may be
     meaning: str
+    source: str = field(default="", compare=False)  # the class that declares it, and its file
+
+    @property
+    def symbol(self) -> str:
+        """The paper's symbol, with which the meaning begins if it has one; else "".
+
+        >>> Entry("a.lr", "0.03", "number", "eta, learning rate").symbol
+        'eta'
+        >>> Entry("a.head", "linear", "text", "linear; cosine").symbol
+        ''
+        """
+        found = SYMBOL.match(self.meaning)
+        return found[1] if found else ""
+
+    @property
+    def choices(self) -> list[str]:
+        """The words that it may be, if they are few.
+
+        >>> Entry("a.keep", "best", "best|last or null", "what is kept").choices
+        ['best', 'last', 'null']
+        """
+        words = self.values.partition(" or ")
+        return [*words[0].split("|"), *filter(None, [words[2]])] if "|" in words[0] else []
 
     @property
     def name(self) -> str:
@@ -64,7 +101,20 @@ def entries(group: str, kind: type[Any], default: Any = None) -> Iterator[Entry]
         else:
             none = value is dataclasses.MISSING
             shown = "(to be set)" if none else fields.typed(fields.plain(value))
-            yield Entry(key, shown, _values(hint, setting.rules), setting.meaning)
+            said = _values(hint, setting.rules), setting.meaning
+            yield Entry(key, shown, *said, _source(kind, setting.name))
+
+
+def _source(kind: type[Any], name: str) -> str:
+    """Where a field of a configuration was declared, or declared again."""
+    owner = next(c for c in kind.__mro__ if name in inspect.get_annotations(c))
+    module = sys.modules.get(owner.__module__)
+    file = getattr(module, "__file__", None) or owner.__module__
+    parts = Path(file).parts
+    place = parts.index("ssl_selmix") if "ssl_selmix" in parts else len(parts) - 1
+    while "ssl_selmix" in parts[place + 1 :]:  # a checkout may have the package's name, too
+        place = parts.index("ssl_selmix", place + 1)
+    return f"{owner.__qualname__} in {'/'.join(parts[place:])}"
 
 
 def _values(hint: Any, rules: Sequence[Rule]) -> str:
@@ -239,25 +289,49 @@ def explain(word: str) -> str:
         close = nearest_keys(key, list(dict.fromkeys(entry.key for _, entry in found)))
         hint = f"did you mean {' or '.join(close[:4])}?" if close else "ssl-selmix list shows names"
         raise ValueError(f"unknown key {key!r}; {hint}")
-    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    groups: dict[tuple[str, str], list[tuple[str, Entry]]] = {}
     for label, entry in same:
-        defaults = groups.setdefault((entry.meaning, entry.values), {})
-        defaults.setdefault(entry.default, []).append(label)
-    lines = [line for about, defaults in groups.items() for line in _group(*about, defaults)]
+        groups.setdefault((entry.meaning, entry.values), []).append((label, entry))
+    lines = [line for members in groups.values() for line in _group(members)]
     return "\n".join([*lines, *_in_presets([entry.key for _, entry in same])]).rstrip()
 
 
-def _group(meaning: str, values: str, defaults: dict[str, list[str]]) -> list[str]:
+def _group(members: Sequence[tuple[str, Entry]]) -> list[str]:
     """Settings of one meaning, by their defaults."""
-    keys = [key for names in defaults.values() for key in names]
+    keys, first = [label for label, _ in members], members[0][1]
+    defaults: dict[str, list[str]] = {}
+    for label, entry in members:
+        defaults.setdefault(entry.default, []).append(label)
     lines = [", ".join(keys) if len(keys) < 4 else f"{keys[0]} and {len(keys) - 1} others"]
-    lines += [f"  {line}" for line in textwrap.wrap(meaning, 100)]
-    lines += [f"  may be: {values}"]
+    lines += _wrapped(first.meaning)
+    lines += [f"  may be: {first.values}"]
     for default, names in defaults.items():
         told = f" ({', '.join(names)})" if len(keys) > 1 and len(defaults) > 1 else ""
-        wrapped = textwrap.wrap(f"default: {default}{told}", 100, subsequent_indent="  ")
-        lines += [f"  {line}" for line in wrapped]
+        lines += _wrapped(f"default: {default}{told}", "  ")
+    if first.symbol:
+        lines += [f"  symbol: {first.symbol}"]
+    sources = list(dict.fromkeys(entry.source for _, entry in members))
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    lines += _wrapped(f"declared by: {', '.join(sources[:3])}{more}", "  ")
+    papers = dict.fromkeys(_paper(entry.key) for _, entry in members)
+    if len(papers) == 1 and (paper := next(iter(papers))):
+        lines += _wrapped(f"method: {paper}", "  ")
     return [*lines, ""]
+
+
+def _paper(key: str) -> str:
+    """What the method that a key belongs to says of its paper; "" of other keys."""
+    section = key.partition(".")[0]
+    if section not in plugins.available("algorithm"):
+        return ""
+    return _first_line(load_algorithm(section)[1])
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    """Lines of a text that fit into the terminal, and are not too long to read."""
+    width = min(max(shutil.get_terminal_size((WIDE, 24)).columns, NARROWEST), WIDE)
+    lines = textwrap.wrap(text, width - 3, subsequent_indent=indent, break_on_hyphens=False)
+    return [f"  {line}" for line in lines]
 
 
 def _in_presets(keys: Sequence[str]) -> list[str]:
@@ -269,5 +343,5 @@ def _in_presets(keys: Sequence[str]) -> list[str]:
             if key in settings:
                 values.setdefault(f"{key}={settings[key]}", []).append(preset)
     told = [f"{word} ({', '.join(presets)})" for word, presets in values.items()]
-    lines = [line for text in told for line in textwrap.wrap(text, 100, subsequent_indent="  ")]
-    return ["presets:", *(f"  {line}" for line in lines)] if told else []
+    lines = [line for text in told for line in _wrapped(text, "  ")]
+    return ["presets:", *lines] if told else []

@@ -94,9 +94,9 @@ def _same_length(where: str, values: list[Any], length: int) -> None:
 class Reliability(Section):
     """Accuracy by confidence, a value per bin; None where a bin is empty."""
 
-    confidence: list[Share | None]
-    accuracy: list[Share | None]
-    count: list[Images]
+    confidence: list[Share | None]  # mean of the images in the bin
+    accuracy: list[Share | None]  # share of them that are right
+    count: list[Images]  # images in the bin
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,15 +108,15 @@ class Reliability(Section):
 class Shares(Section):
     """The figures of a confusion matrix and of the confidence; None: not recorded."""
 
-    mean_recall: Share | None = None
-    min_recall: Share | None = None
-    min_ht_recall: Share | None = None
-    g_mean: Share | None = None
-    h_mean: Share | None = None
-    min_coverage: Share | None = None
+    mean_recall: Share | None = None  # over the classes; balanced accuracy
+    min_recall: Share | None = None  # of the worst class
+    min_ht_recall: Share | None = None  # the smaller of the means of head and tail classes
+    g_mean: Share | None = None  # geometric mean of the recalls
+    h_mean: Share | None = None  # harmonic mean of the recalls
+    min_coverage: Share | None = None  # of the class that is predicted least often
     accuracy: Share | None = None
-    ece: Share | None = None
-    classwise_ece: Share | None = None
+    ece: Share | None = None  # expected calibration error, 15 bins of equal width
+    classwise_ece: Share | None = None  # mean over the classes of theirs
 
 
 class Figures(Shares):
@@ -125,8 +125,8 @@ class Figures(Shares):
     mean_recall: Share  # type: ignore[assignment]  # never missing here
     min_recall: Share  # type: ignore[assignment]
     per_class_recall: list[Share | None]
-    per_class_coverage: list[Share]
-    reliability: Reliability | None = None
+    per_class_coverage: list[Share]  # share of the images that are predicted as the class
+    reliability: Reliability | None = None  # how well confidence says accuracy
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -157,14 +157,14 @@ class Stage(Section):
     """A finished stage: what it was told, and its figures by its kept and its last weights."""
 
     algorithm: Name
-    steps: Whole
-    kept_step: Whole
-    seconds: Number
-    head: str = ""
+    steps: Whole  # that were taken
+    kept_step: Whole  # the step whose weights are handed on
+    seconds: Number  # of training, validations and checkpoints among them
+    head: str = ""  # the module that predicts
     validation: Figures
     test: Figures
-    last: Measured | None = None
-    settings: dict[str, Any] | None = None
+    last: Measured | None = None  # by the weights of the last step
+    settings: dict[str, Any] | None = None  # of the method
     handed_on_sha256: str | None = None  # digest of the tensors in model.pt
     log_sha256: str | None = None  # of metrics.jsonl when the stage was finished
     started_from: StartedFrom | None = None  # None: from random weights
@@ -187,8 +187,8 @@ class Protocol(Section):
     # Its `validation` and `test` are images of each class, or a rule for them, whose `counts` are
     # recorded; test is None where the data set has one.
     split: Annotated[dict[str, Any], AfterValidator(_split)]
-    checkpoint_rule: dict[str, Any]
-    steps: list[Whole]
+    checkpoint_rule: dict[str, Any]  # which weights each stage keeps, and by which figure
+    steps: list[Whole]  # of each stage, as planned
 
 
 class Pretrained(Section):
@@ -204,21 +204,21 @@ class Pretrained(Section):
 class Results(Section):
     """results.json: written anew whenever a stage is finished."""
 
-    version: Whole = Field(alias="schema")
-    run_id: Name
+    version: Whole = Field(alias="schema")  # of the format
+    run_id: Name  # the same for all files of a run
     dataset: Name
-    seed: Whole
+    seed: Whole  # of split, initial weights and batches
     manifest_sha256: Name  # of images, split and labels
-    images_sha256: Name | None = None
-    init_sha256: str | None = None
+    images_sha256: Name | None = None  # of the images alone
+    init_sha256: str | None = None  # of the weights that --init gave
     counts: dict[str, list[Images]] = {}  # images of each class, by part
-    class_names: list[str] | None = None
+    class_names: list[str] | None = None  # in the order of all lists by class
     tail: list[Whole] | None = None  # classes that min_ht_recall takes for the tail; None: unknown
     model: dict[str, Any] | None = None  # the section `model` of the configuration
     pretrained: Pretrained | None = None
-    protocol: Protocol
+    protocol: Protocol  # two runs compare if this is alike
     start: Stage | None = None  # the weights of --init, measured before any step
-    stages: list[Stage]
+    stages: list[Stage]  # in the order of training
     files: dict[str, str] | None = None  # digests of the content of the run's other files
     sha256: str | None = None  # of all else in here
 
@@ -272,13 +272,13 @@ class Classes(Section):
 class Manifest(Section):
     """What manifest.json says of the images that a model takes, beside the split."""
 
-    version: Whole | None = Field(None, alias="schema")
-    run_id: Name | None = None
+    version: Whole | None = Field(None, alias="schema")  # of the format
+    run_id: Name | None = None  # that of results.json
     class_names: Annotated[list[str], Field(min_length=2)]
-    image_shape: list[int]
-    mean: list[Number]
-    std: list[Number]
-    preprocessing: Preprocessing | None = None
+    image_shape: list[int]  # channels, height, width; the number of features
+    mean: list[Number]  # per channel, subtracted from pixels in 0..255
+    std: list[Number]  # per channel, divides them then
+    preprocessing: Preprocessing | None = None  # how a file becomes an image of that shape
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -299,13 +299,13 @@ class Manifest(Section):
 class Row(Shares):
     """A validation row of metrics.jsonl, as far as tables and figures read it."""
 
-    step: Number
-    estimated_prior: list[Number] = []
-    estimated_prior_low: list[Number] = []
-    estimated_prior_high: list[Number] = []
-    true_prior: list[Number] = []
-    gain_matrix: list[list[Number]] = []
-    pair_distribution: list[list[Number]] = []
+    step: Number  # after which it was measured
+    estimated_prior: list[Number] = []  # class shares of the pool
+    estimated_prior_low: list[Number] = []  # the lower ends of their 95 % intervals
+    estimated_prior_high: list[Number] = []  # the upper ends
+    true_prior: list[Number] = []  # where the data set knows them; no method sees it
+    gain_matrix: list[list[Number]] = []  # SelMix: G, of the labeled (row) and partner classes
+    pair_distribution: list[list[Number]] = []  # SelMix: P, likewise
 
 
 Kind = TypeVar("Kind", bound=Section)

@@ -406,8 +406,9 @@ def build(
         heads.begin(net, plan.config["model"].head)
     elif kind.trains:  # others look at the network as it was handed on
         models.tune(net, plan.config["model"])
-    how, run = plan.config["views"].name, plan.run
-    net.prepared(Execution(run.precision, how, processes.world(), run.compile))
+    views, run = plan.config["views"], plan.run
+    how = (run.precision, views.name, processes.world(), run.compile)
+    net.prepared(Execution(*how, with_labeled=views.with_labeled))
     if plan.run.sync_batch_norm and processes.world():
         batch_norm.share_batch_norms(net, plan.device)
     return kind(net, task, plan.config[name])

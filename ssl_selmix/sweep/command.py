@@ -12,24 +12,35 @@ from ssl_selmix.common.imports import quick_imports
 
 def _parser() -> Parser:
     parser = Parser(
+        (
+            ("ssl-selmix sweep digits --dry-run", "the runs, and how far each has come"),
+            ("ssl-selmix sweep digits --out runs/digits --jobs 2", "runs what is missing"),
+            ("ssl-selmix sweep my.yaml --slurm job.sh", "a job array for a cluster"),
+            ("ssl-selmix compare runs/digits", "tables of what is finished"),
+        ),
         prog="ssl-selmix sweep",
+        usage="ssl-selmix sweep SPEC [options] [key=value ...]",
         description="Run algorithms × splits × seeds: what is missing, not what is finished.",
-        epilog=section(SWEEPS, plugins.sweeps()) + "\n\ndocs/howto/sweep.md describes the file. "
-        "ssl-selmix compare makes tables of the folder.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=section(SWEEPS, plugins.sweeps()) + "\n\ndocs/howto/sweep.md describes the file.",
     )
     add = parser.add_argument
     add("spec", metavar="SPEC", help="a YAML file, or the name of a shipped one")
-    add("--out", metavar="DIR", type=path, help="folder of all runs; default: the file's")
-    add("--dry-run", action="store_true", help="list the runs and how far each has come")
-    add("--jobs", metavar="N", type=positive, help="at a time; default: by cores, threads, GPUs")
-    add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
-    engines = "what starts the runs: copies of a process that has imported all, programs, or Ray"
-    add("--engine", choices=("forks", "processes", "ray"), default="forks", help=engines)
-    add("--slurm", metavar="FILE", type=path, help="write a job array instead of running")
-    add("--debug", action="store_true", help="show the traceback of an error")
     help = "of every run, such as data.root=PATH algo.steps=100 then.steps=50"
     add("settings", metavar="key=value", nargs="*", help=help)
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.group("which runs, and where")
+    add("--out", metavar="DIR", type=path, help="folder of all runs; default: the file's")
+    add("--only", metavar="CHAIN", help="a run and what starts from it: number or first folder")
+    add("--dry-run", action="store_true", help="list the runs and how far each has come")
+    add = parser.group("how they are run")
+    add("--jobs", metavar="N", type=positive, help="at a time; default: by cores, threads, GPUs")
+    engines = (
+        "forks: copies of a process that has imported all; processes: programs; ray "
+        "(default: forks)"
+    )
+    kinds = ("forks", "processes", "ray")
+    add("--engine", metavar="E", choices=kinds, default="forks", help=engines)
+    add("--slurm", metavar="FILE", type=path, help="write a job array instead of running")
     return parser
 
 

@@ -630,7 +630,8 @@ def test_the_report_is_one_file_without_network_for_small_screens(
     assert "width=device-width" in page.viewport and "overflow-x: auto" in text
     assert len(page.images) == 6 and all(image["alt"] for image in page.images)
     assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in page.links)
-    assert not re.search(r"url\(|@import|<script", text)
+    assert not re.search(r"url\(|@import|<script[^>]", text) and text.count("<script>") == 1
+    assert "default-src 'none'" in text  # the browser itself refuses whatever else is asked for
     assert (
         "<b>runs" not in text and "&lt;b&gt;runs" in text and "prefers-color-scheme: dark" in text
     )

@@ -17,15 +17,18 @@ from torch import Tensor, nn
 
 from ssl_selmix import cli, contract
 from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Task
+from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common import plugins
 from ssl_selmix.contract import life, limits, reporting, settings, subjects
 from ssl_selmix.contract.step import (
     check_batches,
+    check_curriculum,
     check_forwards,
     check_frozen,
     check_gradients,
     check_logs,
     check_optimizer_groups,
+    check_pseudo_labels,
     check_views,
 )
 from ssl_selmix.data import Data
@@ -59,6 +62,26 @@ class NoScalar(Good):
 class NoPair(Good):
     def forward(self, batch: Batch, ctx: Context) -> Any:
         return super().forward(batch, ctx)[0]
+
+
+class SameEveryStep(Good):
+    @dataclass
+    class Config(Algorithm.PoolConfig):
+        pass
+
+    config: Config
+
+    def batches(self, data: Data, start: int) -> Iterator[Batch]:
+        return data.batches(self.views, self.config.batch, self.config.mu, start)
+
+
+class Unwilling(SameEveryStep):
+    @dataclass
+    class Config(Algorithm.PoolConfig):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.mu > 2:
+                raise ValueError("mu is at most 2")
 
 
 class Unused(Good):
@@ -392,6 +415,14 @@ class ThroughWeak(Good):
         return {"labeled": F.cross_entropy(x, batch.y), "all": strong.square().mean()}, {}
 
 
+class Unguided(FixMatch):
+    """Has the setting, and looks at its views as if it had not."""
+
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        x, strong = Look(self.net, batch).rest_logits()
+        return {"labeled": F.cross_entropy(x, batch.y), "all": strong.square().mean()}, {}
+
+
 BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_gradients, NoNumber, "the loss 'mine' must be a finite scalar"),
     (check_gradients, NoScalar, r"the loss 'labeled' must be a finite scalar, not \(4,\)"),
@@ -416,10 +447,13 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_forwards, Leaves, "views.lazy=true changes .* every image that counts"),
     (check_forwards, AsksForAll, "no step asked Look.rest for some"),
     (check_forwards, ThroughWeak, "views.lazy=true changes .* declare it in `forwards`"),
+    (check_pseudo_labels, Unguided, r"changes nothing .* Look\(self\.net, batch, guide\(self, ctx"),
     (check_batches, GlobalDraw, "batch 3 differs"),
     (check_batches, FromTheStart, "batch 3 differs"),
     (check_batches, OneBatch, "batches 3 and 4 are the same"),
     (check_batches, Unseeded, "another stage gives the same batch"),
+    (check_curriculum, SameEveryStep, "has 28 unlabeled images and mu_from=1 asks for 4; call"),
+    (check_curriculum, Unwilling, r"refused, but not for what it is \(mu is at most 2\)"),
     (life.check_teacher, Collects, r"changes ctx\.teacher"),
     (life.check_evaluation, Counts, "evaluation changes the state"),
     (life.check_evaluation, OtherHead, "`predict` and `head` disagree"),

@@ -34,9 +34,13 @@ class Recording(dict[str, Tensor]):
 
 
 def read(name: str) -> Vectors:
-    """All arrays of a file, keyed by `case.in.name` and `case.out.name`."""
+    """All arrays of a file, keyed by `case.in.name` and `case.out.name`; some have slashes."""
     arrays = np.load(GOLDEN / name).items()
-    numbers = {k: np.asarray(v) for k, v in arrays if v.dtype.kind != "U"}  # versions are strings
+    numbers = {
+        k.replace("/in/", ".in.").replace("/out/", ".out."): np.asarray(v)
+        for k, v in arrays
+        if v.dtype.kind != "U"  # versions are strings
+    }
     found = Recording({k: torch.from_numpy(v) for k, v in numbers.items()})
     found.name = name
     OUTPUTS[name] = sum(".out." in key for key in found)

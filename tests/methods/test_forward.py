@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ssl_selmix import contract
 from ssl_selmix.algorithm import Batch
-from ssl_selmix.contract import subjects
+from ssl_selmix.contract import life, subjects
 from ssl_selmix.data import Data
 from ssl_selmix.methods import views
 from ssl_selmix.methods.views import Look
@@ -144,3 +147,83 @@ def test_a_lazy_step_augments_what_it_passes(data: Data, batch: Batch) -> None:
     look.weak()
     look.rest(torch.arange(8) < 3)
     assert asked == [(0, 8), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("how", ["joint", "split", "lazy"])
+def test_a_guide_sees_the_weak_views_in_the_students_place(
+    data: Data, batch: Batch, how: str
+) -> None:
+    net, guide = counting(data, how), subjects.make_net(data, seed=7).train()
+    with torch.no_grad():
+        guide.eval()
+        features = guide.features(batch.u[0])
+        expected = guide.classifier(features)
+    guide.train()
+    before = subjects.digest(guide)
+    look = Look(net, batch, guide)
+    assert torch.equal(look.weak(), features) and torch.equal(look.weak_logits(), expected)
+    needed = torch.arange(8) < 3
+    x, strong = look.rest_logits(needed)
+    assert net.passes == [(4 + 2 * (3 if how == "lazy" else 8), True)]
+    assert guide.training and subjects.digest(guide) == before
+    (x.sum() + strong.sum()).backward()
+    assert all(p.grad is None for p in guide.parameters())
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "abc", "acr", "simpro", "cdmad"])
+def test_pseudo_labels_of_the_teacher_are_those_of_its_plain_forward_pass(
+    data: Data, name: str
+) -> None:
+    """The teacher has the student's weights here, so that a forward pass by hand tells them."""
+    algorithm: Any  # of a class that a subject only knows by name
+    algorithm, ctx = contract.subject(name).started(data, pseudo_labels="teacher")
+    batch = next(algorithm.batches(data, 0))
+    ctx.teacher.eval()
+    with torch.no_grad():
+        features = ctx.teacher.net.features(batch.u[0])
+        logits = ctx.teacher.net.classifier(features)
+        if name == "simpro":
+            logits = logits + algorithm.adjustment(algorithm.pool).to(logits)
+        confidence = logits.softmax(1).amax(1)
+        if name == "acr":
+            adjusted = (logits - algorithm.adjustment(2.0)).softmax(1).amax(1)
+            confidence = torch.maximum(ctx.teacher.head(features).softmax(1).amax(1), adjusted)
+    # So that some count and others do not.
+    algorithm.config.threshold = float(confidence.mean())
+    kept = (confidence >= algorithm.config.threshold).float().mean()
+    _, logs = subjects.take_step(algorithm, batch, ctx)
+    assert 0 < kept < 1 and torch.equal(logs["mask_rate"], kept)
+
+
+@pytest.mark.parametrize("how", ["split", "lazy"])
+def test_labeled_images_pass_with_the_weak_views_for_their_statistics(
+    data: Data, batch: Batch, how: str
+) -> None:
+    net = counting(data, how).prepared(Execution(views=how, with_labeled=True))
+    look = Look(net, batch)
+    weak = look.weak()
+    assert not weak.requires_grad and net.passes == [(4 + 8, False)]
+    other = counting(data, "joint")
+    expected = views.together(other, [batch.x, batch.u[0]])[1]
+    assert torch.equal(weak, expected)
+    look.rest(torch.arange(8) < 3)
+    assert net.passes[1:] == [(4 + 2 * (3 if how == "lazy" else 8), True)]
+
+
+def test_labeled_images_cannot_join_where_they_are_already() -> None:
+    with pytest.raises(ValueError, match="changes nothing in a joint step"):
+        ViewsConfig(with_labeled=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "how"), [("cdmad", "joint"), ("daso", "split"), ("abc", "lazy")])
+def test_a_run_with_the_teachers_pseudo_labels_goes_on_bit_by_bit(
+    name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subjects.make_net
+
+    def net(data: Data, seed: int = 1) -> Classifier:
+        return made(data, seed).prepared(Execution(views=how))
+
+    monkeypatch.setattr(subjects, "make_net", net)
+    life.check_resume(contract.subject(name, pseudo_labels="teacher"), tmp_path)

@@ -38,6 +38,21 @@ def test_wrn_28_2_is_the_published_network(wrn: Classifier) -> None:
     assert wrn.classifier.in_features == 128
 
 
+def test_resnets_of_small_images() -> None:
+    """torchvision's but for the first convolution, and 4×4 positions are left of 32×32 pixels."""
+    torch.manual_seed(0)
+    net, large = build(Config("resnet-18"), 10, 3), build(Config("torchvision:resnet18"), 10, 3)
+    assert num_parameters(large) - num_parameters(net) == 64 * 3 * (7 * 7 - 3 * 3)
+    left: list[Tensor] = []
+    deep: Any = net.body
+    body = next(m for m in deep.modules() if hasattr(m, "layer4"))
+    body.layer4.register_forward_hook(lambda m, given, made: left.append(made))
+    assert net(images(2)).shape == (2, 10) and left[0].shape == (2, 512, 4, 4)
+    assert build(Config("resnet-50"), 127, 1).classifier.in_features == 2048
+    with pytest.raises(ValueError, match=r"resnet-20 does not exist; use resnet-18, resnet-34"):
+        build(Config("resnet-20"), 10, 3)
+
+
 @pytest.mark.parametrize("size", [32, 33, 96])
 def test_any_image_size_gives_a_row_per_image(wrn: Classifier, size: int) -> None:
     assert wrn(images(2, size=size)).shape == (2, 10)

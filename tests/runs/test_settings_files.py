@@ -11,6 +11,7 @@ import pytest
 
 from ssl_selmix import cli
 from ssl_selmix.common import plugins
+from ssl_selmix.common.arguments import command
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.training import checkpoint
 from tests.helpers.runs import train
@@ -108,7 +109,7 @@ def test_a_configuration_repeats_its_run_bit_for_bit(finished: Path) -> None:
     # The manifest's command asks for the same without the file.
     words = shlex.split(json.loads((again / "manifest.json").read_text())["command"])
     assert "--config" not in words
-    args = cli._command("train").parser().parse_intermixed_args(words[2:])
+    args = command("train").parser().parse_intermixed_args(words[2:])
     request = Request([args.algo, *args.then], args.dataset, "none", settings=args.settings)
     plan = Plan(Request(config=finished, algorithms=[]))  # its folder will do
     assert Plan(request).identity() == plan.identity()

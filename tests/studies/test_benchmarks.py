@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from benchmarks import (
     algorithms,
     augment,
+    device,
     features,
     gpu,
+    gpu_report,
     memory,
     reference,
     scaling,
@@ -26,14 +30,17 @@ from benchmarks import (
     timing,
 )
 from benchmarks.synthetic import Sizes, make_data, network, steps_of
+from ssl_selmix import cli
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.training import machine
 from studies import claims, promises
+from tests.helpers.images import noise_tree
 from tests.helpers.results import END, measure, results, stage, write
 
 TINY = ["--rounds", "1", "--network", "cnn-4"]
 OF_STEP = ["--batch", "2", "--size", "8", "--workers", "0"]
 Shown = Callable[..., list[list[str]]]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -186,14 +193,74 @@ def test_imports_by_package() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would be measured")
 def test_without_a_gpu_one_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu.main([])
-    assert capsys.readouterr().out == "no CUDA GPU here: nothing is measured\n"
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().out.startswith("no CUDA GPU here: nothing is measured; --rehearse")
+
+
+@pytest.mark.slow
+def test_the_gpu_command_is_rehearsed_without_what_the_machine_may_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All parts run on a CPU, and their tables come into a page in the place of what was there."""
+    for name in ("albumentations", "omegaconf"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import raises ImportError then
+    monkeypatch.setattr(gpu, "command", lambda words, seconds: cli.main(list(words)) and None)
+    noise_tree(tmp_path / "photos", {"train": 14, "test": 3}, (16, 16, 3), "abc")
+    file = tmp_path / "gpu.json"
+    words = ["--rehearse", "--photos", str(tmp_path / "photos"), "--out", str(file)]
+    assert gpu.main(words) == 0, capsys.readouterr()
+    found = json.loads(file.read_text())
+    assert found["rehearsed"] and not [p for p in gpu.PARTS if "error" in found[p]]
+    assert [r["mu"] for r in found["steps"]["rows"]] == [2, 7]
+    assert all(row["resumed"] and row["repeated"] for row in found["resume"])
+    assert [row["fp32"]["largest"] for row in found["agreement"]] == [0.0, 0.0]
+    assert [stage["steps"] for stage in found["job"]["stages"]] == [2, 2]
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{gpu_report.BEGIN}\nold\n{gpu_report.END}\nafter\n")
+    gpu_report.main([str(file), str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
+    for part in (
+        "steps/s, μ = 2, eager",
+        "| selmix | yes | yes |",
+        "Features: cnn-4",
+        "| fixmatch, 2",
+    ):
+        assert part in text
+    assert "no figure here means anything" in text
+
+
+def test_a_part_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*given: Any) -> None:
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(gpu, "PARTS", {"steps": fails, "job": gpu.job, "memory": fails})
+    assert gpu.main(["--rehearse", "--out", str(tmp_path / "gpu.json")]) == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["job"] is None and found["memory"]["error"] == "RuntimeError: no kernel for this"
+    assert "without steps, memory" in capsys.readouterr().out
+    shown = gpu_report.report({"resume": [], "agreement": [], "features": fails_of(), **found})
+    assert "steps: not measured (RuntimeError: no kernel for this)" in shown
+
+
+def fails_of() -> dict[str, str]:
+    return {"error": "no time was left"}
+
+
+def test_the_page_has_what_a_measured_file_says() -> None:
+    """docs/explain/performance.md is filled from the file, or says that no GPU was at hand."""
+    page = (ROOT / "docs" / "explain" / "performance.md").read_text()
+    file = ROOT / "docs" / "results" / "gpu.json"
+    told = gpu_report.report(json.loads(file.read_text())) if file.exists() else gpu_report.NONE
+    assert gpu_report.into(page, told) == page
 
 
 def test_work_of_a_step_is_that_of_its_layers() -> None:
     data = make_data(Sizes(size=16))
     net = network("wrn-10-1", data)
-    work = gpu.work_of(steps_of("fixmatch", data, net, {"batch": 4, "mu": 2}), "cpu")
+    work = device.work_of(steps_of("fixmatch", data, net, {"batch": 4, "mu": 2}), "cpu")
     expected = machine.flops_per_step(net, (3, 16, 16), 20)
     # The images need no gradient, which spares a third of the first layer.
     assert 0.97 * expected < work.flops < expected
@@ -203,14 +270,14 @@ def test_work_of_a_step_is_that_of_its_layers() -> None:
 
 def test_traffic_counts_reads_and_writes_but_no_views() -> None:
     x = torch.ones(100)
-    with gpu.Traffic("cpu") as traffic:
+    with device.Traffic("cpu") as traffic:
         y = x.view(10, 10).t()
         torch.empty(1000)
     assert traffic.bytes == 0
-    with gpu.Traffic("cpu") as traffic:
+    with device.Traffic("cpu") as traffic:
         y + 1
     assert traffic.bytes == 2 * 400
-    with gpu.Traffic("cuda") as traffic:
+    with device.Traffic("cuda") as traffic:
         y + 1
     assert traffic.bytes == 0
 
@@ -226,26 +293,29 @@ H200 = SimpleNamespace(
 
 
 def test_limits_are_near_the_data_sheet() -> None:
-    limits = gpu.limits_of(H200, "bf16")
+    limits = device.limits_of(H200, "bf16")
     assert limits.flops == pytest.approx(989e12, rel=0.1)  # at the highest clock, not the usual one
     assert limits.bytes == pytest.approx(4.8e12, rel=0.05)
     unknown = SimpleNamespace(**{**vars(H200), "major": 99})
-    assert gpu.limits_of(unknown, "bf16").flops is None
+    assert device.limits_of(unknown, "bf16").flops is None
 
 
 def test_a_row_has_shares_of_the_limits() -> None:
-    times = timing.Times({"a": [0.01]})
-    work = gpu.Work(flops=1e12, bytes=1e9)
-    limits = gpu.Limits(flops=1e15, bytes=1e12)
-    row = gpu.row("a", times, 0.001, 0.005, work, limits)
-    assert row[:3] == ["a", "100", "10.0 ms"] and len(row) == len(gpu.HEAD)
-    assert row[4:] == ["50%", "1.00 ms (10%)", "100.0 (10%)", "100 (10%)", "1.00 ms"]
+    row = {"mu": 2, "mode": "eager", "seconds": [0.01], "cpu": 0.001, "busy": 0.005}
+    row |= {"flops": 1e12, "bytes": 1e9}
+    found = {"network": "n", "batch": 64, "precision": "bf16", "rows": [row]}
+    found["limits"] = {"flops": 1e15, "bytes": 1e12}
+    lines = gpu_report.PARTS["steps"](found).splitlines()
+    cells = "100 | 10.0 ms | 10.0 ms to 10.0 ms | 50% | 1.00 ms (10%) | 100 (10%) | 100 (10%)"
+    assert f"| μ = 2, eager | {cells} |" in lines
+    assert "| steps/s, μ = 2, eager | 100 | at least 100 | yes |" in lines
+    assert "| processor time, μ = 2, eager | 10% | under 10% of a step | no |" in lines
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)), max_size=8))
 def test_union_of_intervals(found: list[tuple[int, int]]) -> None:
     points = {p for start, length in found for p in range(start, start + length)}
-    assert gpu.covered([(start, start + length) for start, length in found]) == len(points)
+    assert device.covered([(start, start + length) for start, length in found]) == len(points)
 
 
 # What they share

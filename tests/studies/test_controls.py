@@ -57,7 +57,7 @@ def test_a_page_without_a_place_is_refused(runs: Path) -> None:
         controls.table(runs / "same", "pareto", ("min_recall",))
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/results/controls.md"])
+@pytest.mark.parametrize("file", ["docs/results/controls.md"])
 def test_the_shipped_pages_have_places_for_pools_of_the_sweep(file: str) -> None:
     found = controls.PLACE.findall((ROOT / file).read_text("utf-8"))
     assert {pool for _, _, pool, _, _ in found} <= {"same", "reversed"} and found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -36,6 +37,12 @@ CASES = [(name, "joint") for name in NAMES]
 FROM_FILES = [("fixmatch", "joint"), ("fixmatch", "lazy"), ("selmix", "joint"), ("mixup", "joint")]
 FROM_FILES += [("simpro", "joint"), ("simpro", "lazy")]
 CASES += [(name, how) for name in ("fixmatch", "abc") for how in ("split", "lazy")]
+CASES += [("fixmatch", "labeled"), ("abc", "teacher")]
+# How the views are looked at where that is no word of `forwards`, and the method's settings then.
+OTHER_WAYS: dict[str, tuple[Execution, dict[str, Any]]] = {
+    "labeled": (Execution(views="lazy", with_labeled=True), {}),
+    "teacher": (Execution(views="lazy"), {"pseudo_labels": "teacher"}),
+}
 ROOT = Path(__file__).parents[2]
 # Parts that three steps would leave idle: see test_contract_algorithms.py.
 AWAKE: dict[str, dict[str, Any]] = {
@@ -51,8 +58,9 @@ AWAKE: dict[str, dict[str, Any]] = {
 def trained(name: str, folder: Path, how: str = "joint") -> dict[str, Any]:
     """State of the student and of the teacher after a few steps; figures on validation."""
     data, diagnostics = subjects.make_data()
-    subject = contract.subject(name, **AWAKE.get(name, {}))
-    net = subjects.make_net(data).prepared(Execution(views=how, world=world()))
+    execution, settings = OTHER_WAYS.get(how, (Execution(views=how), {}))
+    subject = contract.subject(name, **AWAKE.get(name, {}), **settings)
+    net = subjects.make_net(data).prepared(dataclasses.replace(execution, world=world()))
     if world():
         batch_norm.share_batch_norms(net, torch.device("cpu"))
     options = {"steps": STEPS, "keep": "last", "lr": 0.01}

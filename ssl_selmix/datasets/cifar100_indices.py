@@ -1,0 +1,22 @@
+"""CIFAR-100 by files of indices, as long-tailed splits are published: data.labeled_index=FILE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssl_selmix.data import ImageSet
+from ssl_selmix.data.download import cifar
+from ssl_selmix.data.indexed import Indexed, select
+from ssl_selmix.datasets.cifar100 import MEAN, STD
+
+
+@dataclass
+class Config(Indexed):
+    """All images of the first file are labeled, all of the second are the pool."""
+
+    validation: int | float | str = 5
+
+
+def load(config: Config) -> ImageSet:
+    """The images that the files name, and all test images."""
+    return select(cifar("CIFAR100", config, MEAN, STD), config)
