@@ -105,7 +105,19 @@ def de_interleave(x: Tensor, groups: int) -> Tensor:
 class ReferenceStep:
     """One FixMatch step per call; fp32, contiguous, `workers` processes for the images."""
 
-    def __init__(self, net: nn.Module, data: Data, batch: int, mu: int, workers: int = 2) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Data,
+        batch: int,
+        mu: int,
+        workers: int = 2,
+        *,
+        lr: float = 1e-3,
+        factor: Callable[[int], float] = lambda step: 1.0,
+        log_prior: Tensor | None = None,
+    ) -> None:
+        """With the class prior's logarithm (K,), the labeled loss is logit-adjusted."""
         views = pil_views(data.image_shape[1])
         labeled = labeled_pictures(data, (views["weak"],))
         pool = pool_pictures(data, (views["weak"], views["strong"]))
@@ -115,8 +127,9 @@ class ReferenceStep:
         self.pool = _endless(pool, batch * mu, workers - max(0, for_labeled))
         self.net, self.mu, self.device = net.train(), mu, data.device
         self.averaged = copy.deepcopy(net).eval()
-        self.optimizer = torch.optim.SGD(self._groups(), lr=1e-3, momentum=0.9, nesterov=True)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        self.optimizer = torch.optim.SGD(self._groups(), lr=lr, momentum=0.9, nesterov=True)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.log_prior = log_prior
         self.meters: dict[str, float] = {}
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -136,6 +149,8 @@ class ReferenceStep:
         logits = de_interleave(self.net(inputs), groups)
         logits_x = logits[: len(x)]
         logits_weak, logits_strong = logits[len(x) :].chunk(2)
+        if self.log_prior is not None:
+            logits_x = logits_x + self.log_prior
         labeled = F.cross_entropy(logits_x, y)
         confidence, guess = torch.softmax(logits_weak.detach(), dim=-1).max(dim=-1)
         mask = confidence.ge(0.95).float()
