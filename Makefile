@@ -3,7 +3,7 @@ PYTHON ?= $(if $(VIRTUAL_ENV),python,.venv/bin/python)
 NAME ?= sampling
 ARGS ?=
 
-.PHONY: help setup check test test-fast docs bench clean
+.PHONY: help setup check test test-fast docs gallery bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ docs: ## the site, in docs/_build/html; its links and anchors
 	$(PYTHON) .ci/links.py
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
+
+gallery: ## runs examples/gallery, whose pictures the site shows (minutes)
+	$(PYTHON) examples/gallery/_build.py
 
 bench: ## the quickest of benchmarks/, or another: make bench NAME=step ARGS='--mu 2'
 	$(PYTHON) -m benchmarks.$(NAME) $(ARGS)

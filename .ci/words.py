@@ -102,6 +102,8 @@ def main() -> None:
     args = parser.parse_args()
     total = [0, 0]
     for name, page in pages(args.at).items():
+        if name.endswith("/tables.md"):  # as `compare` wrote it
+            continue
         if args.under and not any(Path(name).is_relative_to(under) for under in args.under):
             continue
         found = [(words(sentence), sentence) for sentence in sentences(page)]

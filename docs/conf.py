@@ -47,6 +47,7 @@ html_title = "ssl_selmix"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_search_summary = False  # it fetches pages, which a browser refuses for files on a disk
 html_show_sphinx = False
 smartquotes = False  # --init is an option, no dash
 
@@ -74,7 +75,14 @@ def on_source_read(app: Any, docname: str, source: list[str]) -> None:
     source[0] = without_outside_links(made, page)
 
 
+def outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
+    """The pages with generated parts: the code that these follow is not among Sphinx's files."""
+    found = env.found_docs
+    return [name for name in found if MARKER.search(Path(env.doc2path(name)).read_text("utf-8"))]
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Have Sphinx complete the pages."""
     app.connect("source-read", on_source_read)
+    app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,21 +19,14 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from ssl_selmix import cli, models, objectives
+from ssl_selmix import cli, objectives
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.algorithm import load as load_algorithm
 from ssl_selmix.common import config, plugins
 from ssl_selmix.common.arguments import listing
 from ssl_selmix.common.rules import comments
-from ssl_selmix.models import execution
 from ssl_selmix.runs import reference, results
 from ssl_selmix.runs.reference import Entry
-
-GREEK = "alpha|beta|gamma|delta|eps|eta|kappa|lambda|mu|nu|pi|psi|rho|sigma|tau|theta|xi"
-# A paper's symbol, with which the meaning of a setting begins: `eta, learning rate`.
-SYMBOL = re.compile(
-    rf"((?:n_)?(?:{GREEK})(?:_\w+|\d)?|[A-Zabhkmpqrstw](?:_\w+)?\d?)(?=,| of | \(|:|;)"
-)
 
 
 def cell(text: str) -> str:
@@ -52,36 +45,30 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
-def symbol(meaning: str) -> str:
-    """The paper's symbol of a setting, if its meaning begins with one.
-
-    >>> symbol("eta, learning rate at the start"), symbol("a file to take the split from")
-    ('eta', '')
-    """
-    found = SYMBOL.match(meaning)
-    return found[1] if found else ""
-
-
 def settings_table(entries: Iterable[Entry]) -> str:
     """A row for each setting."""
-    head = ("setting", "default", "may be", "symbol", "meaning")
+    head = ("setting", "default", "meaning", "may be", "symbol")
     return table(head, [_row(entry) for entry in entries])
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
     told = entry.meaning.replace("<", "&lt;").replace("*", "\\*")
-    own = code(symbol(entry.meaning))
-    return (code(entry.key), code(entry.default), cell(entry.values), own, cell(told))
+    own = code(entry.symbol)
+    values = cell(entry.values.replace("|", " | "))  # so that a line can end between them
+    return code(entry.key), code(entry.default), cell(told), values, own
 
 
 def run_settings() -> str:
-    """The settings of the run, the network and the views."""
-    parts: list[tuple[str, str, type[Any]]] = [
-        ("The run", "", config.Run),
-        ("The network", "model", models.Config),
-        ("Views of the unlabeled images", "views", execution.ViewsConfig),
-    ]
-    made = [f"## {t}\n\n{settings_table(reference.entries(name, kind))}" for t, name, kind in parts]
+    """The settings of the run, and those that all methods share."""
+    titles = {
+        "model": "The network",
+        "views": "Views of the unlabeled images",
+        "features": "Features of a network that stays as it is",
+    }
+    made = [f"## The run\n\n{settings_table(reference.entries('', config.Run))}"]
+    for name, kind in reference.SHARED.items():
+        rows = settings_table(reference.entries(name, kind))
+        made.append(f"## {titles.get(name, name)}\n\n{rows}")
     return "\n\n".join(made)
 
 
@@ -153,19 +140,24 @@ def commands() -> str:
 
 
 def command(parser: argparse.ArgumentParser) -> str:
-    """The help of a parser in Markdown."""
+    """The help of a parser in Markdown: what it does, examples, arguments by group, the rest."""
     made = [_prose(parser.description or "")]
+    if examples := getattr(parser, "examples", ()):
+        lines = "\n".join(f"# {told}\n{line}" for line, told in examples)
+        made.append(f"```sh\n{lines}\n```")
+    rows, last = list[tuple[str, str]](), list[tuple[str, str]]()
     for group in parser._action_groups:
-        shown = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
-        if shown:
-            told = group.title or ""
-            title = "" if told in ("options", "positional arguments") else f"**{told}**\n\n"
-            made.append(title + table(("argument", "meaning"), [_argument(a) for a in shown]))
+        found = [_argument(a) for a in group._group_actions if a.help != argparse.SUPPRESS]
+        if group.title == "other options":
+            last = found
+        else:
+            title = [] if group.title == "arguments" else [(f"**{group.title}**", "")]
+            rows += [*title, *found] if found else []
+    rows += [("**other options**", ""), *last] if last else []
+    made.append(table(("argument", "meaning"), rows))
     # Lists of names have pages of their own.
-    if (parser.epilog or "").replace(listing(), "").strip():
-        raw = parser.formatter_class is not argparse.HelpFormatter
-        rest = (parser.epilog or "").replace(listing(), "").strip()
-        made.append(_block(rest) if raw else _prose(rest))
+    for paragraph in (parser.epilog or "").replace(listing(), "").strip().split("\n\n"):
+        made.append(_block(paragraph) if "\n" in paragraph else _prose(paragraph))
     return "\n\n".join(part for part in made if part)
 
 
@@ -218,9 +210,12 @@ def _section(kind: type[Any]) -> str:
     for name, field in kind.model_fields.items():
         key = field.alias or name
         told = cell(meanings.get(name, "").replace("*", "\\*").replace("<", "&lt;"))
+        told = re.sub(r"\bNone\b", "null", told)
         rows.append((code(key), _json(field), "always" if field.is_required() else "", told))
     head = ("key", "value", "there", "meaning")
-    line = cell((kind.__doc__ or "").partition("\n")[0].partition(": ")[2] or (kind.__doc__ or ""))
+    line = (kind.__doc__ or "").partition("\n")[0]
+    line = re.sub(r"^[\w.]+\.json: (\w)", lambda found: found[1].upper(), line)
+    line = re.sub(r"\bNone\b", "null", cell(line))
     return f"### {kind.__name__}\n\n{line}\n\n{table(head, rows)}"
 
 
@@ -260,17 +255,21 @@ def _named(hint: Any, metadata: Sequence[Any] = ()) -> str:
 def gallery() -> str:
     """A section for each script of the gallery: what it shows, its picture, its code."""
     folder = Path(__file__).parents[1] / "examples" / "gallery"
-    made = []
+    made, names = [], []
     for script in sorted(folder.glob("[!_]*.py")):
         text = script.read_text("utf-8")
         title, _, about = (ast.get_docstring(ast.parse(text)) or script.stem).partition("\n")
-        picture = script.with_suffix(".png")
-        shown = f"![{title.rstrip('.')}](../../examples/gallery/{picture.name})\n\n"
-        made.append(
-            f"## {title.rstrip('.')}\n\n{about.strip()}\n\n{shown if picture.is_file() else ''}"
-            f"`examples/gallery/{script.name}`\n\n```python\n{text.strip()}\n```"
-        )
-    return "\n\n".join(made)
+        picture, printed = script.with_suffix(".png"), script.with_suffix(".txt")
+        names.append((f"[{script.stem}](#gallery-{script.stem})", cell(title.rstrip("."))))
+        parts = [f"(gallery-{script.stem})=\n## {title.rstrip('.')}", about.strip()]
+        if picture.is_file():
+            parts.append(f"![{title.rstrip('.')}](../../examples/gallery/{picture.name})")
+        if printed.is_file():
+            parts.append(f"It prints:\n\n```text\n{printed.read_text('utf-8').strip()}\n```")
+        code_of = text.partition('"""')[2].partition('"""')[2].strip()
+        parts.append(f"`examples/gallery/{script.name}`\n\n```python\n{code_of or text}\n```")
+        made.append("\n\n".join(part for part in parts if part))
+    return "\n\n".join([table(("script", "what it shows"), names), *made])
 
 
 MAKERS: dict[str, Callable[..., str]] = {

@@ -46,7 +46,7 @@ Rows = dict[str, dict[str, dict[int, dict[str, float]]]]  # start, row, seed, fi
 
 
 def collect(runs: Path) -> list[dict[str, Any]]:
-    """Figures of every finished run: start, row, seed, mean and worst recall, way."""
+    """Figures of every finished run: start, row, seed, recalls, way."""
     found = []
     for folder in sorted(runs.glob("*/*/seed-*")):
         if not (folder / "results.json").exists():
@@ -54,10 +54,12 @@ def collect(runs: Path) -> list[dict[str, Any]]:
         start, _, row = folder.parent.name.partition("+")
         first = folder.parent.parent / start / folder.name
         weight, before = (RunFolder(path).weights()[HEAD].double() for path in (folder, first))
-        test = json.loads((folder / "results.json").read_text())["stages"][-1]["test"]
+        stage = json.loads((folder / "results.json").read_text())["stages"][-1]
+        test = stage["test"]
         found.append(
             {"start": start, "row": row or "start", "seed": int(folder.name.partition("-")[2])}
             | {"mean_recall": test["mean_recall"], "min_recall": test["min_recall"]}
+            | {"validation": stage["validation"]["min_recall"]}
             | {"way": round(float((weight - before).norm()), 6)}
         )
     return found
@@ -81,6 +83,18 @@ def worst(rows: dict[str, dict[int, dict[str, float]]], row: str) -> np.ndarray:
     return np.array([one["min_recall"] for one in rows[row].values()])
 
 
+def chosen(rows: dict[str, dict[int, dict[str, float]]], how: str) -> np.ndarray:
+    """Worst class of every seed at the rate whose worst class on validation is best."""
+    return np.array(
+        [
+            max((rows[f"{how}-{rate}"][seed] for rate in RATES), key=lambda r: r["validation"])[
+                "min_recall"
+            ]
+            for seed in rows["start"]
+        ]
+    )
+
+
 def at_length(
     rows: dict[str, dict[int, dict[str, float]]], rate: str
 ) -> tuple[list[float], list[float]]:
@@ -101,30 +115,29 @@ def at_length(
     return found, ways
 
 
-def shown(rows: Rows) -> str:
-    """All tables as Markdown."""
-    parts = []
-    for start in STARTS:
-        of = rows[start]
-        num = len(of["start"])
-        lines = [
-            [
-                row,
-                *(spread([one[key] for one in of[row].values()]) for key in FIGURES),
-                way(of[row]),
-            ]
-            for row in of
-        ]
-        parts.append(f"{start}, n = {num}\n\n" + table(["row", *FIGURES.values(), "way"], lines))
-        lines = []
-        for rate in RATES:
-            same = worst(of, f"mixing-{rate}") - worst(of, f"none-{rate}")
-            there, ways = at_length(of, rate)
-            told = f"{interval(there)} ({np.mean(ways):.2f}, n = {len(there)})" if there else "–"
-            lines.append([rate, interval(list(same)), told])
-        parts.append(table(["rate", "mixing less none, same rate", "same way (way, n)"], lines))
-        lines = [[a, b, interval(list(worst(of, a) - worst(of, b)))] for a, b in PAIRS]
-        parts.append(table(["row", "less", "worst class"], lines))
+def tables_of(rows: Rows, start: str) -> str:
+    """The tables of one start as Markdown.
+
+    Raises:
+        KeyError: there is no such start.
+    """
+    of = rows[start]
+    lines = [
+        [row, *(spread([one[key] for one in of[row].values()]) for key in FIGURES), way(of[row])]
+        for row in of
+    ]
+    parts = [table(["row", *FIGURES.values(), "way"], lines)]
+    lines = []
+    for rate in RATES:
+        same = worst(of, f"mixing-{rate}") - worst(of, f"none-{rate}")
+        there, ways = at_length(of, rate)
+        told = f"{interval(there)} (way {np.mean(ways):.2f}, n = {len(there)})" if there else "–"
+        lines.append([rate, interval(list(same)), told])
+    best = [chosen(of, how) for how in ("mixing", "none")]
+    lines.append(["chosen on validation", interval(list(best[0] - best[1])), "–"])
+    parts.append(table(["rate", "mixing less none, same rate", "same way"], lines))
+    lines = [[a, b, interval(list(worst(of, a) - worst(of, b)))] for a, b in PAIRS]
+    parts.append(table(["row", "less", "worst class"], lines))
     return "\n\n".join(parts)
 
 
@@ -148,7 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = [json.dumps(one) for one in collect(args.source)]
         write_atomically(args.to, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
     else:
-        print(shown(by_row(json.loads(args.source.read_text()))))
+        rows = by_row(json.loads(args.source.read_text()))
+        for start in STARTS:
+            print(f"{start}, n = {len(rows[start]['start'])}\n\n{tables_of(rows, start)}\n")
 
 
 if __name__ == "__main__":

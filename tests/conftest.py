@@ -41,6 +41,14 @@ def _hears_signals() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_width() -> Iterator[None]:
+    """Output that goes nowhere has no width; pytest-xdist gives its processes one of 80."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is kept between runs goes with the tests, which write to nobody's home."""
     with pytest.MonkeyPatch.context() as patch:

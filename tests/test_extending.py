@@ -57,8 +57,10 @@ def test_the_page_does_what_it_says(
                 ran += 1
     assert ran >= 8 and {"my_method.py", "my_prior.py", "my_data.py", "my_objective.py"} <= written
     out = capsys.readouterr().out
-    for method in ("my_method (MyMethod)", "my_prior (MyPrior)", "mean_teacher (MeanTeacher)"):
-        assert f"{method}: {len(contract.CHECKS) - 3} passed, 3 skipped, " in out
+    # The first one draws no unlabeled images, whose number could rise.
+    skips = {"my_method (MyMethod)": 4, "my_prior (MyPrior)": 3, "mean_teacher (MeanTeacher)": 3}
+    for method, num in skips.items():
+        assert f"{method}: {len(contract.CHECKS) - num} passed, {num} skipped, " in out
     for line in (r"baseline: fixmatch \(classifier\) on", r"mine: my_method \(classifier\) on"):
         assert len(re.findall(line + r" \w{8}, mean recall 0\.\d{3}, worst class", out)) == 1
     assert f"in {len(EXAMPLE.read_text().splitlines())} lines" in PAGE

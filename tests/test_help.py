@@ -69,7 +69,7 @@ def test_the_first_screen_has_a_line_for_each_command(
     text = shown(["help"], capsys)
     assert not [line for line in text.splitlines() if len(line) > 80]
     assert text.index("examples:") < text.index("usage:") < text.index("commands:")
-    assert len(text.splitlines()) < 90
+    assert len(text.partition("\nalgorithms:")[0].splitlines()) < 40  # names grow with plug-ins
 
 
 def test_what_goes_into_a_pipe_has_a_line_for_each_name(capsys: pytest.CaptureFixture[str]) -> None:

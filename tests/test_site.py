@@ -153,13 +153,6 @@ def test_the_reference_has_every_setting_and_command(generated: ModuleType) -> N
         generated.made("x")
 
 
-def test_symbols_of_papers_begin_a_meaning(generated: ModuleType) -> None:
-    assert generated.symbol("lambda_u, weight of the unlabeled loss") == "lambda_u"
-    assert generated.symbol("T, divides the weak logits") == "T"
-    assert generated.symbol("a file to take the split from") == ""
-    assert generated.symbol("true: the library's weights") == ""
-
-
 def test_the_readme_fits_a_screen_or_two() -> None:
     assert len(PAGES["README.md"].splitlines()) < 110
     assert np.all([door in PAGES["README.md"] for door in ("compare.md", "mend.md", "train.md")])

@@ -118,6 +118,7 @@ def test_shapes_of_a_pool() -> None:
         "unknown": [0] * 10,
         "all": [0] * 10,
         "rest": [0] * 10,
+        "none": [0] * 10,
     }
     assert tuple(shapes) == SHAPES
     for shape, counts in shapes.items():

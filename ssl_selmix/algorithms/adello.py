@@ -17,7 +17,7 @@ from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.labeled_in_pool import KnowsLabeled
 from ssl_selmix.methods.pool_prior import given_shares
-from ssl_selmix.methods.views import Look
+from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 EPSILON = 1e-9  # added to frequencies before the logarithm, as in the published code
@@ -37,7 +37,7 @@ class ADELLO(KnowsLabeled):
     )
 
     @dataclass
-    class Config(Algorithm.PoolConfig):
+    class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # tau, from which a pseudo-label counts
@@ -76,7 +76,7 @@ class ADELLO(KnowsLabeled):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss, loss of confident images, and distillation of the others."""
-        cfg, look = self.config, Look(self.net, batch)
+        cfg, look = self.config, Look(self.net, batch, guide(self, ctx))
         weak = look.weak_logits().float()
         q = weak.softmax(1)
         shift_x, shift_s = (s.to(q.dtype) for s in self.shifts(ctx.step, ctx.total))

@@ -61,10 +61,10 @@ class CPE(Algorithm):
         tau_same: float = at_least(0, 0.0)  # tau_1, adjustment of the first expert's labeled loss
         tau_uniform: float = at_least(0, 2.0)  # tau_2, of the one that predicts
         tau_inverted: float = at_least(0, 4.0)  # tau_3
-        # shares of the classes, from the most frequent one on, before those of the second and of
-        # the third norm; 0.35 and 0.7 for 100 classes
+        # share of the classes, from the most frequent one on, that come before those of the second
+        # norm; 0.35 for 100 classes
         medium_from: float = within("[0, 1]", 0.2)
-        tail_from: float = within("[0, 1]", 0.4)
+        tail_from: float = within("[0, 1]", 0.4)  # before those of the third; 0.7 for 100 classes
         norm_momentum: float = within("(0, 1]", 0.1)  # of the batch statistics of the three norms
 
         def __post_init__(self) -> None:

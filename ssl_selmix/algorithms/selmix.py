@@ -69,6 +69,12 @@ class SelMix(FineTuning):
                 )
             if self.stop not in ("auto", "patience") and self.patience != type(self).patience:
                 raise ValueError(f"patience={self.patience} needs stop=patience; add it")
+            never = self.stop == "auto" and (self.rate == "absolute" or not trust)
+            if never and self.patience != type(self).patience:
+                raise ValueError(
+                    f"patience={self.patience} does nothing with stop=auto where the rate is "
+                    "absolute; add stop=patience"
+                )
 
         def relative(self, task: Task) -> bool:
             """Whether the rate is relative, for these validation images."""

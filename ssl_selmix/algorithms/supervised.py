@@ -12,7 +12,7 @@ from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
-from ssl_selmix.methods import labeled
+from ssl_selmix.methods import labeled, sharpness
 from ssl_selmix.models import Classifier
 
 
@@ -22,7 +22,7 @@ class Supervised(Algorithm):
     views = ()
 
     @dataclass
-    class Config(Algorithm.Config, labeled.Config):
+    class Config(Algorithm.Config, labeled.Config, sharpness.Config):
         """Hyper-parameters."""
 
         resample: bool = False  # draw every class equally often
@@ -44,6 +44,7 @@ class Supervised(Algorithm):
 
     def __init__(self, net: Classifier, task: Task, config: Config) -> None:
         super().__init__(net, task, config)
+        sharpness.rare(task.labeled_counts, config)  # refuses what moves no weights
         self.loss = labeled.LabeledLoss(task, config, config.logit_adjustment or 0.0)
         self.cosine = labeled.CosineHead(config.scale) if config.loss == "ldam" else None
         if self.cosine and net.classifier.bias is not None:
@@ -52,10 +53,31 @@ class Supervised(Algorithm):
     @keeps_rows
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The configured loss of the weak view."""
-        features = self.net.features(batch.x)
+        if self.config.sam != "none":
+            return self._nearby(batch, ctx)
+        return {"labeled": self.loss(self._logits(batch.x), batch.y, ctx.progress)}, {}
+
+    def _logits(self, x: Tensor) -> Tensor:
+        features = self.net.features(x)
         classifier = self.net.classifier
-        logits = self.cosine(features, classifier) if self.cosine else classifier(features)
-        return {"labeled": self.loss(logits, batch.y, ctx.progress)}, {}
+        return self.cosine(features, classifier) if self.cosine else classifier(features)  # type: ignore[no-any-return]
+
+    def _nearby(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss of all or of the rare classes at moved weights, and what the move adds to it."""
+        cfg, y = self.config, batch.y
+        sharpness.check(self.net)
+        moved = sharpness.rare(self.task.labeled_counts, cfg).to(y.device)[y]
+
+        def shares(logits: Tensor) -> Tensor:
+            return self.loss.shares(logits, y, ctx.progress)
+
+        loss, added = sharpness.loss_nearby(self, self._logits, shares, batch.x, moved, cfg)
+        return {"labeled": loss}, {"sharpness": added}
+
+    @property
+    def images_per_step(self) -> int:
+        """Twice as many if weights move, for every image is seen at both places."""
+        return super().images_per_step * (1 if self.config.sam == "none" else 2)
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, by their own frequencies or class by class."""

@@ -44,6 +44,12 @@ ADDED: Mapping[str, Any] = {
     "model.length": None,
     "optimizer": "sgd",
     "mu_from": 0,
+    "gamma_pos": 0.0,
+    "gamma_neg": 4.0,
+    "label_smoothing": 0.1,
+    "sam": "none",
+    "sam_radius": None,
+    "sam_below": 0,
     "data.unlabeled_from": [],
     "data.more_roots": [],
     "rate": "absolute",
@@ -71,7 +77,8 @@ MACHINE_KEYS = (
 # Where a machine has the images.
 PLACES_OF_DATA = (
     *("data.root", "data.file", "data.shards", "data.test_shards", "data.validation_shards"),
-    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots"),
+    *("data.unlabeled_shards", "data.unlabeled_from", "data.more_roots", "data.lists"),
+    *("data.train_list", "data.labeled_index", "data.unlabeled_index", "data.validation_index"),
 )
 
 

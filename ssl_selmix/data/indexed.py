@@ -49,6 +49,12 @@ class Indexed(Downloaded):
             )
 
 
+def files(config: Indexed, folder: str) -> list[Path]:
+    """The unpacked folder and the files of positions: see `runs.kept`."""
+    lists = (config.labeled_index, config.unlabeled_index, config.validation_index)
+    return [expanded(config.root) / folder, *(expanded(name) for name in lists if name)]
+
+
 def select(whole: ImageSet, config: Indexed) -> ImageSet:
     """The images that the files name, in the order of the data set.
 

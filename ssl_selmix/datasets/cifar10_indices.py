@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ssl_selmix.data import ImageSet
+from ssl_selmix.data import ImageSet, indexed
 from ssl_selmix.data.download import cifar
-from ssl_selmix.data.indexed import Indexed, select
+from ssl_selmix.data.indexed import Indexed
 from ssl_selmix.datasets.cifar10 import MEAN, STD
 
 
@@ -17,6 +18,11 @@ class Config(Indexed):
     validation: int | float | str = 50
 
 
+def files(config: Indexed) -> list[Path]:
+    """What `load` reads: see `runs.kept`."""
+    return indexed.files(config, "cifar-10-batches-py")
+
+
 def load(config: Config) -> ImageSet:
     """The images that the files name, and all test images."""
-    return select(cifar("CIFAR10", config, MEAN, STD), config)
+    return indexed.select(cifar("CIFAR10", config, MEAN, STD), config)

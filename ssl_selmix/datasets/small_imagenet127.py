@@ -36,6 +36,12 @@ class Config(LongTailSplit):
     labeled_in_pool: bool = True
 
 
+def files(config: Config) -> list[Path]:
+    """What `load` reads: see `runs.kept`."""
+    root = expanded(config.root)
+    return [root / name for name in (*TRAIN, TEST, WORDS)] if config.root else []
+
+
 def load(config: Config) -> ImageSet:
     """All images in one array; 4 GB of them at 32 pixels, 16 GB at 64."""
     if not config.root:

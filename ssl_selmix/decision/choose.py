@@ -145,6 +145,13 @@ def _notes(
         )
     else:
         notes.append("Gain matrices are not shrunk; compare `after` with `cross_fitted`.")
+    perfect = goal.figures(np.diag(goal.mass)).get("objective")
+    if perfect is not None and perfect < before["objective"] - 1e-9:
+        notes.append(
+            f"The objective of perfect predictions is {perfect:.3g}, below "
+            f"{before['objective']:.3g} of the scores as they are: larger is taken for better, so "
+            "return its negative if it is a loss."
+        )
     if goal.known is not None and goal.known.least_mean > 0:
         notes.append(
             f"Mean recall on the fitting images is kept above {goal.known.least_mean:.1%}, "

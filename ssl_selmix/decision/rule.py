@@ -29,7 +29,7 @@ _CHUNK = 4_000_000  # entries of scores that are handled at once
 _FORMAT = 1  # of saved files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DecisionRule:
     """Which class to predict, given scores of an image. Made by `ssl_selmix.posthoc`.
 
@@ -64,6 +64,17 @@ class DecisionRule:
     optimism: Mapping[str, float] = field(default_factory=dict)
     interval: tuple[float, float] = (0.0, 0.0)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Its figures in a few lines; arrays of hundreds of classes tell a reader nothing."""
+        lines = [f"DecisionRule: {self.kind} for {self.num_classes} classes"]
+        if self.before:
+            lines += [f"{'':14} before   after  cross-fitted"]
+        for name, value in self.before.items():
+            if isinstance(value, float) and name in self.after and name in self.cross_fitted:
+                rest = f"{self.after[name]:7.3f}  {self.cross_fitted[name]:12.3f}"
+                lines += [f"{name:14} {value:6.3f} {rest}"]
+        return "\n".join([*lines, *self.notes])
 
     @property
     def num_classes(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +32,29 @@ def images_of(source: Any, name: str) -> Tensor:
         ValueError: they are no numbers.
     """
     try:
-        return torch.as_tensor(source)
+        return tensor_of(source)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = getattr(source, "dtype", type(source).__name__)
         raise ValueError(
             f"{name} has images of {kind}, which are no numbers of one size; give a tensor or an "
             "array of floats N×C×H×W"
         ) from error
+
+
+def tensor_of(source: Any) -> Tensor:
+    """A tensor, without a copy where torch can take the array as it is.
+
+    Raises:
+        TypeError: it is no array of numbers, as do ValueError and RuntimeError.
+    """
+    if isinstance(source, np.ndarray) and source.dtype.kind in "biuf":
+        # torch takes neither another byte order nor an array that runs backwards.
+        if not source.dtype.isnative or min(source.strides, default=0) < 0:
+            source = np.array(source, dtype=source.dtype.newbyteorder("="), order="C")
+        with warnings.catch_warnings():  # of arrays that may not be written: nothing writes here
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.as_tensor(source)
+    return torch.as_tensor(source)
 
 
 def labels_of(source: Any, name: str) -> Tensor:
@@ -47,11 +64,11 @@ def labels_of(source: Any, name: str) -> Tensor:
         ValueError: they are no whole numbers, or more than one per image.
     """
     try:
-        labels = torch.as_tensor(source).detach().cpu()
+        labels = tensor_of(source).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"{name} has labels that are no numbers, such as {_first(source)!r}; give each image "
-            "the index of its class, from 0"
+            "the index of its class, from 0, or name the classes with class_names"
         ) from error
     if labels.ndim != 1:
         raise ValueError(
@@ -82,7 +99,8 @@ def check_numbers(images: Tensor, name: str) -> None:
     if not images.is_floating_point():
         raise ValueError(
             f"{name} has images of {str(images.dtype).removeprefix('torch.')}; give floats, "
-            "normalised as the model was trained (a model that does so itself takes .float())"
+            "normalised as the model was trained (a model that does so itself takes .float()), or "
+            'bytes and preprocessing={"mean": ..., "std": ...}'
         )
 
 
@@ -154,6 +172,17 @@ def compare(found: Mapping[str, Values]) -> None:
             raise ValueError(f"{told}; scale and normalise all of them alike")
         if ratio > FAR or (apart > FAR and spreads[1]):
             warn(f"{told}; were they normalised alike?")
+
+
+def scale_of(given: Any) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation per channel in units of 0..255, if a caller gave sound ones."""
+    if not isinstance(given, Mapping) or not {"mean", "std"} <= set(given):
+        return None
+    try:
+        mean, std = (_per_channel(key, given[key], len(given["mean"])) for key in ("mean", "std"))
+    except (TypeError, ValueError):
+        return None  # which `preprocessing_of` refuses
+    return (mean, std) if mean and min(std) > 0 else None
 
 
 def preprocessing_of(given: Any, shape: tuple[int, ...]) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from ssl_selmix.finetuning import checks, controls, frozen, given, record
 from ssl_selmix.finetuning.controls import logits_of
 from ssl_selmix.finetuning.given import Images, LabeledImages
 from ssl_selmix.finetuning.known import name_of
+from ssl_selmix.finetuning.reading import Reader
 from ssl_selmix.finetuning.surgery import (
     check_training,
     head_of,
@@ -160,6 +161,7 @@ def finetune(
     tune: str = "full",
     rank: int = 8,
     augment: Callable[[Tensor], Tensor] | None = None,
+    transform: Callable[[Any], Any] | None = None,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -175,7 +177,10 @@ def finetune(
         model: any module N×C×H×W -> logits N×K whose last operation is a linear layer.
         labeled: training images with labels: a pair of tensors or arrays, a map-style dataset of
             (image, label) or of {"image": ..., "label": ...}, or a DataLoader of one, whose
-            batches are not used. Images are what the model takes, already normalised: floats.
+            batches are not used; or a pair (paths or PIL images, labels), or a list of such pairs.
+            Images are what the model takes, already normalised: floats. With `preprocessing` they
+            may be bytes, C×H×W or H×W×C, which are normalised by it. With `class_names` labels may
+            be names.
         validation: held-out images with labels, every class among them. Gains are estimated and
             the weights are chosen on them.
         unlabeled: images without labels (a dataset's labels, if it has some, are not looked at);
@@ -197,7 +202,9 @@ def finetune(
             keeps its batch statistics.
         rank: of lora's updates.
         augment: applied to each training batch N×C×H×W.
-        class_names: names for the logs.
+        transform: of each image as it was given, or of the RGB image in the file of a path; what
+            it returns is what the model takes. Not of training alone: see `augment`.
+        class_names: names for the logs, and for labels that are names.
         preprocessing: how image files become what the model takes, recorded in `out` for `predict`
             and `export`: {"mean": ..., "std": ...} per channel, of pixels in 0..1 as torchvision's
             Normalize takes them, and "crop": True for the central square (Resize(256),
@@ -233,8 +240,9 @@ def finetune(
             f"wise_ft must be True or False, and False if posthoc='only' trains nothing, not "
             f"{wise_ft!r}"
         )
+    reader = Reader.of(transform, preprocessing, class_names)
     data = given.assemble(
-        model, net, labeled, validation, unlabeled, test, augment, class_names, seed
+        model, net, labeled, validation, unlabeled, test, augment, class_names, seed, reader
     )
     how = checks.preprocessing_of(preprocessing, tuple(data.image_shape))
     for name in ("metrics.jsonl", "rule.npz", RESULTS) if place is not None else ():

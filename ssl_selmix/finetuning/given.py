@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,13 @@ from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
 from ssl_selmix.data.pool import ReadyViews, in_turn
 from ssl_selmix.finetuning import checks
+from ssl_selmix.finetuning.reading import (
+    Paired,
+    Reader,
+    column_of,
+    is_file_or_picture,
+    text_labels,
+)
 from ssl_selmix.finetuning.surgery import check_linear
 from ssl_selmix.models import Classifier
 
@@ -31,9 +39,9 @@ class _Sized(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-Images = Tensor | np.ndarray | _Sized | DataLoader[Any]
-Labels = Tensor | np.ndarray | Sequence[int]
-LabeledImages = tuple[Tensor | np.ndarray, Labels] | _Sized | DataLoader[Any]
+Images = Tensor | np.ndarray | Sequence[Any] | _Sized | DataLoader[Any]
+Labels = Tensor | np.ndarray | Sequence[int] | Sequence[str]
+LabeledImages = tuple[Any, Labels] | Sequence[Any] | _Sized | DataLoader[Any]
 
 # What data sets of dictionaries, as those of Hugging Face, call an image and its label.
 IMAGE_KEYS = ("image", "pixel_values", "img", "images")
@@ -55,7 +63,7 @@ class Part:
         return self.length
 
     @staticmethod
-    def of(source: Any, name: str, labeled: bool = True) -> Part:
+    def of(source: Any, name: str, reader: Reader, labeled: bool = True) -> Part:
         """The images and labels of an argument called `name`.
 
         Raises:
@@ -68,28 +76,47 @@ class Part:
             )
         if isinstance(source, DataLoader):  # whose order and batches are not those of SelMix
             source = source.dataset
-        if isinstance(source, tuple | list):
-            return Part._of_pair(source, name, labeled)
+        if isinstance(source, tuple | list) and not _is_dataset(source, labeled):
+            return Part._of_pair(source, name, reader, labeled)
         if isinstance(source, Tensor | np.ndarray):
             if labeled:
                 raise ValueError(f"{name} needs labels; give a pair (images, labels)")
-            return Part._of_images(source, torch.empty(0).long(), name)
+            return Part._of_images(source, torch.empty(0).long(), name, reader)
         if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
             raise ValueError(
                 f"{name} must be tensors, arrays or a map-style dataset, not "
-                f"{type(source).__name__}; an iterable dataset can be stacked into tensors"
+                f"{type(source).__name__}; images are drawn by their number, which a stream does "
+                "not have: an iterable dataset can be stacked into tensors"
             )
+        return Part._of_dataset(source, name, reader, labeled)
+
+    @staticmethod
+    def _of_dataset(source: Any, name: str, reader: Reader, labeled: bool) -> Part:
+        shape: torch.Size | None = None
+        if len(source):
+            with torch.random.fork_rng([]):  # a dataset may draw an augmentation
+                shape = _image(source[0], name, reader).shape
         return Part(
-            lambda index: _stacked(source, index, name),
-            _labels(source, name) if labeled else torch.empty(0).long(),
+            lambda index: _stacked(source, index, name, reader, shape),
+            _labels(source, name, reader) if labeled else torch.empty(0).long(),
             len(source),
             name,
             source=source,
         )
 
     @staticmethod
-    def _of_images(source: Any, labels: Tensor, name: str) -> Part:
+    def _of_images(source: Any, labels: Tensor, name: str, reader: Reader) -> Part:
+        if reader.transform is not None and len(source):
+            shape = reader.image(source[0], name).shape
+            items = Paired(source, labels) if len(labels) else source
+            take = partial(_stacked, items, name=name, reader=reader, shape=shape)
+            return Part(take, labels, len(source), name, source=items)
         images = checks.images_of(source, name)
+        if reader.takes(images):
+            images = reader.channels_first(images, name)
+            return Part(
+                lambda index: reader.normalised(rows_of(images, index)), labels, len(images), name
+            )
         if images.ndim < 2:
             raise ValueError(
                 f"{name} has images of shape {tuple(images.shape)}; give N×C×H×W, N images"
@@ -97,18 +124,25 @@ class Part:
         return Part(lambda index: rows_of(images, index), labels, len(images), name, images)
 
     @staticmethod
-    def _of_pair(source: Sequence[Any], name: str, labeled: bool) -> Part:
+    def _of_pair(source: Sequence[Any], name: str, reader: Reader, labeled: bool) -> Part:
         if not labeled:
             raise ValueError(f"{name} takes images alone, and was given a tuple; leave out labels")
-        if len(source) != 2 or not isinstance(source[0], Tensor | np.ndarray):
-            raise ValueError(f"{name} must be a pair (images, labels) of tensors or arrays")
-        part = Part._of_images(source[0], checks.labels_of(source[1], name), name)
-        if len(part) != len(part.labels):
+        if len(source) != 2 or not (
+            isinstance(source[0], Tensor | np.ndarray) or _are_read(source[0])
+        ):
             raise ValueError(
-                f"{name} has {len(part)} images and labels of shape {tuple(part.labels.shape)}; "
+                f"{name} must be a pair (images, labels) of tensors or arrays, of paths or of "
+                "PIL images"
+            )
+        labels = _label_numbers(source[1], name, reader)
+        if len(source[0]) != len(labels):
+            raise ValueError(
+                f"{name} has {len(source[0])} images and labels of shape {tuple(labels.shape)}; "
                 "give one class index per image"
             )
-        return part
+        if _are_read(source[0]):
+            return Part._of_dataset(Paired(source[0], labels), name, reader, labeled)
+        return Part._of_images(source[0], labels, name, reader)
 
     def sample(self) -> Tensor:
         """The images that are looked at before training: all, or some of a dataset's."""
@@ -118,18 +152,38 @@ class Part:
         return self.take(torch.linspace(0, len(self) - 1, num).long())
 
 
+def _is_dataset(source: Sequence[Any], labeled: bool) -> bool:
+    """Whether a list has an entry for each image: a path, a PIL image, a pair, a dictionary."""
+    if not isinstance(source, list) or not source:
+        return False
+    return isinstance(source[0], Mapping | tuple) if labeled else is_file_or_picture(source[0])
+
+
+def _are_read(images: Any) -> bool:
+    """Whether images are paths or PIL images."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 1 and images.dtype.kind == "U"
+    return isinstance(images, list | tuple) and bool(images) and is_file_or_picture(images[0])
+
+
+def _label_numbers(source: Any, name: str, reader: Reader) -> Tensor:
+    return checks.labels_of(text_labels(source, reader.class_names, name), name)
+
+
 def rows_of(images: Tensor, index: Tensor) -> Tensor:
     """The images at these positions, wherever they lie."""
     return images[index.to(images.device)]
 
 
-def _stacked(source: Any, index: Tensor, name: str) -> Tensor:
+def _stacked(
+    source: Any, index: Tensor, name: str, reader: Reader, shape: torch.Size | None
+) -> Tensor:
     """Images of a dataset; those in memory were looked at before."""
-    images = [_image(source[int(i)], name) for i in index]
+    images = [_image(source[int(i)], name, reader) for i in index]
     for image, i in zip(images, index, strict=True):
-        if image.shape != images[0].shape:
+        if image.shape != shape:
             raise ValueError(
-                f"{name} has images of unequal sizes: {tuple(images[0].shape)} and, image {int(i)},"
+                f"{name} has images of unequal sizes: {tuple(shape or ())} and, image {int(i)},"
                 f" {tuple(image.shape)}; resize them in the dataset's transform"
             )
     batch = torch.stack(images)
@@ -138,16 +192,11 @@ def _stacked(source: Any, index: Tensor, name: str) -> Tensor:
     return batch
 
 
-def _image(item: Any, name: str) -> Tensor:
+def _image(item: Any, name: str, reader: Reader) -> Tensor:
     image = item[0] if isinstance(item, tuple | list) else item
     if isinstance(item, Mapping):
         image = _of_keys(item, IMAGE_KEYS, name)
-    if not isinstance(image, Tensor | np.ndarray):
-        raise ValueError(
-            f"{name}: the dataset gives {type(image).__name__} and the model takes tensors; add a "
-            "transform that converts and normalises"
-        )
-    return checks.images_of(image, name)
+    return reader.image(image, name)
 
 
 def _of_keys(item: Mapping[Any, Any], keys: Sequence[str], name: str) -> Any:
@@ -171,14 +220,16 @@ def _label(item: Any, name: str) -> Any:
     )
 
 
-def _labels(source: Any, name: str) -> Tensor:
-    # torchvision's data sets list their targets: no need to decode images.
+def _labels(source: Any, name: str, reader: Reader) -> Tensor:
+    # torchvision's data sets list their targets, others have columns: no need to decode images.
     targets = getattr(source, "targets", None)
+    if targets is None:
+        targets = column_of(source, LABEL_KEYS)
     changed = getattr(source, "target_transform", None) is not None
     if targets is None or changed or len(targets) != len(source):
         targets = [_label(source[i], name) for i in range(len(source))]
         targets = [t.item() if isinstance(t, Tensor) and t.numel() == 1 else t for t in targets]
-    return checks.labels_of(targets, name)
+    return _label_numbers(targets, name, reader)
 
 
 def look_at(parts: Mapping[str, Part]) -> None:
@@ -272,18 +323,19 @@ def assemble(
     augment: Callable[[Tensor], Tensor] | None,
     class_names: Sequence[str] | None,
     seed: int,
+    reader: Reader,
 ) -> Data:
     """The data of a stage named finetune; without test images, those of validation stand for them.
 
     Raises:
         ValueError: the model or the labels are not what SelMix needs.
     """
-    parts = {"labeled": Part.of(labeled, "labeled")}
-    parts["validation"] = Part.of(validation, "validation")
+    parts = {"labeled": Part.of(labeled, "labeled", reader)}
+    parts["validation"] = Part.of(validation, "validation", reader)
     if unlabeled is not None:
-        parts["unlabeled"] = Part.of(unlabeled, "unlabeled", labeled=False)
+        parts["unlabeled"] = Part.of(unlabeled, "unlabeled", reader, labeled=False)
     if test is not None:
-        parts["test"] = Part.of(test, "test")
+        parts["test"] = Part.of(test, "test", reader)
     with torch.random.fork_rng([]):  # a dataset may draw an augmentation
         look_at(parts)
     weight = net.classifier.weight

@@ -74,6 +74,33 @@ def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     return missing.clamp_min(1e-12) ** gamma * loss
 
 
+def asymmetric(
+    logits: Tensor, labels: Tensor, gammas: tuple[float, float], smoothing: float
+) -> Tensor:
+    """-sum_k t_k w_k log p_k: classes that an image is not in are forgotten once they are unlikely.
+
+    w_y = (1 - p_y)^gamma_pos of the own class and p_k^gamma_neg of the others; t is the one-hot
+    label, smoothed, without which the others do not count (Ridnik et al., ICCV 2021, the loss for
+    one label in their code). Gammas of 0 give cross-entropy with smoothed labels.
+
+    Args:
+        logits: B×K.
+        labels: (B,).
+        gammas: gamma_pos and gamma_neg.
+        smoothing: share of the label that all classes have alike.
+
+    Returns:
+        (B,).
+    """
+    log_p = logits.log_softmax(1)
+    p, own = log_p.exp(), F.one_hot(labels, logits.shape[1]).to(logits)
+    # 0^0 has no gradient that is a number.
+    far = torch.where(own > 0, 1 - p, p).clamp_min(1e-12)
+    weight = far ** torch.where(own > 0, gammas[0], gammas[1])
+    target = (1 - smoothing) * own + smoothing / logits.shape[1]
+    return -(target * weight * log_p).sum(1)
+
+
 def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tensor:
     """Cross-entropy of s (cos_k - Delta_k [k = y]) (Cao et al., NeurIPS 2019).
 
@@ -86,6 +113,9 @@ def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tens
 LOSSES: dict[str, Callable[[Tensor, Tensor, LabeledLoss], Tensor]] = {
     "ce": lambda logits, labels, rule: cross_entropy(logits, labels),
     "focal": lambda logits, labels, rule: focal(logits, labels, rule.config.gamma),
+    "asymmetric": lambda logits, labels, rule: asymmetric(
+        logits, labels, (rule.config.gamma_pos, rule.config.gamma_neg), rule.config.label_smoothing
+    ),
     "ldam": lambda logits, labels, rule: ldam(logits, labels, rule.margins, rule.config.scale),
 }
 WEIGHTS = ("none", "inverse", "effective")
@@ -95,9 +125,12 @@ WEIGHTS = ("none", "inverse", "effective")
 class Config(Checked):
     """Which loss, and which weights."""
 
-    # ce: cross-entropy; focal; ldam: cross-entropy of cosines with margins
+    # ce: cross-entropy; focal; asymmetric; ldam: cross-entropy of cosines with margins
     loss: str = one_of(*LOSSES)
     gamma: float = at_least(0, 2.0)  # gamma of the focal loss
+    gamma_pos: float = at_least(0, 0.0)  # of asymmetric, the exponent of the own class
+    gamma_neg: float = at_least(0, 4.0)  # of asymmetric, that of the other classes
+    label_smoothing: float = within("[0, 1)", 0.1)  # of asymmetric, what all classes have alike
     margin: float = at_least(0, 0.5)  # C of LDAM, margin of the rarest class
     scale: float = positive(30.0)  # s of LDAM, which multiplies the cosines
     reweight: str = one_of(*WEIGHTS)  # class weights; inverse: 1 / n, effective: class-balanced
@@ -129,11 +162,22 @@ class LabeledLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
         """Logits B×K (cosines for ldam), labels (B,), share of the steps done -> scalar."""
-        each = LOSSES[self.config.loss](logits + self.tau * self.log_pi, labels, self)
+        each = self._each(logits, labels)
         if progress < self.config.drw:
             return each.mean()
         weights = self.weights[labels]
         return (weights * each).sum() / weights.sum()
+
+    def shares(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """What each image adds to the loss: (B,), whose sum it is."""
+        each = self._each(logits, labels)
+        if progress < self.config.drw:
+            return each / len(each)
+        weights = self.weights[labels]
+        return weights * each / weights.sum()
+
+    def _each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return LOSSES[self.config.loss](logits + self.tau * self.log_pi, labels, self)
 
 
 class CosineHead(nn.Module):

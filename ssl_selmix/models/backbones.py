@@ -28,8 +28,9 @@ FEATURES = "features"  # the name of a network without a body
 class Config(Checked):
     """Which network to build, from which weights it starts, and what of it is trained."""
 
-    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride), cnn-WIDTH, resnet-DEPTH for small images,
-    # torchvision:NAME, timm:NAME or open_clip:NAME; features: none, for --dataset features
+    # wrn-DEPTH-WIDTH (wrn-10-2-s2: early stride; wrn-28-2-daso, -kekmodel: for weights of these
+    # codes), cnn-WIDTH, resnet-DEPTH for small images, torchvision:NAME, timm:NAME or
+    # open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
     # of batch statistics; the FixMatch code uses 0.001, for runs of 2^20 steps
     bn_momentum: float = within("(0, 1]", 0.1)
@@ -47,7 +48,8 @@ class Config(Checked):
     rank: int = at_least(1, 8)  # of lora's updates; width of an adapter
     scale: float | None = positive(None)  # of what they add; None: 1 for lora, 0.1 for adapter
     dropout: float = within("[0, 1)", 0.0)  # of what they take in
-    # linear; cosine: of directions alone; mlp-WIDTH: a hidden layer before the linear one
+    # linear; cosine: of directions alone; etf: a fixed simplex, directions alone; mlp-WIDTH: a
+    # hidden layer before the linear one
     head: str = "linear"
     # to which all features are brought; 0: as they are; None: 8 for a body that stays as it is (16
     # for head=cosine, whose scale it is), and else 0
@@ -58,7 +60,12 @@ class Config(Checked):
         """Refuse settings that have no meaning without others."""
         super().__post_init__()
         heads.check(self.head)
-        if self.head == "cosine" and self.length == 0:
+        if self.head == "etf" and (self.tune == "head" or self.name == FEATURES):
+            raise ValueError(
+                "head=etf is fixed, and with a body that stays as it is nothing learns; take "
+                "head=cosine, or train the body"
+            )
+        if self.head in heads.ON_DIRECTIONS and self.length == 0:
             raise ValueError("length=0 leaves a cosine no scale; set length=16, say")
         if self.pretrained.lower() == "false":
             self.pretrained = ""
@@ -87,7 +94,7 @@ class Config(Checked):
         """The length that features are brought to; 0: none."""
         if self.length is not None:
             return self.length
-        if self.head == "cosine":
+        if self.head in heads.ON_DIRECTIONS:
             return heads.COSINE_LENGTH
         return heads.LENGTH if self.tune == "head" or self.name == FEATURES else 0.0
 
@@ -103,11 +110,15 @@ class Config(Checked):
 
 
 class _Block(nn.Module):
-    """Pre-activation residual block; a block that changes width activates its shortcut too."""
+    """Pre-activation residual block; a block that changes width activates its shortcut too.
 
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
+    Unless its shortcut, or the whole block, takes its input `raw`.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int, raw: str = "nothing") -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(width_in)
+        self.raw = raw
+        self.bn1 = nn.BatchNorm2d(width_in) if raw != "block" else None
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
@@ -116,19 +127,25 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.bn1(x), 0.1, inplace=True)
-        skip = x if self.shortcut is None else self.shortcut(h)
+        h = x if self.bn1 is None else F.leaky_relu(self.bn1(x), 0.1, inplace=True)
+        skip = x if self.shortcut is None else self.shortcut(x if self.raw != "nothing" else h)
         h = F.leaky_relu(self.bn2(self.conv1(h)), 0.1, inplace=True)
         return torch.add(self.conv2(h), skip)
 
 
+# What the first blocks of the second and third group take without norm and activation: as in the
+# codes of CSST and SelMix; of DASO and Google's FixMatch; of kekmodel's FixMatch and ABC.
+RAW = {"": "nothing", "daso": "shortcut", "kekmodel": "block"}
+
+
 def wide_resnet(
-    depth: int, width: int, channels: int = 3, stride: int = 1
+    depth: int, width: int, channels: int = 3, stride: int = 1, variant: str = ""
 ) -> tuple[nn.Module, int]:
-    """The Wide ResNet of the FixMatch and SelMix code, with its number of features.
+    """The Wide ResNet of the CSST and SelMix codes, with its number of features.
 
     Zagoruyko & Komodakis, BMVC 2016. Global average pooling makes any image size work. A stride of
-    2 in the first convolution makes all others four times cheaper.
+    2 in the first convolution makes all others four times cheaper. Variants are for weights that
+    other codes saved, see `RAW`.
     """
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise ValueError(
@@ -141,7 +158,9 @@ def wide_resnet(
         for block in range((depth - 4) // 6):
             first = block == 0
             width_in = widths[group] if first else widths[group + 1]
-            layers.append(_Block(width_in, widths[group + 1], 2 if first and group else 1))
+            widens = first and group > 0
+            raw = RAW[variant] if widens else "nothing"
+            layers.append(_Block(width_in, widths[group + 1], 2 if widens else 1, raw))
     layers += [nn.BatchNorm2d(widths[3]), nn.LeakyReLU(0.1, inplace=True)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return _initialised(nn.Sequential(*layers)), widths[3]
@@ -214,9 +233,9 @@ def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
     kind, _, rest = config.name.partition(":")
     # Pre-trained networks have seen colours, and are shown grey images as such.
     channels = RGB if config.starts_trained else channels
-    if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?", config.name):
-        stride = 2 if wrn[3] else 1
-        backbone, num_features = wide_resnet(int(wrn[1]), int(wrn[2]), channels, stride)
+    if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?(?:-(daso|kekmodel))?", config.name):
+        depth, width, stride = int(wrn[1]), int(wrn[2]), 2 if wrn[3] else 1
+        backbone, num_features = wide_resnet(depth, width, channels, stride, wrn[4] or "")
     elif config.name == FEATURES:
         # What comes in is features already.
         backbone, num_features = nn.Identity(), channels

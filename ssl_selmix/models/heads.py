@@ -10,6 +10,8 @@ Shapes: N images, D features, W hidden units, K classes.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 from ssl_selmix.models.classifier import Classifier
 
 LENGTH, COSINE_LENGTH = 8.0, 16.0  # of features, unless the configuration says another
-HEADS = re.compile(r"linear|cosine|mlp-([1-9][0-9]{0,5})")
+HEADS = re.compile(r"linear|cosine|etf|mlp-([1-9][0-9]{0,5})")
+ON_DIRECTIONS = ("cosine", "etf")  # heads whose logits are the length of features times cosines
 
 
 class OfLength(nn.Module):
@@ -45,11 +48,12 @@ def check(head: str) -> None:
     """Refuse a head that does not exist.
 
     Raises:
-        ValueError: it is neither linear nor cosine nor mlp-WIDTH.
+        ValueError: it is none of linear, cosine, etf and mlp-WIDTH.
     """
     if not HEADS.fullmatch(head):
         raise ValueError(
-            f"head must be linear, cosine or mlp-WIDTH such as mlp-512, not {head!r}; choose one"
+            f"head must be linear, cosine, etf or mlp-WIDTH such as mlp-512, not {head!r}; choose "
+            "one"
         )
 
 
@@ -57,7 +61,7 @@ def neck(head: str, length: float, num_features: int) -> nn.Module | None:
     """What comes between the body and the last linear layer; None: nothing.
 
     Args:
-        head: linear, cosine or mlp-WIDTH.
+        head: linear, cosine, etf or mlp-WIDTH.
         length: of the features; 0: as the body gives them.
         num_features: D.
     """
@@ -92,6 +96,27 @@ class Cosine(nn.Linear):
         return F.linear(features, F.normalize(self.weight), self.bias)
 
 
+@torch.no_grad()
+def simplex(num_classes: int, num_features: int) -> Tensor:
+    """Class vectors K×D of length 1, any two of which have the cosine -1 / (K - 1).
+
+    sqrt(K / (K - 1)) (I - 11^T / K) P^T, P a random D×K matrix of orthonormal columns: an
+    equiangular tight frame (Yang et al., NeurIPS 2022), where balanced training ends by itself.
+
+    Raises:
+        ValueError: there are fewer features than classes.
+    """
+    if num_features < num_classes:
+        raise ValueError(
+            f"head=etf needs as many features as classes, and the network has {num_features} for "
+            f"{num_classes}; choose a wider one, or head=cosine"
+        )
+    columns = torch.linalg.qr(torch.randn(num_features, num_classes, dtype=torch.float64))[0]
+    centred = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
+    vectors: Tensor = (num_classes / (num_classes - 1)) ** 0.5 * centred @ columns.T
+    return vectors.float()
+
+
 def parted(net: Classifier) -> Classifier:
     """The network without its body, for features that this has made; shares its layers."""
     return Classifier(nn.Identity(), net.classifier, neck=net.neck)
@@ -106,7 +131,19 @@ def begin(net: Classifier, head: str) -> Classifier:
     """The network itself, untrained, with the layer that learns what this head is."""
     if head == "cosine":
         net.classifier = Cosine(net.classifier)
+    if head == "etf":
+        layer, rebuild = net.classifier, net.rebuild
+        if rebuild is not None:
+            net.rebuild = partial(_begun_anew, rebuild, head)
+        with torch.no_grad():
+            layer.weight.copy_(simplex(layer.out_features, layer.in_features))
+        nn.init.zeros_(layer.bias)
+        layer.requires_grad_(False)
     return net
+
+
+def _begun_anew(rebuild: Callable[[], Classifier], head: str) -> Classifier:
+    return begin(rebuild(), head)
 
 
 @torch.no_grad()

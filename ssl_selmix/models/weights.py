@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ssl_selmix.models import classifier
+from ssl_selmix.models import classifier, published
 
 NESTED = ("teacher", "algorithm", "state_dict", "model", "model_state_dict", "ema_model")
 GAIN = "classifier.gain"  # of a network that ends in a decision rule
@@ -33,11 +33,15 @@ def load_into(net: classifier.Classifier, tensors: Mapping[str, Tensor]) -> list
         net.classifier = classifier.Decided(net.classifier)
     wanted = net.state_dict()
     head = _foreign_head(net, tensors)
+    known = published.names(tensors, wanted)
     found: dict[str, Tensor] = {}
     left: list[str] = []
     for key, value in tensors.items():
         module, _, kind = key.rpartition(".")
-        place = next((p for p in (key, f"backbone.{key}") if p in wanted), None)
+        names = (key, f"backbone.{key}", known.get(key))
+        if names[2] == published.UNUSED:
+            continue
+        place = next((p for p in names if p in wanted), None)
         if place is None and head is not None and module == head:
             place = f"classifier.{kind}"
         if place is None or wanted[place].shape != value.shape:

@@ -67,7 +67,12 @@ FIRST = (
     ),
 )
 SECOND = (
-    Default("lr", {"0.0003": MIXING, "0.025": OTHERS}, "a new classifier needs larger steps"),
+    Default(
+        "lr",
+        {"0.0003": MIXING, "0.01": ("weight_balancing",), "0.025": OTHERS},
+        "a new classifier needs larger steps",
+    ),
+    Default("weight_decay", {"0.1": ("weight_balancing",), "0.0005": OTHERS}, "as published"),
     Default("body_lr", {"0.1": MIXING, "0": OTHERS}, "a new classifier is for frozen features"),
     Default(
         "batch_norm", {"batch": MIXING, "frozen": OTHERS}, "a new classifier is for frozen features"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,8 @@ class Record:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; choose another --out")
         self._check_free()
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        self._held.callback(_remove_empty, made)  # after the lock in it, which is left first
         self._held.enter_context(locked(folder / LOCK, f"trains in {folder}", remedy=BUSY))
         self._check_free()  # What held the lock before may have trained here.
         if not (plan.request.resume and self._folder.has(CONFIG)):
@@ -211,6 +213,13 @@ class Record:
         """Write anew what a finished stage handed on."""
         if self._writes:
             weights.save(net, self._folder.path / self._plan.stages[index], sha)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made for a run that began nothing, the innermost first."""
+    with suppress(OSError):  # it is not empty: the run began
+        for folder in folders:
+            folder.rmdir()
 
 
 def _or_another(read: Callable[[], T]) -> T:

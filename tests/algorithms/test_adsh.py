@@ -139,7 +139,7 @@ def test_thresholds_are_found_under_the_pools_prior() -> None:
 @pytest.mark.slow
 def test_selmix_and_offsets_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--algo", "adsh", "adsh.steps=40", "adsh.threshold_every=10", "adsh.threshold=0.6"]
+    words = ["--algo", "adsh", "adsh.steps=20", "adsh.threshold_every=10", "adsh.threshold=0.6"]
     words += ["adsh.ema=0.9", "adsh.lr=0.1", "adsh.batch=16", "--then", "selmix", "selmix.steps=4"]
     words += ["--then", "posthoc", "model.name=cnn-8", "pictures=false", "--out", "run"]
     assert cli.main(words) == 0

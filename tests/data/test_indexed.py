@@ -10,7 +10,7 @@ import torch
 
 from ssl_selmix.data import ImageSet, indexed
 from ssl_selmix.data.indexed import Indexed, select
-from ssl_selmix.datasets import cifar10_indices, cifar100_indices
+from ssl_selmix.datasets import cifar10_indices, cifar100_indices, small_imagenet127
 from ssl_selmix.splits import Counts
 from tests.helpers.images import noise
 
@@ -69,6 +69,16 @@ def test_where_validation_images_come_from() -> None:
     drawn = config(unlabeled_index="pool.npy", unlabeled=Counts(2))
     assert select(whole(), drawn).extra_unlabeled is None
     assert cifar100_indices.Config().validation == 5
+
+
+def test_what_is_read_is_known() -> None:
+    own = config(root="/d", unlabeled_index="pool.npy")
+    assert cifar10_indices.files(own) == [
+        *map(Path, ("/d/cifar-10-batches-py", "labeled.txt", "pool.npy"))
+    ]
+    assert cifar100_indices.files(cifar100_indices.Config())[0].name == "cifar-100-python"
+    given = small_imagenet127.files(small_imagenet127.Config(root="/d"))
+    assert len(given) == 12 and small_imagenet127.files(small_imagenet127.Config()) == []
 
 
 @pytest.mark.usefixtures("files")

@@ -23,6 +23,7 @@ from ssl_selmix.datasets import (
     semi_aves,
     sun397,
 )
+from ssl_selmix.runs.plan import Request
 from ssl_selmix.splits import Counts
 from tests.helpers.images import noise, write
 
@@ -318,6 +319,12 @@ def test_a_run_and_a_look_at_it(tmp_path: Path, capsys: pytest.CaptureFixture[st
     held = [f"data.root={inat(tmp_path / 'inat')}", "data.cache=none"]
     assert cli.main(["data", "inaturalist2018", *held]) == 0  # validation images are drawn later
     assert "nothing to mend" in capsys.readouterr().out
+
+
+def test_a_manifest_does_not_say_where_the_lists_are() -> None:
+    words = ("data.root=/other", "data.lists=/other/lists", "data.train_list=/o/l.txt")
+    request = Request(["supervised"], "semi_aves", settings=[*words, "data.pool=both"])
+    assert "/o" not in request.command and "data.pool=both" in request.command
 
 
 # What is refused, in one line with file, row, value and remedy.

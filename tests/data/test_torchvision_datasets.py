@@ -25,7 +25,7 @@ from ssl_selmix.algorithm import Context
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data import manifest as manifests
 from ssl_selmix.data.download import pool
-from ssl_selmix.datasets import cifar10, cifar100, stl10
+from ssl_selmix.datasets import cifar10, cifar10_indices, cifar100, cifar100_indices, stl10
 from ssl_selmix.runs import train
 from ssl_selmix.runs.inputs import load_data
 from ssl_selmix.runs.plan import Plan, Request
@@ -190,6 +190,31 @@ def test_cifar_splits_are_disjoint(cifar: tuple[str, Path]) -> None:
     split = module.Config(**options).draw(found.train_labels, num_classes, seed=0)
     everything = np.concatenate([getattr(split, part) for part in PARTS])
     assert len(np.unique(everything)) == len(everything) > 0
+
+
+def test_cifar_by_files_of_indices(cifar: tuple[str, Path]) -> None:
+    name, root = cifar
+    module, _, num_classes = CIFAR[name]
+    indexed = {"CIFAR10": cifar10_indices, "CIFAR100": cifar100_indices}[name]
+    whole = load(module, root)
+    of_class = [np.flatnonzero(whole.train_labels == k) for k in range(num_classes)]
+    labeled = np.concatenate([places[: 3 - k % 2] for k, places in enumerate(of_class)])
+    pool = np.concatenate([places[3:8] for places in of_class])
+    np.save(root / "labeled.npy", labeled)
+    (root / "pool.txt").write_text(" ".join(map(str, pool)))
+    lists: dict[str, Any] = {
+        "labeled_index": str(root / "labeled.npy"),
+        "unlabeled_index": str(root / "pool.txt"),
+    }
+    found = load(indexed, root, **lists, validation=2)
+    own = len(labeled)
+    assert torch.equal(found.train[:own], whole.train[np.sort(labeled)])
+    assert found.extra_unlabeled is not None
+    assert torch.equal(found.extra_unlabeled, whole.train[np.sort(pool)])
+    config = indexed.Config(root=str(root), **lists, validation=2)
+    split = config.draw(found.train_labels, num_classes, seed=0, apart=found.apart)
+    assert split.counts["labeled"] == [3 - k % 2 for k in range(num_classes)]
+    assert split.counts["validation"] == [2] * num_classes and found.test is not None
 
 
 def test_the_default_split_takes_every_image_of_the_largest_class() -> None:

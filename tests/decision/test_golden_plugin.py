@@ -25,9 +25,20 @@ from ssl_selmix.decision.solvers import Sample, best_mixture, bisect_ratio, fran
 from tests.decision import published
 from tests.decision.golden import arrays, read, reproduces
 from tests.decision.published import gain_of, measure, micro_f1_parts, potential, sample_of
+from tests.helpers import golden
 
 VECTORS = read("plugin_classifier.npz")
 SIZES = ("K3", "K10")
+CASES = {
+    *("data", "rule", "gain_rule", "measures", "bisection", "split_fw", "public_classes"),
+    *(f"fw_{name}_T{steps}" for name in ("hmean", "gmean", "qmean") for steps in (1, 8)),
+    *("fw_minmax", "fw_minmax_lp", "coco_qmean_free", "coco_qmean_nae0.05"),
+    *("fraco_f1_free", "fraco_f1_cov0.3"),
+}
+
+
+def test_every_recorded_case_is_compared_or_excused_above() -> None:
+    assert golden.cases(VECTORS) == {f"{size}.{case}" for size in SIZES for case in CASES}
 
 
 def sample(size: str) -> Sample:

@@ -17,9 +17,20 @@ import pytest
 
 from ssl_selmix.decision import shift
 from tests.decision.golden import arrays, read, reproduces
+from tests.helpers import golden
 
 VECTORS = read("posthoc_label_shift.npz")
 SIZES = ("K3", "K10")
+CASES = {
+    *("data", "em_freq_of_posteriors", "em_freq_of_labels", "em_5_iterations", "em_bcts"),
+    *("bbse_hard", "bbse_soft", "rlls_hard", "rlls_soft", "skewed", "temperature", "bcts"),
+    *("temperature_solution", "bcts_solution"),
+    *(f"logit_adjustment_tau{tau}" for tau in (0.5, 1.0, 1.5)),
+}
+
+
+def test_every_recorded_case_is_compared_or_excused_above() -> None:
+    assert golden.cases(VECTORS) == {f"{size}.{case}" for size in SIZES for case in CASES}
 
 
 def adapted(size: str, weights: np.ndarray) -> dict[str, np.ndarray]:

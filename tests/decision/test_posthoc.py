@@ -273,3 +273,22 @@ def test_a_bound_on_coverage_is_fitted_with_a_margin_and_kept_on_other_images() 
     shares = np.bincount(rule.predict(others[0]), minlength=5) / len(others[1])
     error = np.sqrt(0.19 * 0.81 / 1000)
     assert shares.min() > 0.95 / 5 - error
+
+
+def test_a_loss_is_told_from_an_objective_and_a_rule_prints_as_a_table() -> None:
+    labels = np.repeat(np.arange(3), 30)
+    scores = np.random.default_rng(0).normal(size=(90, 3)) + np.eye(3)[labels]
+
+    def right(c: torch.Tensor) -> float:
+        return float(c.diagonal().sum())
+
+    def negative(c: torch.Tensor) -> float:
+        return -right(c)
+
+    found = {1: posthoc(scores, labels, objective=right)}
+    found[-1] = posthoc(scores, labels, objective=negative)
+    told = [[n for n in rule.notes if "larger is taken for better" in n] for rule in found.values()]
+    assert not told[0] and len(told[1]) == 1 and "perfect predictions is -1" in told[1][0]
+    shown = repr(found[-1])
+    assert shown.startswith("DecisionRule: offsets for 3 classes\n") and "array(" not in shown
+    assert "cross-fitted" in shown and "\nmean_recall " in shown and told[1][0] in shown

@@ -106,6 +106,14 @@ def test_without_the_warmup_only_classes_are_compared() -> None:
     assert_values(flex.beta, [1, 0, 1 / 2])
 
 
+def test_a_pool_that_is_taken_for_one_class_is_learned_of_that_class_alone() -> None:
+    """The published code skips this update; beta would stay at (1, 1, 1) / 2 there."""
+    flex = rule("flex", num_unlabeled=3, threshold=0.8)
+    flex.beta.fill_(0.5)
+    flex(rows((0.1, 0.9, 0.0)).repeat(3, 1), torch.arange(3))
+    assert_values(flex.beta, [0, 1, 0])
+
+
 # FreeMatch
 
 FIRST = rows((0.8, 0.1, 0.1), (0.6, 0.3, 0.1), (0.2, 0.7, 0.1), (0.48, 0.42, 0.1))

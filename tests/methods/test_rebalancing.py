@@ -262,3 +262,22 @@ def test_the_rarest_class_is_found_more_often_than_by_cross_entropy(
     found = gaussians.recalls("supervised", seed=1, **settings)[-1]
     plain = gaussians.recalls("supervised", seed=1, logit_adjustment=0.0)[-1]
     assert found > plain + 0.05
+
+
+def test_asymmetric_loss() -> None:
+    """As the formula has it, image by image; cross-entropy of smoothed labels without gammas."""
+    logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    found = labeled.asymmetric(logits, labels, (1.0, 4.0), 0.1)
+    for i, y in enumerate(labels.tolist()):
+        p = logits[i].softmax(0)
+        expected = -(0.9 + 0.025) * (1 - p[y]) * p[y].log()
+        for k in set(range(4)) - {y}:
+            expected -= 0.025 * p[k] ** 4 * p[k].log()
+        torch.testing.assert_close(found[i], expected)
+    plain = labeled.asymmetric(logits, labels, (0.0, 0.0), 0.1)
+    smoothed = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(plain, smoothed)
+    sure = (torch.eye(4, dtype=torch.float64)[labels] * 1e4).requires_grad_()
+    labeled.asymmetric(sure, labels, (0.5, 0.5), 0.1).sum().backward()
+    assert sure.grad is not None and bool(sure.grad.isfinite().all())

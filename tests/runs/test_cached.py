@@ -93,7 +93,13 @@ def test_what_comes_out_takes_image_files(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = noise_tree(tmp_path / "photos", {"train": 16, "test": 4})
-    words = [*SPLIT, f"data.root={root}", "features.dir=kept", "features.weak=1"]
+    words = [
+        *SPLIT,
+        f"data.root={root}",
+        "features.dir=kept",
+        "features.weak=1",
+        "features.strong=4",
+    ]
     train(Path("first"), *words)
     assert not Path("kept").exists()
     chain = ["--init", "first", *FROZEN, "--then", "posthoc", "--then", "selmix", "selmix.steps=2"]
@@ -161,11 +167,11 @@ def test_what_cannot_be(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cutmix cannot work on features: it cuts" in refused(
         [*frozen, "--then", "cutmix"], capsys
     )
-    train(Path("run"), *frozen, "features.dir=kept", "features.strong=0")
+    train(Path("run"), *frozen, "features.dir=kept", "features.weak=2")
     (folder,) = Path("kept").iterdir()
     more = refused([*frozen, f"features.dir={folder}"], capsys)
     assert "has features of other views" in more and "features.dir" in more
-    other = ["model.name=cnn-5", "features.strong=0", "--dataset", "./plain.py"]
+    other = ["model.name=cnn-5", "features.weak=2", "--dataset", "./plain.py"]
     train(Path("five"), *other)
     images = refused([*frozen, *other, "--init", "five", f"features.dir={folder}"], capsys)
     assert "has features of another network" in images

@@ -132,3 +132,14 @@ def test_a_second_process_in_the_folder_is_refused(
     assert told.startswith(f"error: process {os.getpid()} on ") and len(told.splitlines()) == 1
     assert f"trains in {folder}; wait for it, end it, or use another --out" in told
     assert list(folder.iterdir()) == []
+
+
+def test_a_run_that_began_nothing_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--algo", "fixmatch", "--dataset", "image_folder", "data.root=none", "--out"]
+    assert cli.main([*words, "new/run"]) == 2 and not Path("new").exists()
+    Path("mine").mkdir()
+    assert cli.main([*words, "mine"]) == 2 and Path("mine").is_dir()
+    assert cli.main([*words, "mine/run"]) == 2 and not list(Path("mine").iterdir())

@@ -472,7 +472,7 @@ def test_a_mistake_about_a_later_stage_is_found_before_any_training(
     for mistake in [*mistakes, "data.test=0"]:
         refusal(folder, mistake)
         assert "1-fixmatch" not in capsys.readouterr().out
-        assert list(folder.iterdir()) == []  # the corrected command needs no other directory
+        assert not folder.exists()  # the corrected command needs no other directory
 
 
 # --- Image folders and plug-ins of one's own -----------------------------------------------------

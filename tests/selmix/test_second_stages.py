@@ -304,6 +304,8 @@ def test_the_rarest_class_is_found_more_often_than_before(kind: type[FrozenBody]
         ("selmix", {"partners": "labeled", "pseudo_prior": "estimated"}, "partners of the pool"),
         ("selmix", {"policy": "natural", "uniform_share": 0.1}, "no part of policy=natural"),
         ("selmix", {"patience": 3, "stop": "gain"}, "patience=3 needs stop=patience"),
+        ("selmix", {"patience": 3, "rate": "absolute"}, "patience=3 does nothing with stop=auto"),
+        ("selmix", {"patience": 3, "step": "fixed"}, "add stop=patience"),
         ("selmix", {"rate": "relative", "step": "fixed"}, "rate=relative is found by step=trust"),
     ],
 )

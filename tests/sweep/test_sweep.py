@@ -84,6 +84,8 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
         "mixup",
         "cutmix",
         "wise_ft",
+        "smote",
+        "weight_balancing",
     }
     rows = {(run.split, run.seed, run.arms): run for run in sweep.runs}
     assert {run.algo for run in sweep.runs} == set(plugins.available("algorithm"))
@@ -95,6 +97,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
         *((first, then) for first in firsts for then in everywhere),
         *(("fixmatch", then) for then in ("crt", "lws", "mixup", "cutmix", "debias", "gda")),
         *(("fixmatch", then) for then in ("thresholds by priors", "balanced sub-sampling")),
+        *(("fixmatch", then) for then in ("smote", "weight_balancing")),
     }
     thirds = {("selmix", "posthoc after selmix"), ("posthoc", "selmix after posthoc")}
     assert {arms for _, _, arms in rows if len(arms) == 3} == {
@@ -103,7 +106,7 @@ def test_the_digits_table_has_every_algorithm_and_second_stage() -> None:
     assert {(split, seed) for split, seed, _ in rows} == {
         (split, seed) for split in ("same", "inverted") for seed in (0, 1, 2)
     }
-    assert len(rows) == 2 * 3 * (6 * len(firsts) + 8)
+    assert len(rows) == 2 * 3 * (6 * len(firsts) + 10)
     for run in sweep.runs:
         plan = sweep.plan(run)
         name = plan.algorithms[0][0]

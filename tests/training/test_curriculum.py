@@ -8,9 +8,9 @@ import torch
 from ssl_selmix import contract
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
-from ssl_selmix.contract import life
 from ssl_selmix.contract.subjects import make_data
 from ssl_selmix.runs.plan import Plan, Request
+from tests.helpers.killed import checkpoints_of_killed_and_whole
 
 Config = Algorithm.PoolConfig
 
@@ -54,7 +54,8 @@ def test_throughput_counts_the_mean() -> None:
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     rising = contract.subject("fixmatch", mu=5, mu_from=1, threshold=0.0)
-    life.check_resume(rising, tmp_path)
+    killed, whole = checkpoints_of_killed_and_whole(rising, tmp_path)
+    assert killed == whole and killed
 
 
 def test_runs_without_it_record_what_older_runs_recorded() -> None:
