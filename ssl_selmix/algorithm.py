@@ -140,23 +140,34 @@ class Algorithm(nn.Module):
     class Config(Checked):
         """What every stage can be told; a method's Config adds its own fields."""
 
-        steps: int = at_least(1, 10_000)  # T, of the optimizer
+        steps: int = at_least(1, 10_000)  # T, how many steps the optimizer takes
         batch: int = at_least(1, 64)  # B, labeled images a step
         lr: float = positive(0.03)  # eta, learning rate at the start of the schedule
-        # adamw: torch's, with its own momenta (0.9, 0.999), decoupled weight decay
+        # who takes the steps. sgd: as the papers; adamw: torch's, with momenta of 0.9 and 0.999 and
+        # decoupled weight decay, which pre-trained networks usually want
         optimizer: str = one_of("sgd", "adamw")
-        momentum: float = within("[0, 1)", 0.9)  # of SGD
-        nesterov: bool = True  # Nesterov's momentum instead of the plain one
-        weight_decay: float = at_least(0, 5e-4)  # of weight matrices; biases and norms have none
-        # how lr falls: cos(7 pi t / 16 T) as in FixMatch, half a cosine to 0, or not at all
+        momentum: float = within("[0, 1)", 0.9)  # share of SGD's last step in the next
+        nesterov: bool = True  # whether SGD looks ahead with its momentum (Nesterov)
+        # how strongly weights are pulled to 0; biases and norms are not
+        weight_decay: float = at_least(0, 5e-4)
+        # how lr falls. cosine_7_16: by cos(7 pi t / 16 T), as in FixMatch; cosine: to 0 by half a
+        # cosine; constant: not at all
         schedule: str = one_of(*SCHEDULES)
-        ema: float = within("[0, 1)", 0.999)  # decay of the teacher; 0: the trained weights
-        # Until ema is reached, the teacher is the mean of all weights, or of the last tenth.
+        # what the teacher, the running mean of the weights, keeps of itself in a step; the teacher
+        # is validated and handed on. 0: the trained weights themselves
+        ema: float = within("[0, 1)", 0.999)
+        # how the teacher forgets the first steps, before `ema` is reached. tenth: it is the mean of
+        # the last tenth of the steps; mean: of all steps; none: `ema` holds from the beginning
         ema_warmup: str = one_of("tenth", "none", "mean")
-        ema_buffers: str = one_of("copy", "average")  # the teacher's batch statistics
-        evaluate_every: int = at_least(1, 500)  # steps between validations, and checkpoints
-        keep: str = one_of("best", "last")  # weights handed on: best on validation, by `select`
-        select: str = "mean_recall"  # validation metric that defines best
+        # the teacher's batch statistics. copy: those of the network that learns; average: their
+        # running mean, like that of the weights
+        ema_buffers: str = one_of("copy", "average")
+        evaluate_every: int = at_least(
+            1, 500
+        )  # steps between two validations, each with a checkpoint
+        # which weights the stage hands on. best: those of the best validation, by `select`; last
+        keep: str = one_of("best", "last")
+        select: str = "mean_recall"  # figure on validation by which keep=best chooses
 
         def __post_init__(self) -> None:
             """Refuse a momentum that the optimizer has none of."""

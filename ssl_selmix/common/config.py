@@ -86,13 +86,15 @@ PLACES_OF_DATA = (
 class Run(Checked):
     """Settings of a run that belong to no part of it."""
 
-    seed: int = at_least(0, 0)  # of all random numbers
+    seed: int = at_least(0, 0)  # from which all random numbers follow: split, weights, batches
     device: str = "auto"  # auto: a GPU if there is one; else as torch names it
-    threads: int = at_least(0, 0)  # of the CPU; 0: chosen from the machine and the work of a step
-    precision: str = one_of(*PRECISIONS)  # of the body; auto: bf16 where hardware has it
+    # threads of the CPU; 0: chosen from the machine and the work of a step
+    threads: int = at_least(0, 0)
+    # number format in which the network's body computes; auto: bf16 where hardware has it
+    precision: str = one_of(*PRECISIONS)
     compile: bool = False  # torch.compile for the network's body
     pictures: bool = True  # draw confusion and gain matrices for TensorBoard, at five validations
-    # of training between checkpoints, beside those at validations; 0: those alone
+    # minutes of training between checkpoints, beside those at validations; 0: those alone
     checkpoint_minutes: float = at_least(0, 30.0)
     sync_batch_norm: bool = False  # batch statistics over the images of all processes
 

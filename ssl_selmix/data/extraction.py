@@ -47,11 +47,9 @@ class Config(Checked):
     # cached: features are computed once; none: images pass the body at every step; auto: cached
     # for a pre-trained body that stays as it is (model.tune=head). Also written features=cached
     mode: str = one_of("auto", "cached", "none")
-    # Views of each image beside the plain one, which stands for those that are not there. Training
-    # on plain views ended higher for all methods that were tried (docs/results/features.md).
-    weak: int = at_least(0, 0)  # weak views of each image; 0: plain ones in their place
-    strong: int = at_least(0, 0)  # strong views; 0: likewise
-    dtype: str = one_of("float16", "float32")  # on the disk
+    weak: int = at_least(0, 0)  # weak views of each image; 0: its plain view in their place
+    strong: int = at_least(0, 0)  # strong views of each image; 0: its plain view in their place
+    dtype: str = one_of("float16", "float32")  # number format of features on the disk
     dir: str = "auto"  # folder of folders of features, or one of them; auto: that of the cache
 
     def __post_init__(self) -> None:

@@ -29,10 +29,14 @@ class PoolPrior(nn.Module):
     class Config(Checked):
         """Where q comes from."""
 
-        prior: str = one_of(*SOURCES)  # where q comes from; none: q is not used
-        prior_given: list[float] = field(default_factory=list)  # K shares or counts
-        prior_method: str = one_of(*label_shift.METHODS, default="em")  # of `label_shift`
-        prior_every: int = at_least(1, 500)  # steps before and between estimates
+        # the class distribution q that the pool is taken to have; none: the method uses none
+        prior: str = one_of(*SOURCES)
+        prior_given: list[float] = field(
+            default_factory=list
+        )  # K shares or counts, for prior=given
+        # how prior=estimated estimates q (docs/howto/label-shift.md)
+        prior_method: str = one_of(*label_shift.METHODS, default="em")
+        prior_every: int = at_least(1, 500)  # steps before the first estimate, and between two
 
     q: Tensor  # (K,) float64
     estimates: Tensor  # how many estimates q has taken up

@@ -27,9 +27,9 @@ TINY = 1e-12  # against division by zero, where what is divided is zero as well
 class Config(Checked):
     """Which pseudo-labels count; fields that begin with a rule's name belong to that rule."""
 
-    confidence: str = one_of("fixed", "flex", "free", "soft")  # of FixMatch, FlexMatch, ...
+    confidence: str = one_of("fixed", "flex", "free", "soft")  # rule of FixMatch, FlexMatch, ...
     threshold: float = within("[0, 1]", 0.95)  # tau of fixed and flex, from which a label counts
-    confidence_ema: float = within("[0, 1)", 0.999)  # lambda (free) and m (soft), of averages
+    confidence_ema: float = within("[0, 1)", 0.999)  # lambda (free) and m (soft), of running means
     flex_warmup: bool = True  # images that were never sure of a class hold all thresholds down
     free_fairness: float = at_least(0, 0.01)  # w_f, weight of the self-adaptive fairness loss
     soft_width: float = at_least(0, 2.0)  # n_sigma: below mu_t, weights fall with sigma_t / n_sigma

@@ -39,22 +39,28 @@ class Config(Checked):
     # pixels a side, to which images are enlarged on the device; 0: the size that a pre-trained
     # network was trained on, and that of the data without `pretrained`
     size: int = at_least(0, 0)
-    mean: list[float] = field(default_factory=list)  # per channel, in 0..1; empty: the network's
-    std: list[float] = field(default_factory=list)  # likewise
-    interpolation: str = one_of("auto", *MODES)  # of the enlargement; auto: the network's
+    # what is subtracted from pixels in 0..1, per channel; empty: what the pre-trained network had
+    mean: list[float] = field(default_factory=list)
+    # by what they are divided then, per channel; empty: what the pre-trained network had
+    std: list[float] = field(default_factory=list)
+    # how images are enlarged to `size`; auto: as the pre-trained network had them
+    interpolation: str = one_of("auto", *MODES)
     # what is trained beside the classifier: full, everything; head, nothing; lora, low-rank
     # updates; adapter, small layers beside those of a transformer; bias; norm
     tune: str = one_of("full", "head", "lora", "adapter", "bias", "norm")
-    rank: int = at_least(1, 8)  # of lora's updates; width of an adapter
-    scale: float | None = positive(None)  # of what they add; None: 1 for lora, 0.1 for adapter
-    dropout: float = within("[0, 1)", 0.0)  # of what they take in
-    # linear; cosine: of directions alone; etf: a fixed simplex, directions alone; mlp-WIDTH: a
-    # hidden layer before the linear one
+    rank: int = at_least(1, 8)  # rank of the updates of tune=lora; width of those of tune=adapter
+    # factor of what lora or adapters add to the network; None: 1 for lora, 0.1 for adapter
+    scale: float | None = positive(None)
+    # share of the inputs of lora or adapters that is dropped
+    dropout: float = within("[0, 1)", 0.0)
+    # what makes logits of features. linear; cosine: linear in directions, whatever the lengths;
+    # etf: class vectors that are a fixed simplex; mlp-WIDTH: a hidden layer before the linear one
     head: str = "linear"
-    # to which all features are brought; 0: as they are; None: 8 for a body that stays as it is (16
-    # for head=cosine, whose scale it is), and else 0
+    # length to which all features are brought; 0: they stay as they are; None: 8 for a body that
+    # stays as it is (16 for head=cosine, whose scale it is), and else 0
     length: float | None = at_least(0, None)
-    layer_decay: float = within("(0, 1]", 1.0)  # of the rate, from each layer to the one below
+    # by what the rate of a layer is multiplied for the layer below it; 1: one rate for all
+    layer_decay: float = within("(0, 1]", 1.0)
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning without others."""

@@ -36,7 +36,7 @@ def test_paper_symbols_defaults_and_rules_are_told(monkeypatch: pytest.MonkeyPat
         "lambda_u=1.0 number >= 0 lambda_u, weight of the unlabeled loss",
         "mu=2 whole number >= 1 mu, unlabeled images per labeled image",
         "threshold=0.95 number in [0, 1] tau of fixed and flex, from which a label counts",
-        "keep=best best|last weights handed on: best on validation, by `select`",
+        "select=mean_recall text figure on validation by which keep=best chooses",
     ):
         assert row in shown
 
@@ -76,7 +76,9 @@ def test_groups_defaults_and_meanings_of_a_config() -> None:
 
 def test_explain_tells_defaults_and_presets_of_a_key_and_of_a_word() -> None:
     told = reference.explain("fixmatch.steps=3")
-    assert told.startswith("fixmatch.steps\n  T, of the optimizer\n  may be: whole number >= 1\n")
+    assert told.startswith(
+        "fixmatch.steps\n  T, how many steps the optimizer takes\n  may be: whole number >= 1\n"
+    )
     assert "default: 10000" in told and "fixmatch.steps=1000 (digits)" in told
     told = reference.explain("beta_min")
     assert told.startswith("selmix.beta_min\n  mixing weight beta ~ U[beta_min, 1]\n")
