@@ -86,7 +86,7 @@ PLACES_OF_DATA = (
 class Run(Checked):
     """Settings of a run that belong to no part of it."""
 
-    seed: int = at_least(0, 0)  # source of all random numbers
+    seed: int = at_least(0, 0)  # seeds all generators
     device: str = "auto"  # auto: a GPU if there is one; else as torch names it
     # threads of the CPU; 0: chosen from the machine and the work of a step
     threads: int = at_least(0, 0)

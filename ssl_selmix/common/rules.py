@@ -194,7 +194,7 @@ def describe(kind: type[Any]) -> list[Setting]:
 
     >>> from ssl_selmix.common.config import Run
     >>> describe(Run)[0]
-    Setting(name='seed', type='int', default=0, rules=('>= 0',), meaning='source of all random numbers')
+    Setting(name='seed', type='int', default=0, rules=('>= 0',), meaning='seeds all generators')
     """
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
