@@ -157,8 +157,9 @@ def test_memory_in_a_fresh_process() -> None:
 def test_a_peak_is_seen_and_forgotten() -> None:
     timing.forget_peak()
     before = timing.peak()
-    held = torch.ones(20_000_000)  # 80 MB
-    assert timing.peak() - before > 7e7
+    # The system may take back some 30 MB of a large process meanwhile, so that more is held.
+    held = torch.ones(50_000_000)  # 200 MB
+    assert timing.peak() - before > 1.5e8
     del held
 
 
