@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Context, keeps_rows
 from ssl_selmix.algorithms.supervised import Supervised
-from ssl_selmix.common.rules import at_least, positive, within
+from ssl_selmix.common.rules import at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.labeled import with_classifier
 from ssl_selmix.methods.reference import Reference
@@ -39,14 +39,19 @@ def class_temperatures(counts: Tensor, alpha: float, eta: float) -> Tensor:
     return found
 
 
-def diversity(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Mean of KL(p_i | p_j) over j != i and the images, summed over the experts i.
+def diversity(logits: Tensor, temperature: Tensor, kind: str = "mean") -> Tensor:
+    """How far the experts are apart, summed over them, mean over the images.
 
-    p_i is the softmax of the logits of expert i over the temperatures of the classes.
+    p_i is the softmax of the logits of expert i over the temperatures of the classes. mean: of
+    KL(p | p_i), p being the softmax of the mean logits, without gradient. pairwise: of the mean of
+    KL(p_i | p_j) over j != i, as in the paper's formula.
 
     Shape: logits E×B×K, temperature (K,) -> scalar.
     """
     log_p = (logits / temperature).log_softmax(2)
+    if kind == "mean":
+        middle = (logits.mean(0) / temperature).log_softmax(1).detach().expand_as(log_p)
+        return F.kl_div(log_p, middle, reduction="none", log_target=True).sum(2).mean(1).sum()
     p = log_p.exp()
     # sum over j of KL(p_i | p_j), in which j = i adds 0.
     own = (p * log_p).sum(2)
@@ -73,6 +78,9 @@ class RIDE(Supervised):
         logit_adjustment: float | None = at_least(0, 0.0)
         experts: int = at_least(2, 3)  # E, of a network without branches; else its branches count
         lambda_d: float = at_least(0, 0.2)  # lambda, weight of the diversity that is subtracted
+        # what keeps experts apart. mean: divergence of each from their mean, as in the published
+        # code; pairwise: from each other, the paper's formula, whose gradient has no bound
+        diversity: str = one_of("mean", "pairwise")
         diversity_temperature: float = positive(1.0)  # alpha, temperature of the commonest class
         # eta, how much smaller the temperature of a rare class is
         skew: float = within("[0, 1]", 0.05)
@@ -135,7 +143,7 @@ class RIDE(Supervised):
         """The labeled losses of all experts, less their diversity."""
         logits = self.experts(self.net.features(batch.x)).float()
         losses = [self.loss(each, batch.y, ctx.progress) for each in logits]
-        apart = diversity(logits, self.temperature)
+        apart = diversity(logits, self.temperature, self.config.diversity)
         found = {
             "labeled": torch.stack(losses).sum(),
             "diversity": -self.config.lambda_d * apart,
