@@ -107,12 +107,13 @@ MEANINGS = meanings(
 )
 
 
-def stored(path: Path, setting: str) -> dict[str, Array]:
+def stored(path: Path, setting: str, *, labeled: bool = True) -> dict[str, Array]:
     """All arrays of a file or folder, by their names in it.
 
     Args:
         path: of an npz or safetensors file, an npy file beside a CSV file, or a folder of those.
         setting: that gave the path, for errors.
+        labeled: whether an npy file needs the CSV file.
 
     Raises:
         ValueError: it is none of these, cannot be read, or holds Python objects.
@@ -125,8 +126,9 @@ def stored(path: Path, setting: str) -> dict[str, Array]:
         raise ValueError(f"{path} is none of {kinds}, nor a folder of .npy files; convert it")
     if not path.is_file():
         raise ValueError(f"no file {path}; check {setting}")
+    alone = path.suffix.lower() == ".npy" and not path.with_suffix(".csv").is_file()
     try:
-        return reader(path)
+        return {"train": _npy(path)} if alone and not labeled else reader(path)
     except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read ({reason}); write it anew") from error

@@ -118,7 +118,14 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def read(where: str, loaded: Any, named: Mapping[str, str], columns: Columns) -> Found:
+def read(
+    where: str,
+    loaded: Any,
+    named: Mapping[str, str],
+    columns: Columns,
+    *,
+    to_train: bool = True,
+) -> Found:
     """The images of a set by part.
 
     Args:
@@ -126,6 +133,7 @@ def read(where: str, loaded: Any, named: Mapping[str, str], columns: Columns) ->
         loaded: a Dataset, or a dict of them by the name of their split.
         named: for a part the split that it is, where the set calls it otherwise.
         columns: which are meant.
+        to_train: whether there must be a split to train on and labels; else any part will do.
 
     Raises:
         ValueError: a stream, a split or column that is not there, or images of another kind.
@@ -133,11 +141,12 @@ def read(where: str, loaded: Any, named: Mapping[str, str], columns: Columns) ->
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     for split in splits.values():
         check_whole(where, split)
-    chosen = _chosen(where, splits, named)
+    chosen = _chosen(where, splits, named, to_train)
     parts: dict[str, list[Sample]] = {}
     names: Sequence[str] = ()
     for part, split in chosen.items():
-        rows, stated = _samples(where, split, columns, labeled=part != "unlabeled")
+        labeled = part != "unlabeled"
+        rows, stated = _samples(where, split, columns, labeled=labeled, needed=to_train)
         parts[part] = rows
         names = stated if part == "train" else names
     return Found(parts, names)
@@ -157,7 +166,9 @@ def check_whole(where: str, split: Any) -> None:
         )
 
 
-def _chosen(where: str, splits: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
+def _chosen(
+    where: str, splits: Mapping[str, Any], named: Mapping[str, str], to_train: bool
+) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     taken = {name for name in named.values() if name}
     for part in PARTS:
@@ -174,20 +185,21 @@ def _chosen(where: str, splits: Mapping[str, Any], named: Mapping[str, str]) -> 
             )
         if usual:
             chosen[part] = splits[usual[0]]
-    if "train" not in chosen:
+    if "train" not in chosen and (to_train or not chosen):
         raise ValueError(
-            f"{where} has the splits {', '.join(splits)} and none is called train; name it with "
+            f"{where} has the splits {', '.join(splits)} and none is called train"
+            f"{'' if to_train else ', validation, test or unlabeled'}; name it with "
             "data.train_split=NAME"
         )
     return chosen
 
 
 def _samples(
-    where: str, split: Any, columns: Columns, *, labeled: bool
+    where: str, split: Any, columns: Columns, *, labeled: bool, needed: bool
 ) -> tuple[list[Sample], Sequence[str]]:
     features = dict(split.features)
     image = _image_column(where, features, columns.image)
-    label = _label_column(where, features, columns.label, needed=labeled) if labeled else ""
+    label = _label_column(where, features, columns.label, needed=needed) if labeled else ""
     names = list(getattr(features[label], "names", None) or ()) if label else []
     rows: list[Sample] = []
     for file in [str(entry["filename"]) for entry in split.cache_files]:

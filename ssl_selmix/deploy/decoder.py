@@ -107,6 +107,7 @@ class Decoder:
 class Chunk(NamedTuple):
     """Some files: those that could be read, n×C×H×W uint8, and what is wrong with the others."""
 
+    rows: list[int]  # which files of all, those that could be read
     files: list[str]
     images: Tensor
     notes: list[tuple[str, str]]  # kind, file
@@ -122,15 +123,16 @@ class _Chunks(Dataset[Chunk]):
 
     def __getitem__(self, index: int) -> Chunk:
         start = index * self._size
-        chunk = Chunk([], torch.empty(0), [], [])
+        chunk = Chunk([], [], torch.empty(0), [], [])
         images = []
-        for file in islice(self._names, start, start + self._size):
+        for row, file in enumerate(islice(self._names, start, start + self._size), start):
             try:
                 image, notes = self._decoder(file)
             except (ValueError, OSError) as error:
                 chunk.unreadable.append(_reason(error, file))
                 continue
             images.append(image)
+            chunk.rows.append(row)
             chunk.files.append(file)
             chunk.notes.extend((kind, file) for kind in notes)
         return chunk._replace(images=torch.stack(images)) if images else chunk

@@ -1,0 +1,236 @@
+"""What `predict` reads: every kind of source that training reads, as images with a name for each.
+
+The readers are those of training (`data.table`, `data.image_arrays`, `data.arrow`, `data.shards`,
+`images.find`). Only the places of images are looked at here; `deploy.decoder` makes pixels of them.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from ssl_selmix.common import config, plugins
+from ssl_selmix.common.paths import expanded
+from ssl_selmix.data import shards, table
+from ssl_selmix.data.arrays import READERS as ARRAYS
+from ssl_selmix.deploy.listings import LISTERS, PARTS, Asked, Images
+from ssl_selmix.deploy.loaded import Found, of_source
+from ssl_selmix.images.find import find, is_list, is_tools, matching, shown
+from ssl_selmix.runs.folder import RunFolder
+
+TABLES = tuple(suffix for suffix in table.SUFFIXES if suffix != ".txt")  # which is a list of paths
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+SAVED = ("dataset_dict.json", "state.json")  # in a folder that `save_to_disk` wrote
+# The setting of a data set that a path alone stands for.
+PLACE = {"table": "file", "arrays": "file", "hf": "root", "webdataset": "shards"}
+# What decides which images there are; all else, such as how they are split, is of training.
+ASKED = {
+    "table": ("file", "root", "path_column", "label_column", "split_column"),
+    "arrays": ("file", "classes"),
+    "hf": (
+        *("name", "root", "revision", "image_column", "label_column", "classes"),
+        *(f"{part}_split" for part in PARTS),
+    ),
+    "webdataset": (
+        *("shards", "test_shards", "validation_shards", "unlabeled_shards"),
+        *("image", "label", "classes"),
+    ),
+    "image_folder": ("root", "more_roots", "unlabeled_from"),
+}
+
+
+def of_words(words: Sequence[str], settings: Sequence[str], asked: Asked) -> Images:
+    """What paths mean: images, folders, patterns, lists of paths, tables, arrays, sets, shards.
+
+    Args:
+        words: the paths.
+        settings: data.key=value, of the one kind of data set that is among them.
+        asked: what is wanted.
+
+    Raises:
+        ValueError: one is nothing of these, or cannot be read as what it is.
+    """
+    kinds = [(kind_of(word), word) for word in words]
+    sets = dict.fromkeys(kind for kind, _ in kinds if kind in PLACE)
+    if settings and len(sets) != 1:
+        what = f"of one kind of data set, and there are {' and '.join(sets)}" if sets else "none"
+        raise ValueError(
+            f"{settings[0]} is a setting of a data set, and the paths are {what}; name one with "
+            "--dataset, such as --dataset table data.file=FILE"
+        )
+    found = Images()
+    for kind, group in groupby(kinds, key=lambda pair: pair[0]):
+        own = [word for _, word in group]
+        if kind in PLACE:
+            found.join(_of_places(kind, own, settings, asked))
+        else:
+            found.join(_of_images(kind, own, asked))
+    if not words:
+        find([])  # which says what to give
+    return found
+
+
+def kind_of(word: str) -> str:
+    """The data set that reads a path; list or pattern for those; "" for images and folders.
+
+    Raises:
+        ValueError: it is a URL, or a name of the Hub.
+    """
+    path, suffix = os.path.expanduser(word), os.path.splitext(word)[1].lower()
+    if "://" in word[:12]:
+        raise ValueError(
+            f"{shown(word)} is a URL, and nothing is fetched; download it and name the file"
+        )
+    if word.startswith("hf:") and not os.path.lexists(path):
+        raise ValueError(f"{shown(word)} is a set of the Hub; write --dataset {shown(word)}")
+    if os.path.isdir(path):
+        return _kind_of_folder(path)
+    if word.lower().endswith(TARS) or (suffix == ".tar" and shards.RANGE.search(word)):
+        return "webdataset"
+    if os.path.lexists(path) or suffix in (*TABLES, *ARRAYS):
+        if suffix == ".parquet":
+            return "hf" if _has_bytes(path) else "table"
+        known = {**dict.fromkeys(TABLES, "table"), **dict.fromkeys(ARRAYS, "arrays")}
+        known |= {".arrow": "hf", ".txt": "list"}
+        return known.get(suffix, "")
+    return "list" if is_list(word) else "pattern" if glob.has_magic(path) else ""
+
+
+def _kind_of_folder(path: str) -> str:
+    if any(os.path.isfile(os.path.join(path, name)) for name in SAVED):
+        return "hf"
+    entries = [name for name in os.listdir(path) if not is_tools(name) and name[0] != "."]
+    tars = [name for name in entries if name.lower().endswith(TARS)]
+    return "webdataset" if tars and len(tars) == len(entries) else ""
+
+
+def _has_bytes(path: str) -> bool:
+    """Whether a parquet file has images in it, and no paths of them."""
+    try:
+        from pyarrow import ArrowInvalid, parquet, types
+
+        kinds = [field.type for field in parquet.read_schema(path)]
+    except (ImportError, OSError, ArrowInvalid):  # the reader of tables says what is wrong
+        return False
+    return any(
+        types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+        for kind in kinds
+    )
+
+
+def _of_places(kind: str, places: Sequence[str], settings: Sequence[str], asked: Asked) -> Images:
+    """Files of one kind of data set, each with the same settings."""
+    module, given, notes = _composed(kind, settings)
+    if kind == "webdataset":
+        if asked.part:
+            raise ValueError(
+                f"shards named by path have no part {asked.part!r}; leave out --part, or write "
+                "--dataset webdataset data.test_shards=SHARDS"
+            )
+        each = [os.path.join(p, "*.tar") if os.path.isdir(expanded(p)) else p for p in places]
+        found = LISTERS[kind](module, replace(given, shards=each), asked)
+        found.notes += notes
+        return found
+    found = Images(notes=notes)
+    for place in places:
+        found.join(LISTERS[kind](module, replace(given, **{PLACE[kind]: place}), asked))
+    return found
+
+
+def _composed(name: str, settings: Sequence[str]) -> tuple[Any, Any, list[str]]:
+    """A data set's module and configuration, and a note of settings that change nothing."""
+    module = plugins.dataset(name)
+    words = config.parse_overrides(settings)
+    given = config.compose({"data": module.Config}, [("command line", words)])[0]["data"]
+    known = [f"data.{key}" for key in ASKED.get(name, ())]
+    idle = [key for key in words if known and key not in known]
+    if not idle:
+        return module, given, []
+    return module, given, [f"note: {', '.join(idle)}: of training, and without effect here"]
+
+
+def _of_images(kind: str, words: Sequence[str], asked: Asked) -> Images:
+    """Images and folders, or patterns and lists of paths."""
+    found = Images()
+    if kind:
+        if asked.part:
+            raise ValueError(
+                f"{shown(words[0])} has no part {asked.part!r}; leave out --part, or name a folder"
+            )
+        for word in words:
+            files = matching([word if "@" in word[:1] or kind != "list" else f"@{word}"], {})
+            found.add(files, files, [_label_of(file, "", asked) for file in files])
+        return found
+    for word in words:
+        place = os.path.expanduser(word)
+        if asked.part:
+            place = _part_of(place, asked.part)
+        files, left_out = find([place])
+        labels = [_label_of(file, place, asked) for file in files]
+        found.join(Images([*files], files, labels, left_out))
+    return found
+
+
+def _part_of(place: str, part: str) -> str:
+    inner = os.path.join(place, part)
+    if os.path.isdir(inner):
+        return inner
+    what = "folder" if os.path.isdir(place) else "image"
+    raise ValueError(
+        f"the {what} {shown(place)} has no part {part!r}; name a folder that holds {part}/*, or "
+        "leave out --part"
+    )
+
+
+def _label_of(file: str, root: str, asked: Asked) -> int:
+    """The class that the outermost folder below the root is named by; -1 if none is."""
+    if not asked.judged:
+        return -1
+    folders = os.path.dirname(os.path.relpath(file, root) if root else file).split(os.sep)
+    own = os.path.basename(os.path.abspath(root)) if root else ""
+    named = [name for name in (*folders, own) if name in asked.class_names]
+    return asked.class_names.index(named[0]) if named else -1
+
+
+def of_dataset(name: str, settings: Sequence[str], asked: Asked, run: RunFolder) -> Images:
+    """The images of a data set, named as for training.
+
+    Args:
+        name: of a data set, perhaps hf:NAME, or its file.
+        settings: data.key=value.
+        asked: what is wanted.
+        run: whose split tells the parts of a data set that has none of its own.
+
+    Raises:
+        ValueError: it cannot be read, or has no such part.
+    """
+    head, own = plugins.parted(name)
+    module, given, notes = _composed(head, [*own, *settings])
+    if head in LISTERS:
+        found = LISTERS[head](module, given, asked)
+    else:
+        found = _held(of_source(head, module.load(given), asked.part, run), asked)
+    found.notes += notes
+    if not found.files:
+        what = f"part {asked.part!r}" if asked.part else "image"
+        raise ValueError(f"{name} has no {what}; leave out --part, or check the settings")
+    return found
+
+
+def _held(rows: Sequence[Found], asked: Asked) -> Images:
+    """Of a data set that was loaded."""
+    found = Images()
+    for name, file, label in rows:
+        found.names.append(name)
+        found.files.append(file)
+        found.labels.append(asked.class_of(label, name))
+    return found
+
+
+def of_run(rows: Sequence[Found], asked: Asked) -> Images:
+    """The run's own images; see `loaded.of_run`."""
+    return _held(rows, asked)
