@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import numpy.typing as npt
@@ -103,15 +108,47 @@ def of_hub(name: str, revision: str) -> Any:
     datasets = library()
     owner_name, _, config = name.partition(":")
     try:
-        return datasets.load_dataset(
-            owner_name, config or None, revision=revision or None, keep_in_memory=False
-        )
+        with _quick_to_fail():
+            return datasets.load_dataset(
+                owner_name, config or None, revision=revision or None, keep_in_memory=False
+            )
     except Exception as error:  # of the network, of the Hub, of the set: each has its own
         raise ValueError(
             f"hf:{name} cannot be loaded ({_reason(error)}); check the name, or write "
             f"load_dataset({owner_name!r}).save_to_disk(FOLDER) where there is a network and take "
             "--dataset hf data.root=FOLDER"
         ) from error
+
+
+@contextmanager
+def _quick_to_fail() -> Iterator[None]:
+    """Where the Hub has no address, look only at what was downloaded before.
+
+    The library would try for half a minute and print a line for each attempt.
+    """
+    modules = [sys.modules.get(name) for name in ("huggingface_hub.constants", "datasets.config")]
+    known = [module for module in modules if hasattr(module, "HF_HUB_OFFLINE")]
+    before = [module.HF_HUB_OFFLINE for module in known]  # type: ignore[union-attr]
+    try:
+        if _no_address():
+            for module in known:
+                module.HF_HUB_OFFLINE = True  # type: ignore[union-attr]
+        yield
+    finally:
+        for module, value in zip(known, before, strict=True):
+            module.HF_HUB_OFFLINE = value  # type: ignore[union-attr]
+
+
+def _no_address() -> bool:
+    """Whether the name of the Hub leads nowhere; a proxy would look it up itself."""
+    if getproxies():
+        return False
+    place = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.getaddrinfo(place.hostname, place.port or 443)
+    except OSError:
+        return True
+    return False
 
 
 def _reason(error: Exception) -> str:

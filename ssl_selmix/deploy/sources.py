@@ -15,16 +15,12 @@ from typing import Any
 
 from ssl_selmix.common import config, plugins
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.data import shards, table
-from ssl_selmix.data.arrays import READERS as ARRAYS
+from ssl_selmix.data import kinds
 from ssl_selmix.deploy.listings import LISTERS, PARTS, Asked, Images
 from ssl_selmix.deploy.loaded import Found, of_source
-from ssl_selmix.images.find import find, is_list, is_tools, matching, shown
+from ssl_selmix.images.find import find, is_list, matching, shown
 from ssl_selmix.runs.folder import RunFolder
 
-TABLES = tuple(suffix for suffix in table.SUFFIXES if suffix != ".txt")  # which is a list of paths
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
-SAVED = ("dataset_dict.json", "state.json")  # in a folder that `save_to_disk` wrote
 # The setting of a data set that a path alone stands for.
 PLACE = {"table": "file", "arrays": "file", "hf": "root", "webdataset": "shards"}
 # What decides which images there are; all else, such as how they are split, is of training.
@@ -54,16 +50,16 @@ def of_words(words: Sequence[str], settings: Sequence[str], asked: Asked) -> Ima
     Raises:
         ValueError: one is nothing of these, or cannot be read as what it is.
     """
-    kinds = [(kind_of(word), word) for word in words]
-    sets = dict.fromkeys(kind for kind, _ in kinds if kind in PLACE)
+    known = [(kind_of(word), word) for word in words]
+    sets = dict.fromkeys(kind for kind, _ in known if kind in PLACE)
     if settings and len(sets) != 1:
-        what = f"of one kind of data set, and there are {' and '.join(sets)}" if sets else "none"
+        what = f"paths are of {' and '.join(sets)}" if sets else "no path here is one"
         raise ValueError(
-            f"{settings[0]} is a setting of a data set, and the paths are {what}; name one with "
-            "--dataset, such as --dataset table data.file=FILE"
+            f"{settings[0]} is a setting of a data set, and {what}; name one with --dataset, such "
+            "as --dataset table data.file=FILE"
         )
     found = Images()
-    for kind, group in groupby(kinds, key=lambda pair: pair[0]):
+    for kind, group in groupby(known, key=lambda pair: pair[0]):
         own = [word for _, word in group]
         if kind in PLACE:
             found.join(_of_places(kind, own, settings, asked))
@@ -80,7 +76,7 @@ def kind_of(word: str) -> str:
     Raises:
         ValueError: it is a URL, or a name of the Hub.
     """
-    path, suffix = os.path.expanduser(word), os.path.splitext(word)[1].lower()
+    path = os.path.expanduser(word)
     if "://" in word[:12]:
         raise ValueError(
             f"{shown(word)} is a URL, and nothing is fetched; download it and name the file"
@@ -88,38 +84,12 @@ def kind_of(word: str) -> str:
     if word.startswith("hf:") and not os.path.lexists(path):
         raise ValueError(f"{shown(word)} is a set of the Hub; write --dataset {shown(word)}")
     if os.path.isdir(path):
-        return _kind_of_folder(path)
-    if word.lower().endswith(TARS) or (suffix == ".tar" and shards.RANGE.search(word)):
-        return "webdataset"
-    if os.path.lexists(path) or suffix in (*TABLES, *ARRAYS):
-        if suffix == ".parquet":
-            return "hf" if _has_bytes(path) else "table"
-        known = {**dict.fromkeys(TABLES, "table"), **dict.fromkeys(ARRAYS, "arrays")}
-        known |= {".arrow": "hf", ".txt": "list"}
-        return known.get(suffix, "")
+        return kinds.of_folder(path)
+    if kind := kinds.of_file(path):
+        return kind
+    if os.path.lexists(path):
+        return "list" if path.lower().endswith(".txt") else ""
     return "list" if is_list(word) else "pattern" if glob.has_magic(path) else ""
-
-
-def _kind_of_folder(path: str) -> str:
-    if any(os.path.isfile(os.path.join(path, name)) for name in SAVED):
-        return "hf"
-    entries = [name for name in os.listdir(path) if not is_tools(name) and name[0] != "."]
-    tars = [name for name in entries if name.lower().endswith(TARS)]
-    return "webdataset" if tars and len(tars) == len(entries) else ""
-
-
-def _has_bytes(path: str) -> bool:
-    """Whether a parquet file has images in it, and no paths of them."""
-    try:
-        from pyarrow import ArrowInvalid, parquet, types
-
-        kinds = [field.type for field in parquet.read_schema(path)]
-    except (ImportError, OSError, ArrowInvalid):  # the reader of tables says what is wrong
-        return False
-    return any(
-        types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind)
-        for kind in kinds
-    )
 
 
 def _of_places(kind: str, places: Sequence[str], settings: Sequence[str], asked: Asked) -> Images:
