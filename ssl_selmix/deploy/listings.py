@@ -5,14 +5,14 @@ Of files only the places are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
-from ssl_selmix.data import image_arrays, samples, shards, table
+from ssl_selmix.data import arrays, image_arrays, samples, shards, table
 from ssl_selmix.images.find import LeftOut, below, matching, shown
 from ssl_selmix.images.folder import UNLABELED
 from ssl_selmix.images.pieces import Held, Piece
@@ -28,11 +28,19 @@ class Asked:
         class_names: those of the run, K.
         part: train, validation, test or unlabeled; "": all images.
         judged: whether labels are wanted, too.
+        features: how many features the run takes of an image; 0: it takes images.
     """
 
     class_names: Sequence[str]
     part: str = ""
     judged: bool = False
+    features: int = 0
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], part: str = "", judged: bool = False) -> Asked:
+        """What is wanted for a run with this manifest."""
+        first, *others = manifest["image_shape"]
+        return cls(manifest["class_names"], part, judged, 0 if others else first)
 
     def class_of(self, label: str, where: str) -> int:
         """The position of a label among the run's classes; -1 if there is none.
@@ -147,6 +155,46 @@ def _arrays(module: Any, given: Any, asked: Asked) -> Images:
     return found
 
 
+def _features(module: Any, given: Any, asked: Asked) -> Images:
+    if not given.root:
+        raise ValueError("--dataset features needs data.root=FILE, an .npz, .npy or .safetensors")
+    if not asked.features:
+        raise ValueError(
+            "--dataset features is for a run on features, and this one was trained on images; name "
+            "images"
+        )
+    path = expanded(given.root)
+    parts, stated = arrays.read(path, to_train=False)
+    found = Images()
+    for part in _wanted(list(parts), asked, path):
+        features, labels = parts[part].features, parts[part].labels
+        if features.shape[1] != asked.features:
+            raise ValueError(
+                f"{path}: {part} has {features.shape[1]} features and the run takes "
+                f"{asked.features}; compute them with the network that made those of the run"
+            )
+        own = [f"{part}[{i}]" for i in range(len(features))]
+        texts = [""] * len(own)
+        if asked.judged and labels is not None:
+            texts = _texts(labels.tolist(), stated or asked.class_names)
+        places = [asked.class_of(t, f"{path}: {n}") for t, n in zip(texts, own, strict=True)]
+        rows = features.numpy()
+        found.add(own, [Held(f"{path}[{n}]", rows[i]) for i, n in enumerate(own)], places)
+    return found
+
+
+def _texts(labels: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Labels as names of classes; numbers are positions among them, -1 is none."""
+    return [
+        label if isinstance(label, str) else "" if label < 0 else _name(label, names)
+        for label in labels
+    ]
+
+
+def _name(label: int, names: Sequence[str]) -> str:
+    return names[label] if label < len(names) else str(label)
+
+
 def _hf(module: Any, given: Any, asked: Asked) -> Images:
     found = module.read(given, to_train=False)
     where, images = module.where(given), Images()
@@ -230,4 +278,5 @@ LISTERS: dict[str, Callable[[Any, Any, Asked], Images]] = {
     "hf": _hf,
     "webdataset": _shards,
     "image_folder": _folder,
+    "features": _features,
 }

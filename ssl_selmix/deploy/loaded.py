@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ssl_selmix.data import ImageSet, Source, manifest
 from ssl_selmix.data.features import FeatureSet
@@ -62,8 +63,11 @@ def of_source(name: str, source: Source, part: str, run: RunFolder) -> list[Foun
     Raises:
         ValueError: the set has no images, or no such part.
     """
-    if isinstance(source, FeatureSet):
-        raise ValueError(f"{name} has features and no images; name images to predict")
+    if isinstance(source, FeatureSet) != (len(run.manifest["image_shape"]) == 1):
+        raise ValueError(
+            f"one of {name} and the images that {run.path} was trained on has features and no "
+            "images; name what the run takes"
+        )
     if part and source.sha256() == run.manifest["images_sha256"]:
         return _of_split(source, manifest.load(run.path / MANIFEST), part)
     own = len(source.train) - source.apart
@@ -86,11 +90,6 @@ def of_source(name: str, source: Source, part: str, run: RunFolder) -> list[Foun
 
 def _of_split(source: Source, split: Split, part: str) -> list[Found]:
     """The images of a part of a run."""
-    if isinstance(source, FeatureSet):
-        raise ValueError(
-            "the run was trained on features and its data set has no images; pass features to "
-            "ssl_selmix.load(run).predict"
-        )
     if part == "test" and source.test is not None:
         return _rows(source, "test", np.arange(len(source.test)))
     index = np.asarray(split.labeled if part == "train" else getattr(split, part), dtype=np.int64)
@@ -115,9 +114,12 @@ def _rows(source: Source, part: str, index: Rows, *, labeled: bool = True) -> li
         return [
             Found(paths[i], paths[i], text) for i, text in zip(index.tolist(), texts, strict=True)
         ]
-    assert isinstance(source, ImageSet)
-    pixels = images.permute(0, 2, 3, 1).numpy()
+    taken = torch.from_numpy(index)
+    if isinstance(source, ImageSet):
+        pixels = images[taken].permute(0, 2, 3, 1).numpy()
+    else:
+        pixels = images.take(taken).numpy()
+    named = [(f"{word}[{i}]", text) for i, text in zip(index.tolist(), texts, strict=True)]
     return [
-        Found(f"{word}[{i}]", Held(f"{word}[{i}]", pixels[i]), text)
-        for i, text in zip(index.tolist(), texts, strict=True)
+        Found(name, Held(name, own), text) for (name, text), own in zip(named, pixels, strict=True)
     ]

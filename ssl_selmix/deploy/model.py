@@ -21,7 +21,7 @@ from ssl_selmix.common.names import unknown
 from ssl_selmix.common.processes import default_workers
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.deploy import sources
-from ssl_selmix.deploy.decoder import Chunk, Decoder, chunks
+from ssl_selmix.deploy.decoder import Chunk, Taker, chunks, taker_of
 from ssl_selmix.deploy.listings import Asked
 from ssl_selmix.images.pieces import Held
 from ssl_selmix.models.execution import Execution, channels_last, precision_of
@@ -50,8 +50,8 @@ class Network:
         ValueError: no finished run, an unknown setting, a device that is not there.
     """
 
-    def __init__(self, run: Source, settings: Sequence[str] = ()) -> None:
-        opened = open_run(run)
+    def __init__(self, run: Source | RunFolder, settings: Sequence[str] = ()) -> None:
+        opened = run if isinstance(run, RunFolder) else open_run(run)
         chosen, self._reading = _machine(opened, settings)
         self._device = machine.set_up_device(chosen.device)
         if chosen.threads:
@@ -76,7 +76,7 @@ class Network:
         return default_workers() if len(files) > 2 * BATCH and not decoded else 0
 
     def of_files(
-        self, files: Sequence[str], decoder: Decoder, batch: int
+        self, files: Sequence[str], decoder: Taker, batch: int
     ) -> Iterator[tuple[Chunk, Tensor]]:
         """The files in batches, and the probabilities n×K of those that could be read."""
         for chunk in chunks(decoder, files, batch, self.workers_for(files)):
@@ -126,10 +126,11 @@ def predict(
         return torch.cat([network.probabilities(part) for part in parts])
     single = isinstance(images, str | os.PathLike)
     places: Sequence[Source] = [images] if single else images  # type: ignore[list-item,assignment]
-    asked = Asked(network.class_names)
+    taker = taker_of(network.manifest)
+    asked = Asked.of(network.manifest)
     files = sources.of_words([os.fspath(place) for place in places], (), asked).files
     found = []
-    for chunk, probs in network.of_files(files, Decoder(network.manifest), batch):
+    for chunk, probs in network.of_files(files, taker, batch):
         if chunk.unreadable:
             raise ValueError(chunk.unreadable[0])
         found.append(probs)

@@ -24,13 +24,13 @@ from ssl_selmix.common.atomic import replaced
 from ssl_selmix.common.console import Terminal
 from ssl_selmix.common.names import printable, unknown
 from ssl_selmix.deploy import loaded, sources
-from ssl_selmix.deploy.decoder import Chunk, Decoder
+from ssl_selmix.deploy.decoder import Chunk, Taker, taker_of
 from ssl_selmix.deploy.judged import Judged
 from ssl_selmix.deploy.listings import PARTS, Asked, Images
 from ssl_selmix.deploy.model import BATCH, SETTINGS, Network, check_batch
 from ssl_selmix.images.find import shown, told
 from ssl_selmix.images.pieces import Held, file_of
-from ssl_selmix.runs.folder import check_free, open_run
+from ssl_selmix.runs.folder import RunFolder, check_free, open_run
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
 PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
@@ -66,8 +66,11 @@ class Request:
         images = [w for w in rest if w not in settings]
         return cls(run, images, [w for w in settings if w not in data], data, **options)
 
-    def found(self) -> Images:
+    def found(self, run: RunFolder) -> Images:
         """The images that are meant.
+
+        Args:
+            run: the one whose model predicts.
 
         Raises:
             ValueError: there are none, or they cannot be read.
@@ -79,11 +82,7 @@ class Request:
                 f"{shown(self.images[0])} and --dataset {self.dataset} both say what to predict; "
                 "leave out one"
             )
-        if not self.dataset and (self.images or not self.part) and not self.evaluate:
-            # The run is opened later: a path that is not there is told first.
-            return sources.of_words(self.images, self.data, Asked((), self.part or ""))
-        run = open_run(self.run)
-        asked = Asked(run.manifest["class_names"], self.part or "", self.evaluate)
+        asked = Asked.of(run.manifest, self.part or "", self.evaluate)
         if self.dataset:
             return sources.of_dataset(self.dataset, self.data, asked, run)
         if self.images or not self.part:
@@ -100,20 +99,21 @@ def to_csv(request: Request) -> int:
     """
     check_batch(request.batch)
     _check_out(request.out, request.force)
-    images = request.found()
+    run = open_run(request.run)
+    images = request.found(run)
     _check_not_read(request.out, [*images.files, *request.images])
     if request.evaluate and max(images.labels, default=-1) < 0:
         raise ValueError(
             "--evaluate needs labels, and no image has one; name folders by class, or a data set "
             "with labels"
         )
-    network = Network(request.run, request.settings)
+    network = Network(run, request.settings)
     if not 1 <= request.top <= len(network.class_names):
         raise ValueError(
             f"--top must be 1 to {len(network.class_names)}, the number of classes, not "
             f"{request.top}"
         )
-    decoder = Decoder(network.manifest)
+    decoder = taker_of(network.manifest)
     shown = request.out is None and sys.stdout.isatty()
     teller = _Teller(shown)
     judged = Judged(network.class_names) if request.evaluate else None
@@ -279,7 +279,7 @@ class _Teller:
         self.unreadable += len(chunk.unreadable)
         self._advance(len(chunk.files) + len(chunk.unreadable))
 
-    def sum_up(self, out: Path | None, decoder: Decoder) -> None:
+    def sum_up(self, out: Path | None, decoder: Taker) -> None:
         """What was changed about images, and how many there were."""
         for kind, (count, first) in self._notes.items():
             images = "image" if count == 1 else "images"

@@ -22,7 +22,13 @@ from ssl_selmix.images.find import find, is_list, matching, shown
 from ssl_selmix.runs.folder import RunFolder
 
 # The setting of a data set that a path alone stands for.
-PLACE = {"table": "file", "arrays": "file", "hf": "root", "webdataset": "shards"}
+PLACE = {
+    "table": "file",
+    "arrays": "file",
+    "hf": "root",
+    "webdataset": "shards",
+    "features": "root",
+}
 # What decides which images there are; all else, such as how they are split, is of training.
 ASKED = {
     "table": ("file", "root", "path_column", "label_column", "split_column"),
@@ -36,6 +42,7 @@ ASKED = {
         *("image", "label", "classes"),
     ),
     "image_folder": ("root", "more_roots", "unlabeled_from"),
+    "features": ("root",),
 }
 
 
@@ -50,7 +57,7 @@ def of_words(words: Sequence[str], settings: Sequence[str], asked: Asked) -> Ima
     Raises:
         ValueError: one is nothing of these, or cannot be read as what it is.
     """
-    known = [(kind_of(word), word) for word in words]
+    known = [("features" if asked.features else kind_of(word), word) for word in words]
     sets = dict.fromkeys(kind for kind, _ in known if kind in PLACE)
     if settings and len(sets) != 1:
         what = f"paths are of {' and '.join(sets)}" if sets else "no path here is one"
@@ -180,6 +187,11 @@ def of_dataset(name: str, settings: Sequence[str], asked: Asked, run: RunFolder)
     """
     head, own = plugins.parted(name)
     module, given, notes = _composed(head, [*own, *settings])
+    if asked.features and head != "features":
+        raise ValueError(
+            f"the run was trained on {asked.features} features and takes no images; name an .npz "
+            "of features, or train on the images with features=cached"
+        )
     if head in LISTERS:
         found = LISTERS[head](module, given, asked)
     else:

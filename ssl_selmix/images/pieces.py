@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,19 +45,19 @@ class Held(str):
     pass the same decoding as files do.
 
     Attributes:
-        pixels: H×W×C uint8, C = 1 (grey) or 3 (RGB).
+        pixels: H×W×C uint8, C = 1 (grey) or 3 (RGB); of a run on features, D of those.
     """
 
     __slots__ = ("pixels",)
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[Any]
 
-    def __new__(cls, name: str, pixels: npt.NDArray[np.uint8]) -> Held:
+    def __new__(cls, name: str, pixels: npt.NDArray[Any]) -> Held:
         """The pixels under a name."""
         made = super().__new__(cls, name)
         made.pixels = pixels
         return made
 
-    def __getnewargs__(self) -> tuple[str, npt.NDArray[np.uint8]]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[str, npt.NDArray[Any]]:  # type: ignore[override]
         """What workers that are given it make it of."""
         return str(self), self.pixels
 

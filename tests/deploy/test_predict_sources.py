@@ -352,6 +352,39 @@ def test_wrong_inputs_are_told_in_a_line(
     assert sorted(os.listdir()) == before
 
 
+def test_a_run_on_features_predicts_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    made: dict[str, Any] = {}
+    for part, num in (("train", 40), ("test", 12)):
+        made[f"{part}_labels"] = labels = np.arange(num) % 2
+        made[part] = (rng.normal(size=(num, 5)) + 0.5 * labels[:, None]).astype(np.float32)
+    np.savez("f.npz", **made)
+    np.savez("g.npz", test=made["test"], test_labels=made["test_labels"])
+    np.savez("wide.npz", test=rng.normal(size=(3, 6)))
+    words = ["--dataset", "features", "data.root=f.npz", "model.name=features", "data.validation=4"]
+    drawn = ["labeled.largest=8", "labeled.rho=1", "unlabeled.largest=4", "unlabeled.rho=1"]
+    run = str(train(tmp_path / "run", *words, *(f"data.{word}" for word in drawn)))
+    found = []
+    for more in (["g.npz"], ["f.npz", "--part", "test"], ["--part", "test"]):
+        capfd.readouterr()
+        assert cli.main(["predict", run, *more, "--evaluate"]) == 0
+        found.append(list(csv.DictReader(capfd.readouterr().out.splitlines())))
+    assert found[0] == found[1] == found[2] and [row["path"] for row in found[0]][-1] == "test[11]"
+    right = sum(row["class"] == row["label"] for row in found[0])
+    stages = json.loads(Path(run, "results.json").read_text())["stages"]
+    assert right / 12 == pytest.approx(stages[-1]["test"]["accuracy"]) and 0 < right < 12
+    for more, message in (
+        (["wide.npz"], "test has 6 features and the run takes 5; compute them with the network"),
+        (["run/config.yaml"], "is none of .npz, .npy, .safetensors"),
+        (["--dataset", "digits"], "the run was trained on 5 features and takes no images"),
+    ):
+        assert cli.main(["predict", run, *more]) == 2
+        assert message in capfd.readouterr().err
+
+
 def test_other_images_have_no_part_of_the_run(run: Path, capfd: Any) -> None:
     capfd.readouterr()
     assert cli.main(["predict", str(run), "--dataset", "digits", "--part", "test"]) == 2
