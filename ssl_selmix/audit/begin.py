@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 
@@ -14,13 +15,13 @@ from ssl_selmix.audit.inventory import Inventory, take
 from ssl_selmix.common import plugins
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
+from ssl_selmix.data import kinds
 from ssl_selmix.splits import FOLDER, HeldOut
 
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-ARRAYS = (".npz", ".npy", ".safetensors")
 GROUPS = ("patient", "patient_id", "subject", "subject_id", "case", "case_id", "camera", "scene")
 OPENED = 16  # images whose pixels are looked at
 HELD = "0.2"  # of each class, for validation and for test images where there are none
+PLACES = {"table": "file", "arrays": "file", "hf": "root", "webdataset": "shards"}
 IN_MEMORY = 64  # pixels a side up to which images are decoded once
 
 # The answers: the word, what it means, and what it sets.
@@ -55,6 +56,7 @@ class Look:
         side: pixels of the longer side of a usual image.
         group: a column of a table that may name patients or the like.
         device: cpu or cuda.
+        shards: of tar shards, the settings that name those of each part; `place` is their folder.
     """
 
     dataset: str
@@ -64,6 +66,12 @@ class Look:
     side: int
     group: str = ""
     device: str = "cpu"
+    shards: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, str | list[str]]:
+        """Those of the data set that say where the images are."""
+        return {**self.shards} if self.shards else {self.key: self.place} if self.key else {}
 
     @property
     def labeled(self) -> dict[str, int]:
@@ -130,7 +138,10 @@ def look(place: str) -> Look:
 
     path = expanded(place)
     dataset, key = _kind(place, path)
+    tars = _shards(path) if dataset == "webdataset" else {}
     words = [f"data.{key}={path.absolute()}"] if key else []
+    if tars:
+        words = [f"data.{setting}={_listed(files)}" for setting, files in tars.items()]
     images = take(dataset, words)
     found = Look(
         dataset,
@@ -140,6 +151,7 @@ def look(place: str) -> Look:
         _side(images),
         _group(path) if dataset == "table" else "",
         "cuda" if torch.cuda.is_available() else "cpu",
+        tars,
     )
     _check(found)
     return found
@@ -148,18 +160,18 @@ def look(place: str) -> Look:
 def _kind(place: str, path: Path) -> tuple[str, str]:
     """The data set, and its setting that takes the path."""
     if path.is_dir():
-        if (path / "train").is_dir():
+        if (path / "train").is_dir() and not kinds.of_folder(str(path)):
             return "image_folder", "root"
+        if kind := kinds.of_folder(str(path)):
+            return kind, PLACES[kind]
         raise ValueError(
             f"{path} has no folder train; put the images of each class into {path}/train/<class>/, "
             "those without a class into unlabeled/, or name a table of images (CSV)"
         )
     if path.is_file():
-        if path.suffix.lower() in TABLES:
-            return "table", "file"
-        if path.suffix.lower() in ARRAYS:
-            return "arrays", "file"
-        ends = " ".join((*TABLES, *ARRAYS))
+        if kind := kinds.of_file(str(path)):
+            return kind, PLACES[kind]
+        ends = " ".join((*kinds.TABLES, *kinds.ARRAYS, ".tar"))
         raise ValueError(f"{path} is no folder, and no file that ends in one of {ends}")
     if place in plugins.available("dataset") and place not in ("image_folder", "table", "arrays"):
         return place, ""
@@ -167,6 +179,25 @@ def _kind(place: str, path: Path) -> tuple[str, str]:
         f"no folder or file {path}; name a folder with train/<class>/*, a table, an array file, or "
         "a data set such as digits"
     )
+
+
+def _shards(path: Path) -> dict[str, list[str]]:
+    """The settings of tar shards, by the parts that their names tell; of one file, that one."""
+    place = str(path.absolute())
+    parts = kinds.shards_in(place) if path.is_dir() else {"train": [glob.escape(place)]}
+    if path.is_dir() and not parts:
+        raise ValueError(f"{path} has compressed shards alone; uncompress them")
+    if "train" not in parts:
+        raise ValueError(
+            f"{path} has shards of {', '.join(parts)} alone; add those to train on, such as "
+            "train-000.tar"
+        )
+    return {"shards" if part == "train" else f"{part}_shards": own for part, own in parts.items()}
+
+
+def _listed(files: Sequence[str]) -> str:
+    """A list of texts as a word of the command line."""
+    return json.dumps([*files], ensure_ascii=False)
 
 
 def _side(images: Inventory) -> int:
@@ -218,8 +249,10 @@ def _check(found: Look) -> None:
 
 
 def _looked(found: Look) -> str:
-    place = f" data.{found.key}={shlex.quote(found.place)}" if found.key else ""
-    return f"{found.dataset}{place}"
+    words = [found.dataset]
+    for key, given in found.settings.items():
+        words.append(f"data.{key}={given if isinstance(given, str) else _listed(given)}")
+    return shlex.join(words)
 
 
 def defaults(found: Look) -> Answers:
@@ -238,6 +271,8 @@ def check(found: Look, answers: Answers) -> None:
             "image_folder": f"put images into {found.place}/unlabeled",
             "table": "add rows without a label",
             "arrays": "add an array unlabeled_images",
+            "hf": "add a split unlabeled",
+            "webdataset": f"put unlabeled-000.tar into {found.place}",
         }[found.dataset]
         raise ValueError(
             f"there is no image without a label to learn from; {where}, or choose labels"
@@ -247,8 +282,8 @@ def check(found: Look, answers: Answers) -> None:
 def command(found: Look, answers: Answers) -> str:
     """The command line that gives the same file without a question."""
     words = ["ssl-selmix", "init", "--images", found.place or found.dataset]
-    for field in fields(answers):
-        words += [f"--{field.name}", getattr(answers, field.name)]
+    for answer in fields(answers):
+        words += [f"--{answer.name}", getattr(answers, answer.name)]
     return shlex.join(words)
 
 
@@ -303,7 +338,9 @@ def _comment(line: str) -> str:
 def _data(found: Look, answers: Answers) -> list[str]:
     if not found.key:
         return []  # a data set of the package, whose defaults say how it is split
-    lines = ["data:", f"  {found.key}: {json.dumps(found.place, ensure_ascii=False)}"]
+    lines = ["data:"]
+    for key, given in found.settings.items():
+        lines.append(f"  {key}: {json.dumps(given, ensure_ascii=False)}")
     if found.dataset != "arrays" or found.side > IN_MEMORY:
         side = _pixels(found, answers)
         lines.append(f"  size: {side}  # pixels a side, to which images are resized")

@@ -60,7 +60,7 @@ def _init_parser() -> Parser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add = parser.group("answers")
-    place = "a folder with train/<class>/*, a table, an npz file, or digits"
+    place = "a folder with train/<class>/*, a table, an npz file, tar shards, a saved set, digits"
     add("--images", metavar="PATH", help=place)
     goals = "every, worst or mean class, or an objective of ssl-selmix list"
     add("--goal", metavar="G", help=f"what counts: {goals}")

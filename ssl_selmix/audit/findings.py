@@ -72,16 +72,15 @@ class Seen:
 
 def look(images: Inventory) -> Seen:
     """Read every image once; what cannot be read is noted."""
-    from PIL.Image import Resampling
 
     def one(i: int) -> tuple[Any, Any]:
         try:
             found = images.open(i)
         except ValueError as error:
             return str(error), None
-        small = found.image.convert("L").resize((near.COLUMNS, near.ROWS), Resampling.BOX)
+        small = near.miniature(found.image)
         # Without the pixels: images wait here until those before them are read.
-        return Fact(found.digest, found.size, found.mode, found.corrections), np.asarray(small)
+        return Fact(found.digest, found.size, found.mode, found.corrections), small
 
     num = len(images.names)
     seen = Seen(np.zeros((num, near.ROWS, near.COLUMNS), dtype=np.uint8))

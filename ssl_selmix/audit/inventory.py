@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +15,12 @@ from ssl_selmix.common.paths import expanded
 from ssl_selmix.data import ImageSet, image_arrays, table
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.image_arrays import decoded
+from ssl_selmix.data.samples import Sample, numbered
 from ssl_selmix.images.cache import digest_of
 from ssl_selmix.images.decode import contents, rgb
 from ssl_selmix.images.find import LeftOut, below, beside, is_tools, matching, told
 from ssl_selmix.images.folder import UNLABELED
+from ssl_selmix.images.pieces import Piece
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -195,6 +197,39 @@ def _arrays(name: str, module: Any, asked: Any) -> Inventory:
     return _of_pools(f"{name} {path}", pools)
 
 
+def _hf(name: str, module: Any, asked: Any) -> Inventory:
+    found = module.read(asked)
+    return _of_samples(f"{name} {module.where(asked)}", found.parts, asked.classes or found[1])
+
+
+def _shards(name: str, module: Any, asked: Any) -> Inventory:
+    return _of_samples(f"{name} {module.where(asked)}", module.parts(asked), asked.classes)
+
+
+def _of_samples(
+    title: str, parts: Mapping[str, Sequence[Sample]], names: Sequence[str]
+) -> Inventory:
+    """Images that lie in larger files; those to train on without a label are unlabeled."""
+    meaning = numbered(parts, names)
+    rows = [
+        ("unlabeled" if part == "train" and not sample.label else part, sample)
+        for part in PARTS
+        for sample in parts.get(part, ())
+    ]
+    found = Inventory(title, lambda i: _of_file(found.names[i]))
+    for part in PARTS:
+        here = [
+            (meaning.get(sample.label, sample.label) if part != "unlabeled" else "", sample)
+            for kind, sample in rows
+            if kind == part
+        ]
+        here.sort(key=lambda row: row[0])
+        pieces = [Piece(s.file, s.offset, s.size, s.name) for _, s in here]
+        if pieces:
+            found.add(part, pieces, [label for label, _ in here])
+    return found
+
+
 def _of_any(name: str, module: Any, asked: Any) -> Inventory:
     """Of what `load` returns: that it can be loaded is then taken for granted."""
     source = module.load(asked)
@@ -257,4 +292,6 @@ LISTERS: dict[str, Callable[[str, Any, Any], Inventory]] = {
     "image_folder": _folder,
     "table": _table,
     "arrays": _arrays,
+    "hf": _hf,
+    "webdataset": _shards,
 }

@@ -5,10 +5,13 @@ Shapes: N images, P pairs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Array = npt.NDArray[Any]
 
@@ -19,6 +22,13 @@ LEAST_CONTRAST = 4.0  # grey levels; flatter images have a hash of noise
 # An image is compared with so many that have a quarter of its bits: equal hashes come first.
 NEIGHBOURS = 2000
 _BITS = np.unpackbits(np.arange(1 << 16, dtype=">u2").view(np.uint8).reshape(-1, 2), axis=1).sum(1)
+
+
+def miniature(image: Image) -> npt.NDArray[np.uint8]:
+    """An image of any size as 8×9 grey pixels."""
+    from PIL.Image import Resampling
+
+    return np.asarray(image.convert("L").resize((COLUMNS, ROWS), Resampling.BOX))
 
 
 def flat(miniatures: Array) -> Array:

@@ -67,7 +67,7 @@ def _look(images: str | None) -> begin.Look:
         return begin.look(images)
     return _asked(
         "1. Where are your images? A folder with train/<class>/*, a table such as labels.csv, an "
-        "npz file; digits to try it out: ",
+        "npz file, a folder of tar shards or of save_to_disk; digits to try it out: ",
         begin.look,
     )
 

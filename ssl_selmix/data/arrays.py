@@ -54,15 +54,20 @@ class Part:
     views: Mapping[str, Tensor]
 
 
-def read(path: Path) -> tuple[dict[str, Part], tuple[str, ...] | None]:
+def read(path: Path, *, to_train: bool = True) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """The parts of a file or folder of features by name, and the names of the classes if told.
+
+    Args:
+        path: of the file or folder.
+        to_train: whether it must have features to train on; else any part will do, and an .npy file
+            needs no table of labels.
 
     Raises:
         ValueError: it cannot be read so, or its arrays do not fit together.
     """
     found: dict[tuple[str, str], tuple[str, Array]] = {}
     names: tuple[str, ...] | None = None
-    for key, array in stored(path, "data.root").items():
+    for key, array in stored(path, "data.root", labeled=to_train).items():
         plain = plain_key(key)
         if plain in NAMES:
             names = tuple(map(str, array.tolist()))
@@ -70,10 +75,12 @@ def read(path: Path) -> tuple[dict[str, Part], tuple[str, ...] | None]:
             if meant in found:
                 raise ValueError(f"{path} has both {found[meant][0]} and {key}; leave out one")
             found[meant] = (key, array)
-    if ("train", "features") not in found:
-        held = ", ".join(sorted(stored(path, "data.root"))) or "nothing"
-        raise ValueError(f"{path} has no features to train on (it holds {held}); {EXPECTED}")
-    parts = {part: _part(path, part, found) for part in PARTS if (part, "features") in found}
+    there = [part for part in PARTS if (part, "features") in found]
+    if not there or (to_train and "train" not in there):
+        held = ", ".join(sorted(stored(path, "data.root", labeled=to_train))) or "nothing"
+        wanted = "features to train on" if to_train else "features"
+        raise ValueError(f"{path} has no {wanted} (it holds {held}); {EXPECTED}")
+    parts = {part: _part(path, part, found) for part in there}
     _check_dimensions(path, parts)
     return parts, names
 
@@ -107,12 +114,13 @@ MEANINGS = meanings(
 )
 
 
-def stored(path: Path, setting: str) -> dict[str, Array]:
+def stored(path: Path, setting: str, *, labeled: bool = True) -> dict[str, Array]:
     """All arrays of a file or folder, by their names in it.
 
     Args:
         path: of an npz or safetensors file, an npy file beside a CSV file, or a folder of those.
         setting: that gave the path, for errors.
+        labeled: whether an npy file needs the CSV file.
 
     Raises:
         ValueError: it is none of these, cannot be read, or holds Python objects.
@@ -125,8 +133,9 @@ def stored(path: Path, setting: str) -> dict[str, Array]:
         raise ValueError(f"{path} is none of {kinds}, nor a folder of .npy files; convert it")
     if not path.is_file():
         raise ValueError(f"no file {path}; check {setting}")
+    alone = path.suffix.lower() == ".npy" and not path.with_suffix(".csv").is_file()
     try:
-        return reader(path)
+        return {"train": _npy(path)} if alone and not labeled else reader(path)
     except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read ({reason}); write it anew") from error
@@ -311,10 +320,11 @@ def _tensor(path: Path, key: str, array: Array, dims: int) -> Tensor:
 
 
 def _check_dimensions(path: Path, parts: Mapping[str, Part]) -> None:
-    train = parts["train"].features
+    first, *_ = parts
+    train = parts[first].features
     for name, part in parts.items():
         if part.features.shape[1] != train.shape[1]:
             raise ValueError(
-                f"{path}: train has {train.shape[1]} features and {name} "
+                f"{path}: {first} has {train.shape[1]} features and {name} "
                 f"{part.features.shape[1]}; compute all parts with one network"
             )

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import numpy.typing as npt
@@ -103,9 +108,10 @@ def of_hub(name: str, revision: str) -> Any:
     datasets = library()
     owner_name, _, config = name.partition(":")
     try:
-        return datasets.load_dataset(
-            owner_name, config or None, revision=revision or None, keep_in_memory=False
-        )
+        with _quick_to_fail():
+            return datasets.load_dataset(
+                owner_name, config or None, revision=revision or None, keep_in_memory=False
+            )
     except Exception as error:  # of the network, of the Hub, of the set: each has its own
         raise ValueError(
             f"hf:{name} cannot be loaded ({_reason(error)}); check the name, or write "
@@ -114,11 +120,49 @@ def of_hub(name: str, revision: str) -> Any:
         ) from error
 
 
+@contextmanager
+def _quick_to_fail() -> Iterator[None]:
+    """Where the Hub has no address, look only at what was downloaded before.
+
+    The library would try for half a minute and print a line for each attempt.
+    """
+    modules = [sys.modules.get(name) for name in ("huggingface_hub.constants", "datasets.config")]
+    known = [module for module in modules if hasattr(module, "HF_HUB_OFFLINE")]
+    before = [module.HF_HUB_OFFLINE for module in known]  # type: ignore[union-attr]
+    try:
+        if _no_address():
+            for module in known:
+                module.HF_HUB_OFFLINE = True  # type: ignore[union-attr]
+        yield
+    finally:
+        for module, value in zip(known, before, strict=True):
+            module.HF_HUB_OFFLINE = value  # type: ignore[union-attr]
+
+
+def _no_address() -> bool:
+    """Whether the name of the Hub leads nowhere; a proxy would look it up itself."""
+    if getproxies():
+        return False
+    place = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.getaddrinfo(place.hostname, place.port or 443)
+    except OSError:
+        return True
+    return False
+
+
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def read(where: str, loaded: Any, named: Mapping[str, str], columns: Columns) -> Found:
+def read(
+    where: str,
+    loaded: Any,
+    named: Mapping[str, str],
+    columns: Columns,
+    *,
+    to_train: bool = True,
+) -> Found:
     """The images of a set by part.
 
     Args:
@@ -126,6 +170,7 @@ def read(where: str, loaded: Any, named: Mapping[str, str], columns: Columns) ->
         loaded: a Dataset, or a dict of them by the name of their split.
         named: for a part the split that it is, where the set calls it otherwise.
         columns: which are meant.
+        to_train: whether there must be a split to train on and labels; else any part will do.
 
     Raises:
         ValueError: a stream, a split or column that is not there, or images of another kind.
@@ -133,11 +178,12 @@ def read(where: str, loaded: Any, named: Mapping[str, str], columns: Columns) ->
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     for split in splits.values():
         check_whole(where, split)
-    chosen = _chosen(where, splits, named)
+    chosen = _chosen(where, splits, named, to_train)
     parts: dict[str, list[Sample]] = {}
     names: Sequence[str] = ()
     for part, split in chosen.items():
-        rows, stated = _samples(where, split, columns, labeled=part != "unlabeled")
+        labeled = part != "unlabeled"
+        rows, stated = _samples(where, split, columns, labeled=labeled, needed=to_train)
         parts[part] = rows
         names = stated if part == "train" else names
     return Found(parts, names)
@@ -157,7 +203,9 @@ def check_whole(where: str, split: Any) -> None:
         )
 
 
-def _chosen(where: str, splits: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
+def _chosen(
+    where: str, splits: Mapping[str, Any], named: Mapping[str, str], to_train: bool
+) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     taken = {name for name in named.values() if name}
     for part in PARTS:
@@ -174,20 +222,21 @@ def _chosen(where: str, splits: Mapping[str, Any], named: Mapping[str, str]) -> 
             )
         if usual:
             chosen[part] = splits[usual[0]]
-    if "train" not in chosen:
+    if "train" not in chosen and (to_train or not chosen):
         raise ValueError(
-            f"{where} has the splits {', '.join(splits)} and none is called train; name it with "
+            f"{where} has the splits {', '.join(splits)} and none is called train"
+            f"{'' if to_train else ', validation, test or unlabeled'}; name it with "
             "data.train_split=NAME"
         )
     return chosen
 
 
 def _samples(
-    where: str, split: Any, columns: Columns, *, labeled: bool
+    where: str, split: Any, columns: Columns, *, labeled: bool, needed: bool
 ) -> tuple[list[Sample], Sequence[str]]:
     features = dict(split.features)
     image = _image_column(where, features, columns.image)
-    label = _label_column(where, features, columns.label, needed=labeled) if labeled else ""
+    label = _label_column(where, features, columns.label, needed=needed) if labeled else ""
     names = list(getattr(features[label], "names", None) or ()) if label else []
     rows: list[Sample] = []
     for file in [str(entry["filename"]) for entry in split.cache_files]:

@@ -42,15 +42,20 @@ class Part:
     labels: Array | None
 
 
-def read(path: Path) -> tuple[dict[str, Part], tuple[str, ...] | None]:
+def read(path: Path, *, to_train: bool = True) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """The parts of a file by name, and the names of the classes if the file has them.
+
+    Args:
+        path: of the file.
+        to_train: whether it must have images to train on; else any part will do, and an .npy file
+            needs no table of labels.
 
     Raises:
         ValueError: names the array, what is wrong with it, and the remedy.
     """
     found: dict[tuple[str, str], tuple[str, Array]] = {}
     names: tuple[str, ...] | None = None
-    held = arrays.stored(path, "data.file")
+    held = arrays.stored(path, "data.file", labeled=to_train)
     for key, array in held.items():
         plain = plain_key(key)
         if plain in NAMES:
@@ -59,15 +64,16 @@ def read(path: Path) -> tuple[dict[str, Part], tuple[str, ...] | None]:
             if meant in found:
                 raise ValueError(f"{path} has both {found[meant][0]} and {key}; leave out one")
             found[meant] = (key, array)
-    if ("train", "images") not in found:
+    parts = [part for part in PARTS if (part, "images") in found]
+    if not parts or (to_train and "train" not in parts):
+        wanted = "images to train on" if to_train else "images"
         raise ValueError(
-            f"{path} has no images to train on (it holds {', '.join(sorted(held)) or 'nothing'}); "
-            f"{EXPECTED}"
+            f"{path} has no {wanted} (it holds {', '.join(sorted(held)) or 'nothing'}); {EXPECTED}"
         )
     for part, kind in found:
         if kind == "labels" and (part, "images") not in found:
             raise ValueError(f"{path} has {found[part, kind][0]} and no {part}_images; add them")
-    return {part: _part(path, part, found) for part in PARTS if (part, "images") in found}, names
+    return {part: _part(path, part, found) for part in parts}, names
 
 
 def _names(path: Path, key: str, array: Array) -> tuple[str, ...]:

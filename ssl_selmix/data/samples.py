@@ -85,7 +85,7 @@ def listing(
         raise ValueError(f"{where} has no image with a label to train on; add labels")
     names = _names(where, used, config.classes, stated)
     places = {name: k for k, name in enumerate(names)}
-    given = _numbered(used, config.classes or stated)
+    given = numbered(used, config.classes or stated)
 
     def part(kind: str) -> Part | None:
         if not used.get(kind):
@@ -163,7 +163,7 @@ def _used(where: str, parts: Mapping[str, list[Sample]], config: Config) -> dict
     return found
 
 
-def _numbered(parts: Mapping[str, Iterable[Sample]], names: Sequence[str]) -> dict[str, str]:
+def numbered(parts: Mapping[str, Iterable[Sample]], names: Sequence[str]) -> dict[str, str]:
     """What the labels 0, 1, ... mean, if all labels are such numbers and the classes have names."""
     labels = {s.label for part in parts.values() for s in part if s.label}
     if not names or not all(map(str.isdecimal, labels)) or labels <= set(names):
@@ -182,7 +182,7 @@ def _names(
     Raises:
         ValueError: fewer than two, one without a train image, or a label that is none of them.
     """
-    given = _numbered(parts, told or stated)
+    given = numbered(parts, told or stated)
     trained = {given.get(s.label, s.label) for s in parts["train"]}
     if told or stated:
         names = tuple(told or stated)

@@ -39,6 +39,7 @@ class Columns:
     label: Sequence[str] = ()  # several: annotators, whose majority counts
     part: str = ""
     group: str = ""
+    labeled: bool = True  # whether the table must have a column of labels, as to train on
 
 
 @dataclass
@@ -181,10 +182,10 @@ def _found(file: Path, present: Sequence[str], wanted: Columns) -> Columns:
             )
         return known[0] if known else ""
 
-    labels = [one("label", name, LABEL, needed=True) for name in wanted.label or [""]]
+    labels = [one("label", name, LABEL, needed=wanted.labeled) for name in wanted.label or [""]]
     return Columns(
         path=one("path", wanted.path, PATH, needed=True),
-        label=labels,
+        label=[name for name in labels if name],
         part=one("split", wanted.part, PART, needed=False),
         group=one("group", wanted.group, (), needed=False),
     )

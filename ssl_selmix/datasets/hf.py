@@ -24,8 +24,12 @@ class Config(samples.Config):
     unlabeled_split: str = ""  # empty: unlabeled, unsupervised, extra ...
 
 
-def read(config: Config) -> arrow.Found:
+def read(config: Config, *, to_train: bool = True) -> arrow.Found:
     """The images of every part, of which only the places are looked at.
+
+    Args:
+        config: which set.
+        to_train: whether there must be images to train on, with labels; else any part will do.
 
     Raises:
         ValueError: no set is named, two are, or it cannot be taken as it is.
@@ -42,7 +46,7 @@ def read(config: Config) -> arrow.Found:
     )
     splits = {part: str(getattr(config, f"{part}_split")) for part in samples.PARTS}
     columns = arrow.Columns(config.image_column, config.label_column)
-    return arrow.read(where(config), loaded, splits, columns)
+    return arrow.read(where(config), loaded, splits, columns, to_train=to_train)
 
 
 def load(config: Config) -> ImageSet | FileSet:

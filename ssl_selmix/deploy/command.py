@@ -20,19 +20,28 @@ def _predict_parser() -> Parser:
         (
             ("ssl-selmix predict runs/a photos --out found.csv", "a row for each image"),
             ("ssl-selmix predict runs/a cat.jpg --top 3", "the three most probable classes"),
+            ("ssl-selmix predict runs/a labels.csv --evaluate", "recall of each class, too"),
+            ("ssl-selmix predict runs/a --part test", "the run's own test images"),
         ),
         prog="ssl-selmix predict",
-        usage="ssl-selmix predict RUN PATH [PATH ...] [options] [key=value ...]",
+        usage="ssl-selmix predict RUN [PATH ...] [options] [key=value ...]",
         description="Predict images with a finished run's model: class, probability and entropy.",
-        epilog="Rows are CSV, sorted by name in each folder; entropy is in nats. Exit code 1: some "
-        "files could not be read.",
+        epilog="Rows are CSV, sorted by name in each folder, or in the order of a table or an "
+        "array; entropy is in nats. Exit code 1: some files could not be read.",
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=path, help="the folder of a run with a finished stage")
-    words = "images, folders of them (with their sub-folders), and settings such as device=cpu"
-    add("words", metavar="PATH", nargs="*", help=f"{words} or data.workers=2")
+    words = "images, folders, 'patterns/*.jpg', tables, arrays (npz), tar shards, saved sets; and"
+    add("words", metavar="PATH", nargs="*", help=f"{words} settings such as device=cpu")
     add("--debug", action="store_true", help="show the traceback of an error")
+    add("--trust", metavar="FILE", action="append", default=[], help=TRUST)
+    add = parser.group("which images, in the place of paths")
+    add("--dataset", metavar="D", help="as for training, with data.key=value")
+    parts = "train, validation, test or unlabeled; without paths, of the run's own images"
+    add("--part", metavar="P", help=parts)
     add = parser.group("what to write, and where to")
+    told = "print recall by class and what classes are taken for; adds a column label"
+    add("--evaluate", action="store_true", help=told)
     add("--out", metavar="FILE", type=path, help="default: -, which is the standard output")
     add("--force", action="store_true", help="overwrite FILE")
     add("--top", metavar="N", type=int, default=1, help="the N most probable classes of each image")
@@ -48,7 +57,8 @@ def _predict(args: argparse.Namespace) -> int:
 
     if args.out == Path("-"):
         args.out = None
-    options = {key: vars(args)[key] for key in ("out", "top", "batch", "strict", "force")}
+    keys = ("out", "top", "batch", "strict", "force", "dataset", "part", "evaluate", "trust")
+    options = {key: vars(args)[key] for key in keys}
     return predictions.to_csv(predictions.Request.of_words(args.run, args.words, **options))
 
 

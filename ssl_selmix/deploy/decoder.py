@@ -27,6 +27,7 @@ from ssl_selmix.data.workers import (
 )
 from ssl_selmix.images.decode import CORRECTIONS, contents, rgb
 from ssl_selmix.images.find import shown
+from ssl_selmix.images.pieces import Held
 from ssl_selmix.runs import released
 
 OTHER_SIZE = "other-sized"
@@ -104,9 +105,37 @@ class Decoder:
         return pixels.permute(2, 0, 1), notes
 
 
+class Vectors:
+    """What a `Decoder` is, for a run on features: takes them as they are, D float32."""
+
+    crops = False
+
+    def told(self, kind: str) -> str:
+        """Nothing is changed."""
+        raise AssertionError(kind)
+
+    def __call__(self, file: str) -> tuple[Tensor, list[str]]:
+        """The features, and that nothing was changed about them."""
+        assert isinstance(file, Held)
+        return torch.from_numpy(file.pixels), []
+
+
+Taker = Decoder | Vectors
+
+
+def taker_of(manifest: Mapping[str, Any]) -> Taker:
+    """What makes the inputs of a run's network.
+
+    Raises:
+        ValueError: the run's images were of a kind that no image file holds.
+    """
+    return Vectors() if len(manifest["image_shape"]) == 1 else Decoder(manifest)
+
+
 class Chunk(NamedTuple):
     """Some files: those that could be read, n×C×H×W uint8, and what is wrong with the others."""
 
+    rows: list[int]  # which files of all, those that could be read
     files: list[str]
     images: Tensor
     notes: list[tuple[str, str]]  # kind, file
@@ -114,7 +143,7 @@ class Chunk(NamedTuple):
 
 
 class _Chunks(Dataset[Chunk]):
-    def __init__(self, decoder: Decoder, names: Sequence[str], size: int) -> None:
+    def __init__(self, decoder: Taker, names: Sequence[str], size: int) -> None:
         self._decoder, self._names, self._size = decoder, names, size
 
     def __len__(self) -> int:
@@ -122,15 +151,16 @@ class _Chunks(Dataset[Chunk]):
 
     def __getitem__(self, index: int) -> Chunk:
         start = index * self._size
-        chunk = Chunk([], torch.empty(0), [], [])
+        chunk = Chunk([], [], torch.empty(0), [], [])
         images = []
-        for file in islice(self._names, start, start + self._size):
+        for row, file in enumerate(islice(self._names, start, start + self._size), start):
             try:
                 image, notes = self._decoder(file)
             except (ValueError, OSError) as error:
                 chunk.unreadable.append(_reason(error, file))
                 continue
             images.append(image)
+            chunk.rows.append(row)
             chunk.files.append(file)
             chunk.notes.extend((kind, file) for kind in notes)
         return chunk._replace(images=torch.stack(images)) if images else chunk
@@ -158,7 +188,7 @@ def _loader(dataset: _Chunks, workers: int) -> DataLoader[Chunk]:
     )
 
 
-def chunks(decoder: Decoder, names: Sequence[str], size: int, workers: int) -> Iterator[Chunk]:
+def chunks(decoder: Taker, names: Sequence[str], size: int, workers: int) -> Iterator[Chunk]:
     """The files in pieces of `size`, in order, decoded by so many processes (0: by this one).
 
     Raises:

@@ -20,8 +20,10 @@ from ssl_selmix.common import config
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.processes import default_workers
 from ssl_selmix.data.workers import check_settings
-from ssl_selmix.deploy.decoder import Chunk, Decoder, chunks
-from ssl_selmix.images.find import find
+from ssl_selmix.deploy import sources
+from ssl_selmix.deploy.decoder import Chunk, Taker, chunks, taker_of
+from ssl_selmix.deploy.listings import Asked
+from ssl_selmix.images.pieces import Held
 from ssl_selmix.models.execution import Execution, channels_last, precision_of
 from ssl_selmix.runs.folder import RunFolder, Source, open_run
 from ssl_selmix.training import machine
@@ -48,8 +50,8 @@ class Network:
         ValueError: no finished run, an unknown setting, a device that is not there.
     """
 
-    def __init__(self, run: Source, settings: Sequence[str] = ()) -> None:
-        opened = open_run(run)
+    def __init__(self, run: Source | RunFolder, settings: Sequence[str] = ()) -> None:
+        opened = run if isinstance(run, RunFolder) else open_run(run)
         chosen, self._reading = _machine(opened, settings)
         self._device = machine.set_up_device(chosen.device)
         if chosen.threads:
@@ -66,17 +68,18 @@ class Network:
         x = channels_last(images.to(self._device))
         return self._model(x).double().softmax(1).cpu()  # type: ignore[no-any-return]
 
-    def workers_for(self, num: int) -> int:
-        """Processes that read so many files: none where starting them takes longer."""
+    def workers_for(self, files: Sequence[str]) -> int:
+        """Processes that read these files: none where starting them takes longer."""
         if self._reading.workers is not None:
             return self._reading.workers
-        return default_workers() if num > 2 * BATCH else 0
+        decoded = bool(files) and isinstance(files[0], Held)
+        return default_workers() if len(files) > 2 * BATCH and not decoded else 0
 
     def of_files(
-        self, files: Sequence[str], decoder: Decoder, batch: int
+        self, files: Sequence[str], decoder: Taker, batch: int
     ) -> Iterator[tuple[Chunk, Tensor]]:
         """The files in batches, and the probabilities n×K of those that could be read."""
-        for chunk in chunks(decoder, files, batch, self.workers_for(len(files))):
+        for chunk in chunks(decoder, files, batch, self.workers_for(files)):
             probs = self.probabilities(chunk.images) if chunk.files else torch.empty(0, 0)
             yield chunk, probs
 
@@ -104,8 +107,9 @@ def predict(
 
     Args:
         run: folder of a finished run.
-        images: N×C×H×W in 0..255 as the run's images are, or image files of any size and format:
-            a file, a folder (in the order of `images.find.find`), or a sequence of both.
+        images: N×C×H×W in 0..255 as the run's images are, or images of any size and format: a
+            file, a folder (in the order of `images.find.find`), a table, arrays, a saved Hugging
+            Face set, tar shards (in their own order), or a sequence of these.
         device: as torch names it; auto is a GPU if there is one.
         batch: images that pass the network at once.
         workers: processes that read files; None chooses.
@@ -122,9 +126,11 @@ def predict(
         return torch.cat([network.probabilities(part) for part in parts])
     single = isinstance(images, str | os.PathLike)
     places: Sequence[Source] = [images] if single else images  # type: ignore[list-item,assignment]
-    files, _ = find([os.path.expanduser(os.fspath(place)) for place in places])
+    taker = taker_of(network.manifest)
+    asked = Asked.of(network.manifest)
+    files = sources.of_words([os.fspath(place) for place in places], (), asked).files
     found = []
-    for chunk, probs in network.of_files(files, Decoder(network.manifest), batch):
+    for chunk, probs in network.of_files(files, taker, batch):
         if chunk.unreadable:
             raise ValueError(chunk.unreadable[0])
         found.append(probs)

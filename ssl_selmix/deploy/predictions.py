@@ -1,4 +1,4 @@
-"""`ssl-selmix predict RUN PATH...`: a row of CSV for every image, a batch of them in memory.
+"""`ssl-selmix predict RUN [PATH...]`: a row of CSV for every image, a batch of them in memory.
 
 Shapes: n images of a batch, K classes.
 """
@@ -22,11 +22,15 @@ from torch import Tensor
 
 from ssl_selmix.common.atomic import replaced
 from ssl_selmix.common.console import Terminal
-from ssl_selmix.common.names import printable
-from ssl_selmix.deploy.decoder import Chunk, Decoder
+from ssl_selmix.common.names import printable, unknown
+from ssl_selmix.deploy import loaded, sources
+from ssl_selmix.deploy.decoder import Chunk, Taker, taker_of
+from ssl_selmix.deploy.judged import Judged
+from ssl_selmix.deploy.listings import PARTS, Asked, Images
 from ssl_selmix.deploy.model import BATCH, SETTINGS, Network, check_batch
-from ssl_selmix.images.find import LeftOut, find, shown, told
-from ssl_selmix.runs.folder import check_free
+from ssl_selmix.images.find import shown, told
+from ssl_selmix.images.pieces import Held, file_of
+from ssl_selmix.runs.folder import RunFolder, check_free, open_run
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
 PIPE_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
@@ -39,6 +43,11 @@ class Request:
     run: Path
     images: Sequence[str]
     settings: Sequence[str] = ()
+    data: Sequence[str] = ()  # settings of a data set, data.key=value
+    dataset: str | None = None  # in the place of paths
+    part: str | None = None  # of the images; without paths and data set, of the run's own
+    evaluate: bool = False  # the figures of images with a label
+    trust: Sequence[str] = ()  # what of the run's data set may be executed
     out: Path | None = None  # None: the standard output
     top: int = 1
     batch: int = BATCH
@@ -51,7 +60,34 @@ class Request:
         settings = [w for w in words if w.partition("=")[0] in SETTINGS and "=" in w]
         rest = [w for w in words if w not in settings]
         settings += [w for w in rest if "=" in w and not os.path.lexists(w)]
-        return cls(run, [w for w in rest if w not in settings], settings, **options)
+        data = [
+            w for w in settings if w.startswith("data.") and w.partition("=")[0] not in SETTINGS
+        ]
+        images = [w for w in rest if w not in settings]
+        return cls(run, images, [w for w in settings if w not in data], data, **options)
+
+    def found(self, run: RunFolder) -> Images:
+        """The images that are meant.
+
+        Args:
+            run: the one whose model predicts.
+
+        Raises:
+            ValueError: there are none, or they cannot be read.
+        """
+        if self.part and self.part not in PARTS:
+            raise ValueError(unknown("part", self.part, PARTS))
+        if self.dataset and self.images:
+            raise ValueError(
+                f"{shown(self.images[0])} and --dataset {self.dataset} both say what to predict; "
+                "leave out one"
+            )
+        asked = Asked.of(run.manifest, self.part or "", self.evaluate)
+        if self.dataset:
+            return sources.of_dataset(self.dataset, self.data, asked, run)
+        if self.images or not self.part:
+            return sources.of_words(self.images, self.data, asked)
+        return sources.of_run(loaded.of_run(run, self.data, self.part, self.trust), asked)
 
 
 def to_csv(request: Request) -> int:
@@ -63,33 +99,46 @@ def to_csv(request: Request) -> int:
     """
     check_batch(request.batch)
     _check_out(request.out, request.force)
-    files, left_out = find([os.path.expanduser(place) for place in request.images])
-    if request.out is not None and os.path.realpath(request.out) in map(os.path.realpath, files):
-        raise ValueError(f"--out {request.out} is one of the images; name another file")
-    network = Network(request.run, request.settings)
+    run = open_run(request.run)
+    images = request.found(run)
+    _check_not_read(request.out, [*images.files, *request.images])
+    if request.evaluate and max(images.labels, default=-1) < 0:
+        raise ValueError(
+            "--evaluate needs labels, and no image has one; name folders by class, or a data set "
+            "with labels"
+        )
+    network = Network(run, request.settings)
     if not 1 <= request.top <= len(network.class_names):
         raise ValueError(
             f"--top must be 1 to {len(network.class_names)}, the number of classes, not "
             f"{request.top}"
         )
-    decoder = Decoder(network.manifest)
+    decoder = taker_of(network.manifest)
     shown = request.out is None and sys.stdout.isatty()
     teller = _Teller(shown)
+    judged = Judged(network.class_names) if request.evaluate else None
     try:
-        with _output(request.out) as file, teller.progress(len(files)):
+        with _output(request.out) as file, teller.progress(len(images.files)):
             teller.tell_model(network.stage)
-            teller.tell_left_out(left_out)
-            file.write(_lines([_header(request.top)]))
-            for chunk, probs in network.of_files(files, decoder, request.batch):
+            teller.tell_found(images)
+            file.write(_lines([_header(request.top, judged)]))
+            for chunk, probs in network.of_files(images.files, decoder, request.batch):
                 if chunk.unreadable and request.strict:
                     raise ValueError(chunk.unreadable[0])
-                rows = _rows(chunk.files, probs, network.class_names, request.top)
+                names = [images.names[row] for row in chunk.rows]
+                rows = _rows(names, probs, network.class_names, request.top)
+                if judged is not None:
+                    labels = [images.labels[row] for row in chunk.rows]
+                    judged.add(labels, probs)
+                    rows = _labeled(rows, labels, network.class_names)
                 file.write(_lines(rows, shown))
                 teller.tell(chunk)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     teller.sum_up(request.out, decoder)
+    if judged is not None:
+        judged.show(teller.out)
     return 1 if teller.unreadable else 0
 
 
@@ -107,9 +156,27 @@ def _check_out(path: Path | None, force: bool) -> None:
     check_free(path, force)
 
 
-def _header(top: int) -> list[str]:
+def _check_not_read(out: Path | None, read: Sequence[str]) -> None:
+    """Refuse an output that is one of the files that are read."""
+    if out is None:
+        return
+    files = {file_of(file) for file in read if not isinstance(file, Held)}
+    if os.path.realpath(out) in map(os.path.realpath, files):
+        raise ValueError(f"--out {out} is one of the images; name another file")
+
+
+def _header(top: int, judged: Judged | None) -> list[str]:
     more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("class", "probability")]
-    return ["path", "class", "probability", "entropy", *more]
+    own = [] if judged is None else ["label"]
+    return ["path", "class", "probability", "entropy", *more, *own]
+
+
+def _labeled(
+    rows: Iterable[list[str]], labels: Sequence[int], names: Sequence[str]
+) -> Iterator[list[str]]:
+    """The rows with the label of each; empty if it has none."""
+    for row, label in zip(rows, labels, strict=True):
+        yield [*row, _no_formula(names[label], "'") if label >= 0 else ""]
 
 
 def _rows(
@@ -171,8 +238,8 @@ class _Teller:
     """What the user sees while files are read, on the standard error."""
 
     def __init__(self, rows_on_terminal: bool) -> None:
-        self._out = Terminal(stderr=True, soft_wrap=True, highlight=False)
-        self._bar = self._out.is_terminal and not rows_on_terminal  # rows are progress enough
+        self.out = Terminal(stderr=True, soft_wrap=True, highlight=False)
+        self._bar = self.out.is_terminal and not rows_on_terminal  # rows are progress enough
         self._notes: dict[str, tuple[int, str]] = {}
         self._advance: Callable[[int], None] = lambda num: None
         self._since = time.perf_counter()
@@ -182,22 +249,24 @@ class _Teller:
     def progress(self, total: int) -> Iterator[None]:
         """A bar on a terminal, nothing elsewhere."""
         columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self._out, disable=not self._bar, transient=True) as bar:
+        with Progress(*columns, console=self.out, disable=not self._bar, transient=True) as bar:
             task = bar.add_task("predict", total=total)
             self._advance = lambda num: bar.advance(task, num)
             yield
 
     def _say(self, text: str) -> None:
-        self._out.print(text, markup=False)
+        self.out.print(text, markup=False)
 
     def tell_model(self, stage: str) -> None:
         """Of which stage the model is."""
         self._say(f"model: {stage}")
 
-    def tell_left_out(self, left_out: LeftOut) -> None:
-        """What was found in folders and is not taken for an image."""
-        for line in told(left_out):
+    def tell_found(self, images: Images) -> None:
+        """What was found in folders and is not taken for an image, and other notes."""
+        for line in told(images.left_out):
             self._say(f"warning: {line}")
+        for line in images.notes:
+            self._say(line)
 
     def tell(self, chunk: Chunk) -> None:
         """That a chunk is done, and which of its files could not be read."""
@@ -210,7 +279,7 @@ class _Teller:
         self.unreadable += len(chunk.unreadable)
         self._advance(len(chunk.files) + len(chunk.unreadable))
 
-    def sum_up(self, out: Path | None, decoder: Decoder) -> None:
+    def sum_up(self, out: Path | None, decoder: Taker) -> None:
         """What was changed about images, and how many there were."""
         for kind, (count, first) in self._notes.items():
             images = "image" if count == 1 else "images"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssl_selmix.common.console import warn
 from ssl_selmix.images.damage import damage_of
-from ssl_selmix.images.pieces import Piece
+from ssl_selmix.images.pieces import Held, Piece
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,6 +59,8 @@ def contents(file: str) -> bytes:
     """
     if isinstance(file, Piece):
         return _of_piece(file)
+    if isinstance(file, Held):
+        return file.content()
     # Half the time of open(): with 60,000 files of 1 kB this is most of what a start costs.
     try:
         handle = os.open(file, READ)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import io
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,3 +212,83 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
 def test_every_question_is_one_of_the_answers() -> None:
     assert questions.NAMES == list(questions.QUESTIONS)
+
+
+def shard(name: str, labels: list[str], side: int = 8) -> None:
+    """A tar file with an image for each label; "" has none."""
+    Path(name).parent.mkdir(exist_ok=True)
+    with tarfile.open(name, "w") as made:
+        for i, label in enumerate(labels):
+            out = io.BytesIO()
+            pixels = np.random.default_rng([i, len(name)]).integers(0, 256, (side, side, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(out, "png")
+            members = {"png": out.getvalue()} | ({"cls": label.encode()} if label else {})
+            for suffix, content in members.items():
+                member = tarfile.TarInfo(f"{Path(name).stem}-{i:03}.{suffix}")
+                member.size = len(content)
+                made.addfile(member, io.BytesIO(content))
+
+
+def test_a_folder_of_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = "my [tars], all"
+    shard(f"{folder}/train-000.tar", ["a"] * 5 + ["b"] * 4)
+    shard(f"{folder}/train-001.tar", ["a"] * 3 + [""])
+    shard(f"{folder}/test-000.tar", ["a", "b"])
+    shard(f"{folder}/pool-000.tar", [""] * 4)
+    assert init("--images", folder, "--yes") == 0
+    out = capsys.readouterr().out
+    assert "12 labeled images in 2 classes, from 8 (a) to 4 (b); 2 for test, 5 without a" in out
+    made = plan()
+    data = made.config["data"]
+    assert made.request.dataset == "webdataset" and data.test is None
+    assert len(data.shards) == 1 and data.shards[0].endswith("train-*.tar")
+    source = made.dataset.load(data)
+    assert (len(source.train), len(source.test), len(source.extra_unlabeled)) == (12, 2, 5)
+    assert f"--images '{Path(folder).absolute()}'" in FILE.read_text()
+
+
+def test_shards_that_are_no_training_set(capsys: pytest.CaptureFixture[str]) -> None:
+    shard("only/test-0.tar", ["a", "b"])
+    Path("zipped").mkdir()
+    Path("zipped/train.tar.gz").write_bytes(b"\x1f\x8b")
+    shard("few.tar", ["a", "a"])
+    for place, message in (
+        ("only", "has shards of test alone; add those to train on, such as train-000.tar"),
+        ("zipped", "has compressed shards alone; uncompress them"),
+        ("few.tar", "has fewer than two classes to train on; ssl-selmix data webdataset"),
+    ):
+        assert init("--images", place, "--yes") == 2
+        assert message in capsys.readouterr().err and not FILE.exists()
+
+
+def test_a_saved_set_and_parquet_files(capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = pytest.importorskip("datasets")
+    if not hasattr(datasets, "load_from_disk"):
+        pytest.skip("the library datasets is not installed")
+    datasets.disable_progress_bars()
+    root = tree(Path("images"), {"a": 6, "b": 5})
+    files = sorted((root / "train").rglob("*.png"))
+    made = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+            "label": [file.parent.name for file in files],
+        },
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")}),
+    )
+    datasets.DatasetDict({"train": made}).save_to_disk("saved")
+    made.to_parquet("bytes.parquet")
+    paths = datasets.Dataset.from_dict(
+        {"path": [str(file) for file in files], "label": [file.parent.name for file in files]}
+    )
+    paths.to_parquet("paths.parquet")
+    for place, dataset, key in (
+        ("saved", "hf", "root"),
+        ("bytes.parquet", "hf", "root"),
+        ("paths.parquet", "table", "file"),
+    ):
+        assert init("--images", place, "--yes", "--force") == 0
+        assert "11 labeled images in 2 classes, from 6 (a) to 5 (b)" in capsys.readouterr().out
+        found = plan()
+        assert found.request.dataset == dataset
+        assert getattr(found.config["data"], key) == str(Path(place).absolute())
+        assert len(found.dataset.load(found.config["data"]).train) == 11
