@@ -102,7 +102,11 @@ class CReST(FixMatch):
         chosen = self.selected.cpu()
         labels = torch.cat([data.labels, self.classes.cpu()[chosen]])
         labeled = torch.cat([data.labeled, data.unlabeled[chosen]])
-        return super().batches(replace(data, labeled=labeled, labels=labels), start)
+        # Who chose the images of the pool gave them no weight: they count as the mean does.
+        beside = torch.ones(len(labels) - len(data.labels))
+        weights = None if data.weights is None else torch.cat([data.weights, beside])
+        data = replace(data, labeled=labeled, labels=labels, weights=weights)
+        return super().batches(data, start)
 
 
 def class_rates(counts: Tensor, alpha: float) -> Tensor:

@@ -33,6 +33,8 @@ class Config(LongTailSplit):
     label_column: str = ""  # empty: label, class, category ...; a,b,c: the majority of three
     split_column: str = ""  # empty: split, part, subset ...; train, validation, test, unlabeled
     group_column: str = ""  # patient or camera, whose images stay together
+    # column of numbers that multiply the labeled loss of each image, 0 or more; empty: all alike
+    weight_column: str = ""
     classes: list[str] = field(default_factory=list)  # their order; empty: sorted
     size: int | None = None  # of the views, size×size pixels; None: take small images as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="all"))
@@ -66,6 +68,7 @@ def load(config: Config) -> ImageSet | FileSet:
         labels if config.label_column else (),
         config.split_column,
         config.group_column,
+        config.weight_column,
     )
     rows = table.read(file, wanted)
     files = table.resolved(file, root, rows)
@@ -192,6 +195,7 @@ class _Parts:
             test=self._part("test", test) if test else None,
             unlabeled=self._part("unlabeled", pool) if pool else None,
             groups=self._groups(whole),
+            weights=self._weights(whole),
         )
 
     def _root(self) -> Path:
@@ -207,6 +211,10 @@ class _Parts:
             return None
         numbers = {name: i for i, name in enumerate(sorted(set(self.rows.groups)))}
         return np.array([numbers[self.rows.groups[i]] for i in rows], dtype=np.int64)
+
+    def _weights(self, rows: Sequence[int]) -> npt.NDArray[np.float64] | None:
+        found = self.rows.weights
+        return np.array([found[i] for i in rows], dtype=np.float64) if found else None
 
     def _check_groups(self, test: Sequence[int] | None, others: Sequence[int]) -> None:
         """Refuse a group that test rows share with rows to train or validate on."""

@@ -252,6 +252,8 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     ]
     _check_batches(found)
     _check_pixels(plan, found, loaded)
+    if loaded.weights is not None:
+        _check_weighs(plan, found)
     _check_heads(plan, found)
     _set_threads(plan, found, loaded, out)
     return found
@@ -328,6 +330,18 @@ def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> Non
         if len(loaded.image_shape) == 1 and why:
             raise ValueError(
                 f"{name} cannot work on features: {why}; choose another method, or train on images"
+            )
+
+
+def _check_weighs(plan: Plan, planned: Sequence[Algorithm]) -> None:
+    """Refuse stages that would learn from images without asking for their weights."""
+    for (name, kind), algorithm in zip(plan.algorithms, planned, strict=True):
+        weighs = getattr(kind.forward, "weighs_labels", False)
+        if not (weighs if kind.trains else "labeled" not in algorithm.needs_features(0)):
+            raise ValueError(
+                f"data.weight_column={plan.config['data'].weight_column}: {name} cannot weigh "
+                "labeled images; leave the column out, or take a method whose labeled loss is a "
+                "sum over images, such as fixmatch, supervised or crt"
             )
 
 
