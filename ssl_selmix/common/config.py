@@ -53,6 +53,7 @@ ADDED: Mapping[str, Any] = {
     "data.unlabeled_from": [],
     "data.more_roots": [],
     "data.weight_column": "",
+    "data.annotators": "vote",
     "rate": "absolute",
     "offsets": "none",
     "pseudo_labels": "student",

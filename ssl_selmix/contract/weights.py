@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # relative, of a loss
 
 
 def check_weights(subject: Subject, folder: Path) -> None:
-    """Losses are linear in the weight of a labeled image, and those of classes where it is 1."""
+    """Losses are linear in weights of labeled images and shares of classes, and 1 means nothing."""
     demand_steps(subject.kind)
     if not getattr(subject.kind.forward, "weighs_labels", False):
         raise Skipped("it does not promise to weigh images (@weighs_labels on forward)")
@@ -52,6 +52,12 @@ def check_weights(subject: Subject, folder: Path) -> None:
         _close(torch.stack(found).mean(), whole),
         "the loss is not linear in the weight of a labeled image; multiply the loss of each image "
         "with its weight, and divide by nothing that depends on weights",
+    )
+    others = ones.roll(1, dims=1)
+    demand(
+        _close(loss((ones + others) / 2), (whole + loss(others)) / 2),
+        "the loss of an image that half of its annotators say is of another class is not the mean "
+        "of the losses of both classes; take the labeled loss of batch.target",
     )
     demand(
         not _close(loss(0 * ones), whole),

@@ -358,4 +358,5 @@ def as_data(source: Source, found: Mapping[str, Tensor]) -> FeatureSet:
         extra_unlabeled=Rows(found["unlabeled"]) if "unlabeled" in found else None,
         apart=source.apart,
         weights=source.weights,
+        shares=source.shares,
     )

@@ -166,6 +166,7 @@ class FileSet:
     strict: bool = True  # refuse a JPEG that is damaged in its middle
     groups: npt.NDArray[np.int64] | None = None  # as of an ImageSet
     weights: npt.NDArray[np.float64] | None = None  # as of an ImageSet
+    shares: npt.NDArray[np.float32] | None = None  # as of an ImageSet
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 

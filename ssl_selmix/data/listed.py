@@ -39,6 +39,7 @@ class Listed:
         unlabeled: files whose class nobody knows, without classes.
         groups: of each train and validation image, (N,); images of one group stay together.
         weights: of each of them in the labeled loss, (N,).
+        shares: of the annotators of each of them that are for each class, N×K.
     """
 
     root: Path
@@ -49,6 +50,7 @@ class Listed:
     unlabeled: Part | None = None
     groups: Labels | None = None
     weights: Weights | None = None
+    shares: npt.NDArray[np.float32] | None = None
 
 
 def load(
@@ -83,7 +85,7 @@ def _decoded(listed: Listed, how: Reading) -> ImageSet:
         Pooled(train, _labels(listed), listed.class_names, held, test, extra, listed.groups),
         listed.test[2] if listed.test else None,
     )
-    return replace(whole, weights=listed.weights)
+    return replace(whole, weights=listed.weights, shares=listed.shares)
 
 
 class Pooled(NamedTuple):
@@ -168,6 +170,7 @@ def _streamed(
         apart=len(listed.validation[1]) if listed.validation else 0,
         groups=listed.groups,
         weights=listed.weights,
+        shares=listed.shares,
     )
 
 

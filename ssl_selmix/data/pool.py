@@ -192,8 +192,8 @@ class Data:
     of its processes need make only its share of a batch.
 
     Shape: labeled, unlabeled, validation are vectors of positions in `pool`, test (T,) in
-    `test_pool`, on the CPU; labels and weights of the labeled images there as well, mean weight 1;
-    validation_labels and test_labels on the device.
+    `test_pool`, on the CPU; labels, weights and shares of the labeled images there as well, mean
+    weight 1; validation_labels and test_labels on the device.
     """
 
     pool: Pool
@@ -210,6 +210,7 @@ class Data:
     stage: str = ""
     world: World | None = None
     weights: Tensor | None = None  # of the labeled loss of every labeled image; None: all are 1
+    shares: Tensor | None = None  # n×K, what their annotators say; None: all say the label
 
     @property
     def device(self) -> torch.device:
@@ -315,9 +316,14 @@ class Data:
     def _draw(self, step: int, rows: Tensor, pool: Tensor) -> Draw:
         """These labeled images and these of the pool, by their places there."""
         masses, y = None, self.labels[rows]
-        if self.weights is not None:
-            masses = masses_of(y, len(self.class_names), self.weights[rows])
+        if self.weights is not None or self.shares is not None:
+            masses = masses_of(y, len(self.class_names), *self._of(rows))
         return Draw(step, self.labeled[rows], y, self.unlabeled[pool], pool, masses, rows)
+
+    def _of(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Weights and shares of these labeled images, where they have some."""
+        one, other = (None if v is None else v[rows] for v in (self.weights, self.shares))
+        return one, other
 
     def _epoch(self, epoch: int, renew: bool) -> Tensor:
         """The rows of an epoch's subset in its order."""

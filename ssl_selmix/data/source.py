@@ -52,7 +52,7 @@ class ImageSet:
     per channel, in units of 0..255. The last `apart` images of `train` are those of a validation
     part of its own: validation and test images are drawn from them, and no others. `groups` says
     which images of `train` stay together, for instance those of one patient. `weights` multiply
-    the labeled loss of each image of `train`.
+    the labeled loss of each image of `train`; `shares` are how many of its annotators say what.
     """
 
     train: Tensor
@@ -68,6 +68,7 @@ class ImageSet:
     apart: int = 0
     groups: np.ndarray | None = None  # (N,) int64
     weights: np.ndarray | None = None  # (N,) float64; NaN where the image has no label
+    shares: np.ndarray | None = None  # N×K float32, rows of sum 1; train_labels are their majority
 
     def sha256(self) -> str:
         """Identity of the images: a digest of all pixels."""
@@ -164,5 +165,6 @@ def assemble(
         class_names=source.class_names,
         seed=seed,
         weights=normalised(source.weights, part["labeled"]),
+        shares=None if source.shares is None else torch.from_numpy(source.shares)[part["labeled"]],
     )
     return data, Diagnostics(torch.cat([labels[part["unlabeled"]], torch.full_like(extra, -1)]))

@@ -1,6 +1,6 @@
-"""What labeled images count for in the loss: their weights, on the classes that they have.
+"""What labeled images count for in the loss: weights, on the classes that annotators say.
 
-Shapes: N images, n labeled ones, B images of a batch, K classes.
+Shapes: N images, n labeled ones, B images of a batch, K classes, A annotators.
 """
 
 from __future__ import annotations
@@ -34,9 +34,25 @@ def normalised(weights: npt.NDArray[np.float64] | None, labeled: Tensor) -> Tens
     return (found / found.mean()).float()
 
 
-def masses_of(y: Tensor, num_classes: int, weights: Tensor) -> Tensor:
-    """The weight of each image on its class. Shape: y (B,), weights (B,) -> B×K float32."""
-    return weights[:, None] * F.one_hot(y, num_classes)
+def masses_of(y: Tensor, num_classes: int, weights: Tensor | None, shares: Tensor | None) -> Tensor:
+    """The weight of each image on its class, or on its classes by the shares of annotators.
+
+    Shape: y (B,), weights (B,) or None, shares B×K or None -> B×K float32.
+    """
+    masses = F.one_hot(y, num_classes).float() if shares is None else shares
+    return masses if weights is None else weights[:, None] * masses
+
+
+def shares_of(votes: npt.NDArray[np.int64], num_classes: int) -> npt.NDArray[np.float32]:
+    """The share of each image's annotators that are for each class, 0 where nobody said anything.
+
+    Shape: votes N×A, -1 for none -> N×K.
+    """
+    counts = np.zeros((len(votes), num_classes), dtype=np.float32)
+    rows, columns = np.nonzero(votes >= 0)
+    np.add.at(counts, (rows, votes[rows, columns]), 1)
+    said: npt.NDArray[np.float32] = np.maximum(counts.sum(1, keepdims=True), 1)
+    return counts / said
 
 
 def on_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -252,8 +252,8 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     ]
     _check_batches(found)
     _check_pixels(plan, found, loaded)
-    if loaded.weights is not None:
-        _check_weighs(plan, found)
+    if loaded.weights is not None or loaded.shares is not None:
+        _check_weighs(plan, found, "soft labels" if loaded.weights is None else "weights")
     _check_heads(plan, found)
     _set_threads(plan, found, loaded, out)
     return found
@@ -333,15 +333,17 @@ def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> Non
             )
 
 
-def _check_weighs(plan: Plan, planned: Sequence[Algorithm]) -> None:
-    """Refuse stages that would learn from images without asking for their weights."""
+def _check_weighs(plan: Plan, planned: Sequence[Algorithm], what: str) -> None:
+    """Refuse stages that would learn from the classes of images and look at nothing else."""
+    settings = plan.config["data"]
+    told = f"weight_column={settings.weight_column}" if what == "weights" else "annotators=soft"
     for (name, kind), algorithm in zip(plan.algorithms, planned, strict=True):
         weighs = getattr(kind.forward, "weighs_labels", False)
         if not (weighs if kind.trains else "labeled" not in algorithm.needs_features(0)):
             raise ValueError(
-                f"data.weight_column={plan.config['data'].weight_column}: {name} cannot weigh "
-                "labeled images; leave the column out, or take a method whose labeled loss is a "
-                "sum over images, such as fixmatch, supervised or crt"
+                f"data.{told}: {name} takes no {what} of labeled images; leave the setting out, or "
+                "take a method whose labeled loss is a sum over images, such as fixmatch, "
+                "supervised or crt"
             )
 
 

@@ -109,6 +109,7 @@ def test_batches_have_the_weights_of_their_images_with_mean_one() -> None:
 def test_a_pool_whose_images_count_as_labeled_has_weights_of_one() -> None:
     data, _ = make_data()
     data = replace(data, weights=torch.full((len(data.labels),), 2.0))
+    data = replace(data, shares=F.one_hot(data.labels, 3).float())
     algorithm = subject("crest").make(data)
     algorithm.selected[:3] = True  # type: ignore[index, operator]
     seen = torch.cat([b.target.sum(1) for b in islice(algorithm.batches(data, 0), 40)])
@@ -184,7 +185,9 @@ def test_runs_with_weights(
     write(tmp_path, ["1", "2", "1"])
     assert cli.main([*WORDS, "--then", "selmix", "--out", "refused"]) == 2
     told = " ".join(capsys.readouterr().err.split())
-    assert "data.weight_column=w: selmix cannot weigh labeled images; leave the column" in told
+    assert (
+        "data.weight_column=w: selmix takes no weights of labeled images; leave the setting" in told
+    )
     assert cli.main([*WORDS, "--out", "w", "--then", "crt", "crt.steps=2", "crt.batch=4"]) == 0
     plain = [word for word in WORDS if "weight_column" not in word]
     assert cli.main([*plain, "--out", "plain"]) == 0
