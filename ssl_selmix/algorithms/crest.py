@@ -23,6 +23,8 @@ from ssl_selmix.models import Classifier
 class CReST(FixMatch):
     """Wei et al., CVPR 2021. The weights handed on are the best ones of the last generation."""
 
+    labels_stay = False
+
     @dataclass
     class Config(FixMatch.Config):
         """Hyper-parameters."""

@@ -11,13 +11,13 @@ from ssl_selmix import losses
 from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
-from ssl_selmix.methods import pseudo_labels
+from ssl_selmix.methods import label_filter, pseudo_labels
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
 from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 
-class FixMatch(FollowsPool):
+class FixMatch(label_filter.Filters, FollowsPool):
     """Sohn et al., NeurIPS 2020; with the logit-adjusted labeled loss of the SelMix baseline."""
 
     views: Sequence[str] = ("weak", "strong")
@@ -26,7 +26,9 @@ class FixMatch(FollowsPool):
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config, Guessing):
+    class Config(
+        Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config, Guessing, label_filter.Config
+    ):
         """Hyper-parameters."""
 
         lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
@@ -40,6 +42,7 @@ class FixMatch(FollowsPool):
         self.labeled_loss = losses.LogitAdjusted(task.labeled_prior, config.logit_adjustment)
         self.pool_prior = PoolPrior(task, config)
         self.confidence = pseudo_labels.build(task, config)
+        self.begin_filter(config)
 
     @keeps_rows
     @weighs_labels

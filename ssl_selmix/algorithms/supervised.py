@@ -12,17 +12,17 @@ from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
-from ssl_selmix.methods import labeled, sharpness
+from ssl_selmix.methods import label_filter, labeled, sharpness
 from ssl_selmix.models import Classifier
 
 
-class Supervised(Algorithm):
+class Supervised(label_filter.Filters):
     """The baselines that see no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
 
     views = ()
 
     @dataclass
-    class Config(Algorithm.Config, labeled.Config, sharpness.Config):
+    class Config(Algorithm.Config, labeled.Config, sharpness.Config, label_filter.Config):
         """Hyper-parameters."""
 
         resample: bool = False  # draw every class equally often
@@ -46,6 +46,7 @@ class Supervised(Algorithm):
         super().__init__(net, task, config)
         sharpness.rare(task.labeled_counts, config)  # refuses what moves no weights
         self.loss = labeled.LabeledLoss(task, config, config.logit_adjustment or 0.0)
+        self.begin_filter(config)
         self.cosine = labeled.CosineHead(config.scale) if config.loss == "ldam" else None
         if self.cosine and net.classifier.bias is not None:
             net.classifier.bias.requires_grad_(False)  # a cosine has none
@@ -86,7 +87,8 @@ class Supervised(Algorithm):
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, by their own frequencies or class by class."""
         cfg = self.config
-        return data.batches((), cfg.batch, 0, start, balanced=cfg.resample)
+        found = data.batches((), cfg.batch, 0, start, balanced=cfg.resample)
+        return found if self.label_filter is None else self.weighed(found)
 
     def head(self, features: Tensor) -> Tensor:
         """The classifier; for ldam, the linear layer that ranks classes as the cosines do.

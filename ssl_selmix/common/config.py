@@ -52,6 +52,8 @@ ADDED: Mapping[str, Any] = {
     "sam_below": 0,
     "data.unlabeled_from": [],
     "data.more_roots": [],
+    "label_filter": "none",
+    "filter_from": 0.5,
     "data.weight_column": "",
     "data.annotators": "vote",
     "rate": "absolute",

@@ -85,7 +85,9 @@ def _decoded(listed: Listed, how: Reading) -> ImageSet:
         Pooled(train, _labels(listed), listed.class_names, held, test, extra, listed.groups),
         listed.test[2] if listed.test else None,
     )
-    return replace(whole, weights=listed.weights, shares=listed.shares)
+    labeled = [part[1] for part in (listed.train, listed.validation) if part is not None]
+    names = [getattr(file, "name", file) for files in labeled for file in files]
+    return replace(whole, weights=listed.weights, shares=listed.shares, names=names)
 
 
 class Pooled(NamedTuple):

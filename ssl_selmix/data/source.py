@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +69,7 @@ class ImageSet:
     apart: int = 0
     groups: np.ndarray | None = None  # (N,) int64
     weights: np.ndarray | None = None  # (N,) float64; NaN where the image has no label
+    names: Sequence[str] = ()  # of the images of `train`, if they have some
     shares: np.ndarray | None = None  # N×K float32, rows of sum 1; train_labels are their majority
 
     def sha256(self) -> str:
@@ -129,6 +131,12 @@ class Diagnostics:
 
 
 Source = ImageSet | FileSet | FeatureSet
+
+
+def names_of(source: Source) -> Sequence[str]:
+    """The names of the training images, or their places where they have no names."""
+    found = source.train.names if isinstance(source, FileSet) else source.names
+    return found or [str(i) for i in range(len(source.train))]
 
 
 def assemble(
