@@ -4,10 +4,11 @@
     python -m benchmarks.time_to --on features --data features.npz --out runs/time-to
 
 The arms are ways to take the steps of FixMatch + LA: as the field writes it, joint, split, lazy,
-lazy with pseudo-labels of the teacher or with the labeled images beside the weak views, fewer
-unlabeled images at first (`mu_from`), and a larger rate with half of the steps; on features, the
-supervised classifier as well. All arms of a seed take turns, some steps each and every second time
-backwards, so that a busy machine slows all alike.
+lazy with pseudo-labels of the teacher or with the labeled images beside the weak views, with the
+teacher's batch statistics copied or averaged, fewer unlabeled images at first (`mu_from`), and a
+larger rate with half of the steps; on features, the supervised classifier as well. All arms of a
+seed take turns, some steps each and every second time backwards, so that a busy machine slows all
+alike.
 
 A recall is held at the first validation that has it and whose successor has it too. Seconds are
 those of the processor while steps are taken, without validations; images are all that pass the
@@ -43,7 +44,9 @@ from ssl_selmix.training import checkpoint, engine, machine
 from ssl_selmix.training.log import SilentLog
 
 Row = dict[str, Any]
+AVERAGED = "fixmatch.ema_buffers=average"
 TEACHER = ("views.lazy=true", "fixmatch.pseudo_labels=teacher")
+FAST = (*TEACHER, AVERAGED)
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,26 @@ class Arm:
 ARMS: Mapping[str, Arm] = {
     "field": Arm(field=True),
     "joint": Arm(),
+    "joint, averaged": Arm((AVERAGED,)),
     "split": Arm(("views.split=true",)),
     "lazy": Arm(("views.lazy=true",)),
-    "lazy, teacher": Arm(TEACHER),
+    "lazy, averaged": Arm(("views.lazy=true", AVERAGED)),
     "lazy, with labeled": Arm(("views.lazy=true", "views.with_labeled=true")),
+    "lazy, teacher": Arm(TEACHER),
+    "lazy, teacher, averaged": Arm(FAST),
     "joint, mu from 1": Arm(("fixmatch.mu_from=1",)),
     "lazy, teacher, mu from 1": Arm((*TEACHER, "fixmatch.mu_from=1")),
+    "lazy, teacher, averaged, mu from 1": Arm((*FAST, "fixmatch.mu_from=1")),
     "lazy, teacher, twice the rate": Arm((*TEACHER, "fixmatch.lr=0.06"), share=0.5),
+    "lazy, teacher, averaged, twice the rate": Arm((*FAST, "fixmatch.lr=0.06"), share=0.5),
     "supervised": Arm(algo="supervised"),
 }
-IMAGES = tuple(name for name in ARMS if name != "supervised")
+FEATURES = (
+    *("joint", "lazy, teacher", "joint, mu from 1", "lazy, teacher, twice the rate"),
+    "supervised",
+)
+# A classifier on features has no batch statistics, and on images the classifier alone is no arm.
+IMAGES = tuple(name for name in ARMS if name not in (*FEATURES[3:], "lazy, teacher, mu from 1"))
 
 
 @dataclass(frozen=True)
@@ -97,13 +110,7 @@ SETTINGS: Mapping[str, Setting] = {
     "features": Setting(
         "features",
         SPLIT,
-        (
-            "joint",
-            "lazy, teacher",
-            "joint, mu from 1",
-            "lazy, teacher, twice the rate",
-            "supervised",
-        ),
+        FEATURES,
         *(2000, 50, (60, 65), (30, 40)),
     ),
     "digits": Setting(
