@@ -252,6 +252,7 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     loaded, of_features = inputs.data, inputs.body is not None
     _check_sizes(plan, loaded)
     _check_kind(plan, loaded)
+    _check_filters(plan, loaded)
     channels = loaded.image_shape[0]
     found = [
         build(plan, i, loaded.task, channels, None, of_features=of_features)
@@ -261,7 +262,6 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     _check_pixels(plan, found, loaded)
     if loaded.weights is not None or loaded.shares is not None:
         _check_weighs(plan, found, "soft labels" if loaded.weights is None else "weights")
-        _check_filters(plan, loaded)
     _check_heads(plan, found)
     _set_threads(plan, found, loaded, out)
     return found

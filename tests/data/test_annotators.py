@@ -116,6 +116,10 @@ def test_runs_on_soft_labels(
     assert cli.main([*words, "data.annotators=soft", "--then", "smote", "--out", "x"]) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "data.annotators=soft: smote takes no soft labels of labeled images; leave" in told
+    both = ("data.annotators=soft", "fixmatch.label_filter=mixture", "--out", "x")
+    assert cli.main([*words, *both]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "fixmatch.label_filter=mixture judges whether an image has its one class" in told
     for kind in ("vote", "soft"):
         assert cli.main([*words, f"data.annotators={kind}", "--out", kind]) == 0
     assert cli.main([*words, "--out", "vote", "--resume"]) == 0  # vote is what was before
