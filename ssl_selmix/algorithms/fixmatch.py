@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
-from ssl_selmix.methods import pseudo_labels
+from ssl_selmix.methods import label_filter, pseudo_labels
 from ssl_selmix.methods.pool_prior import FollowsPool, PoolPrior
 from ssl_selmix.methods.views import Guessing, Look, guide
 from ssl_selmix.models import Classifier
 
 
-class FixMatch(FollowsPool):
+class FixMatch(label_filter.Filters, FollowsPool):
     """Sohn et al., NeurIPS 2020; with the logit-adjusted labeled loss of the SelMix baseline."""
 
     views: Sequence[str] = ("weak", "strong")
@@ -26,7 +26,9 @@ class FixMatch(FollowsPool):
     contract_cases = pseudo_labels.CONTRACT_CASES
 
     @dataclass
-    class Config(Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config, Guessing):
+    class Config(
+        Algorithm.PoolConfig, pseudo_labels.Config, PoolPrior.Config, Guessing, label_filter.Config
+    ):
         """Hyper-parameters."""
 
         lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
@@ -40,8 +42,10 @@ class FixMatch(FollowsPool):
         self.labeled_loss = losses.LogitAdjusted(task.labeled_prior, config.logit_adjustment)
         self.pool_prior = PoolPrior(task, config)
         self.confidence = pseudo_labels.build(task, config)
+        self.begin_filter(config)
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
         look = Look(self.net, batch, guide(self, ctx), self.weak_views)
@@ -50,7 +54,7 @@ class FixMatch(FollowsPool):
         # An image may have several pseudo-labels: it is needed if any of them counts.
         needed = kept[1].reshape(-1, len(batch.index_u)).amax(0) > 0
         logits_x, logits_s = look.rest_logits(needed)
-        return self.objective(logits_x, batch.y, kept, logits_s)
+        return self.objective(logits_x, batch.target, kept, logits_s)
 
     def keep(self, p: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pseudo-labels (M,) of the probabilities M×K, and the weights (M,) of their losses."""
@@ -61,7 +65,8 @@ class FixMatch(FollowsPool):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses, given the pseudo-labels (M,) and their weights (M,); and the logs.
 
-        Shape: logits_x B×K; logits_s M×K, or M×K of every strong view one after the other.
+        Shape: logits_x B×K; y (B,), or masses B×K; logits_s M×K, or M×K of every strong view one
+        after the other.
         """
         logits_s = self.of_pool(logits_s)
         classes, weight = (rows.repeat(len(logits_s) // len(rows)) for rows in kept)

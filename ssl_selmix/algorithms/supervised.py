@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
-from ssl_selmix.methods import labeled, sharpness
+from ssl_selmix.methods import label_filter, labeled, sharpness
 from ssl_selmix.models import Classifier
 
 
-class Supervised(Algorithm):
+class Supervised(label_filter.Filters):
     """The baselines that see no unlabeled image (logit adjustment: Menon et al., ICLR 2021)."""
 
     views = ()
 
     @dataclass
-    class Config(Algorithm.Config, labeled.Config, sharpness.Config):
+    class Config(Algorithm.Config, labeled.Config, sharpness.Config, label_filter.Config):
         """Hyper-parameters."""
 
         resample: bool = False  # draw every class equally often
@@ -46,16 +46,21 @@ class Supervised(Algorithm):
         super().__init__(net, task, config)
         sharpness.rare(task.labeled_counts, config)  # refuses what moves no weights
         self.loss = labeled.LabeledLoss(task, config, config.logit_adjustment or 0.0)
+        self.begin_filter(config)
         self.cosine = labeled.CosineHead(config.scale) if config.loss == "ldam" else None
         if self.cosine and net.classifier.bias is not None:
             net.classifier.bias.requires_grad_(False)  # a cosine has none
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The configured loss of the weak view."""
         if self.config.sam != "none":
             return self._nearby(batch, ctx)
-        return {"labeled": self.loss(self._logits(batch.x), batch.y, ctx.progress)}, {}
+        return {"labeled": self._loss(self._logits(batch.x), batch, ctx)}, {}
+
+    def _loss(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        return self.loss(logits, batch.y, ctx.progress, batch.masses)  # type: ignore[no-any-return]
 
     def _logits(self, x: Tensor) -> Tensor:
         features = self.net.features(x)
@@ -69,7 +74,7 @@ class Supervised(Algorithm):
         moved = sharpness.rare(self.task.labeled_counts, cfg).to(y.device)[y]
 
         def shares(logits: Tensor) -> Tensor:
-            return self.loss.shares(logits, y, ctx.progress)
+            return self.loss.shares(logits, y, ctx.progress, batch.masses)
 
         loss, added = sharpness.loss_nearby(self, self._logits, shares, batch.x, moved, cfg)
         return {"labeled": loss}, {"sharpness": added}
@@ -82,7 +87,8 @@ class Supervised(Algorithm):
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, by their own frequencies or class by class."""
         cfg = self.config
-        return data.batches((), cfg.batch, 0, start, balanced=cfg.resample)
+        found = data.batches((), cfg.batch, 0, start, balanced=cfg.resample)
+        return found if self.label_filter is None else self.weighed(found)
 
     def head(self, features: Tensor) -> Tensor:
         """The classifier; for ldam, the linear layer that ranks classes as the cosines do.

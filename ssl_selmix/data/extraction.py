@@ -32,7 +32,7 @@ from ssl_selmix.common.rules import Checked, at_least, one_of
 from ssl_selmix.data.batch import Draw, Pool, SeededDraw
 from ssl_selmix.data.chunks import MARK, PLAIN, TABLE, Chunk, Part, Teller, Writer, sum_of
 from ssl_selmix.data.features import VIEWS, FeatureSet, Rows
-from ssl_selmix.data.source import Source
+from ssl_selmix.data.source import Source, names_of
 
 FORMAT = "ssl_selmix features 1"
 ABOUT = "about.json"
@@ -357,4 +357,7 @@ def as_data(source: Source, found: Mapping[str, Tensor]) -> FeatureSet:
         test_labels=source.test_labels,
         extra_unlabeled=Rows(found["unlabeled"]) if "unlabeled" in found else None,
         apart=source.apart,
+        weights=source.weights,
+        shares=source.shares,
+        names=names_of(source),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ssl_selmix import data, models
 from ssl_selmix.algorithm import Algorithm
 from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, copies, manifest
+from ssl_selmix.data.source import names_of
 from ssl_selmix.models import heads
 from ssl_selmix.runs import cached, kept
 from ssl_selmix.runs.folder import CONFIG, RunFolder, split_of
@@ -48,6 +49,7 @@ class Inputs:
     body: models.Classifier | None = None
     # Which images are in two parts, if it was looked at; see `data.copies`.
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    names: Sequence[str] = ()  # of the training images
 
     def whole(self, net: models.Classifier) -> models.Classifier:
         """A network for images of one that was trained on these inputs: itself, or on its body."""
@@ -121,10 +123,15 @@ def load_data(
         extra["apart"] = source.apart
     if source.groups is not None:
         extra["groups"] = data.source.sha256_of_arrays(source.groups)
+    for name in ("weights", "shares"):
+        if (found_of := getattr(source, name)) is not None:
+            extra[name] = data.source.sha256_of_arrays(found_of)
     # A run that exists has recorded them.
     new = not (plan.request.recorded or RunFolder(plan.out).has(CONFIG))
     twice = copies.of_parts(source, split, found.digests) if new else {}
-    return Inputs(loaded, diagnostics, split, sha256, extra, preprocessing, body, twice)
+    return Inputs(
+        loaded, diagnostics, split, sha256, extra, preprocessing, body, twice, names_of(source)
+    )
 
 
 def _split(plan: Plan, source: data.Source, sha256: str) -> Split:

@@ -24,7 +24,7 @@ from ssl_selmix.models import batch_norm, classifier, execution, heads
 from ssl_selmix.models.backbones import FEATURES, without_body
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import GAIN, load_into
-from ssl_selmix.runs import load, summary, weights
+from ssl_selmix.runs import load, summary, suspects, weights
 from ssl_selmix.runs.folder import RESULTS, RunError
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
@@ -205,6 +205,7 @@ class Training:
         plan, inputs = self.plan, self.inputs
         name = plan.algorithms[index][0]
         stage = _measure(name, fitted, inputs.data.at_stage(plan.stages[index]))
+        self._tell_suspects(index, fitted.algorithm)
         # Repeat the stage's settings, so that results.json can be read without config.yaml.
         stage |= {"settings": config.deciding(plan.plain[name], f"{name}.")}
         whole = inputs.whole(handed_on)
@@ -214,6 +215,12 @@ class Training:
         told = _protocol(plan, inputs, inputs.whole(fitted.algorithm.net))
         self.results.protocol = checked(Protocol, told)
         self.record.add(self.results, stage, whole, sha256)
+
+    def _tell_suspects(self, index: int, algorithm: Algorithm) -> None:
+        folder, inputs = self.plan.out / self.plan.stages[index], self.inputs
+        first = self.world is None or self.world.rank == 0
+        if told := suspects.write(folder, algorithm, inputs.data, inputs.names, first=first):
+            self.out.print(f"  {told}", highlight=False, markup=False)
 
     def _origin(self, index: int) -> StartedFrom | None:
         """What a stage began with: weights of another run, or what the stage before handed on."""
@@ -245,6 +252,7 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     loaded, of_features = inputs.data, inputs.body is not None
     _check_sizes(plan, loaded)
     _check_kind(plan, loaded)
+    _check_filters(plan, loaded)
     channels = loaded.image_shape[0]
     found = [
         build(plan, i, loaded.task, channels, None, of_features=of_features)
@@ -252,6 +260,8 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     ]
     _check_batches(found)
     _check_pixels(plan, found, loaded)
+    if loaded.weights is not None or loaded.shares is not None:
+        _check_weighs(plan, found, "soft labels" if loaded.weights is None else "weights")
     _check_heads(plan, found)
     _set_threads(plan, found, loaded, out)
     return found
@@ -328,6 +338,30 @@ def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> Non
         if len(loaded.image_shape) == 1 and why:
             raise ValueError(
                 f"{name} cannot work on features: {why}; choose another method, or train on images"
+            )
+
+
+def _check_weighs(plan: Plan, planned: Sequence[Algorithm], what: str) -> None:
+    """Refuse stages that would learn from the classes of images and look at nothing else."""
+    settings = plan.config["data"]
+    told = f"weight_column={settings.weight_column}" if what == "weights" else "annotators=soft"
+    for (name, kind), algorithm in zip(plan.algorithms, planned, strict=True):
+        weighs = getattr(kind.forward, "weighs_labels", False)
+        if not (weighs if kind.trains else "labeled" not in algorithm.needs_features(0)):
+            raise ValueError(
+                f"data.{told}: {name} takes no {what} of labeled images; leave the setting out, or "
+                "take a method whose labeled loss is a sum over images, such as fixmatch, "
+                "supervised or crt"
+            )
+
+
+def _check_filters(plan: Plan, loaded: Data) -> None:
+    """Refuse to judge labels that several people disagree about."""
+    for name, _ in plan.algorithms if loaded.shares is not None else ():
+        if (found := getattr(plan.config[name], "label_filter", "none")) != "none":
+            raise ValueError(
+                f"{name}.label_filter={found} judges whether an image has its one class, and "
+                "data.annotators=soft gives it several; leave out one of them"
             )
 
 
