@@ -252,6 +252,7 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     ]
     _check_batches(found)
     _check_pixels(plan, found, loaded)
+    _check_strong(plan, found)
     _check_heads(plan, found)
     _set_threads(plan, found, loaded, out)
     return found
@@ -329,6 +330,24 @@ def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> Non
             raise ValueError(
                 f"{name} cannot work on features: {why}; choose another method, or train on images"
             )
+
+
+def _check_strong(plan: Plan, planned: Sequence[Algorithm]) -> None:
+    """Refuse strong views of another kind for stages that see none."""
+    strong, features = plan.config["views"].strong, plan.config["features"]
+    if strong == type(plan.config["views"]).strong:
+        return
+    if plan.cached and not features.strong:
+        raise ValueError(
+            f"views.strong={strong} changes nothing, for features.strong=0 makes features of plain "
+            "views alone; set features.strong=4, say, or leave it out"
+        )
+    if not any("strong" in algorithm.views for algorithm in planned):
+        names = " and ".join(name for name, _ in plan.algorithms)
+        raise ValueError(
+            f"views.strong={strong} changes nothing, for {names} makes no strong view; leave it "
+            "out, or choose a method that does, such as fixmatch"
+        )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:
