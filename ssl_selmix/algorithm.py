@@ -37,6 +37,7 @@ __all__ = [
     "Views",
     "keeps_rows",
     "load",
+    "weighs_labels",
 ]
 
 
@@ -107,6 +108,16 @@ def keeps_rows(forward: Forward) -> Forward:
     that of the decorated function: a subclass with a `forward` of its own makes it anew, or not.
     """
     forward.keeps_rows = True  # type: ignore[attr-defined]
+    return forward
+
+
+def weighs_labels(forward: Forward) -> Forward:
+    """Promise that the labeled losses of this `forward` are of `batch.target` or `batch.masses`.
+
+    Then images may have weights. The promise is that of the decorated function, as of `keeps_rows`;
+    a run with weights refuses a method without it.
+    """
+    forward.weighs_labels = True  # type: ignore[attr-defined]
     return forward
 
 

@@ -5,6 +5,8 @@ Shapes: B labeled images, M unlabeled images, K classes. Logits are B×K or M×K
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ def logit_adjusted(logits: Tensor, labels: Tensor, log_pi: Tensor, tau: float = 
     Menon et al., ICLR 2021, eq. 10: the arg-max of the raw logits then aims at the balanced
     error. tau = 0 is plain cross-entropy.
 
-    Shape: logits B×K, labels (B,), log_pi (K,) -> scalar.
+    Shape: logits B×K, labels (B,) or masses B×K, log_pi (K,) -> scalar.
     """
     return F.cross_entropy(logits + tau * log_pi if tau else logits, labels)
 
@@ -40,7 +42,7 @@ class LogitAdjusted(nn.Module):
     With weights an image's loss is multiplied by that of its class, and the batch is not divided
     by their sum.
 
-    Shape: prior and weights (K,); logits B×K, labels (B,) -> scalar.
+    Shape: prior and weights (K,); logits B×K, labels (B,) or masses B×K -> scalar.
     """
 
     log_pi: Tensor
@@ -53,11 +55,36 @@ class LogitAdjusted(nn.Module):
         self.register_buffer("weights", None if weights is None else weights.float())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch. Shape: logits B×K, labels (B,) -> scalar."""
+        """Mean over the batch. Shape: logits B×K, labels (B,) or masses B×K -> scalar."""
         if self.weights is None:
             return logit_adjusted(logits, labels, self.log_pi, self.tau)
         adjusted = logits + self.tau * self.log_pi
+        if labels.ndim == 2:
+            return F.cross_entropy(adjusted, labels * self.weights)
         return masked_cross_entropy(adjusted, labels, self.weights[labels])
+
+
+def as_masses(target: Tensor, num_classes: int) -> Tensor:
+    """What each class counts for in each image. Shape: labels (B,) or masses B×K -> B×K."""
+    return target if target.ndim == 2 else F.one_hot(target, num_classes)
+
+
+def expected(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
+    """A loss of classes, of each image and weighed by what each class counts for in it.
+
+    Args:
+        loss: of logits n×K and classes (n,), (n,).
+        logits: B×K.
+        target: classes (B,) or masses B×K.
+
+    Returns:
+        (B,).
+    """
+    if target.ndim == 1:
+        return loss(logits, target)
+    rows, classes = target.nonzero(as_tuple=True)
+    each = loss(logits[rows], classes)
+    return each.new_zeros(len(logits)).index_add(0, rows, target[rows, classes].to(each) * each)
 
 
 def pseudo_label(p: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context, keeps_rows
+from ssl_selmix.algorithm import Context, keeps_rows, weighs_labels
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
@@ -47,6 +47,7 @@ class ABC(FixMatch):
         )
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch on the network's own classifier, and the balanced losses on the second head."""
         a, look = self.net.classifier, Look(self.net, batch, guide(self, ctx))
@@ -55,8 +56,8 @@ class ABC(FixMatch):
         kept = self.confidence(p, batch.index_u)
         chosen = self.balanced.choose(batch.y, who.balanced.guess(h_w), ctx)
         h_x, strong = look.rest((kept[1] > 0) | (chosen.unlabeled > 0))
-        found, logs = self.objective(a(h_x), batch.y, kept, a(torch.cat(strong)))
-        return found | self.balanced.objective(h_x, batch.y, chosen, strong), logs
+        found, logs = self.objective(a(h_x), batch.target, kept, a(torch.cat(strong)))
+        return found | self.balanced.objective(h_x, batch.target, chosen, strong), logs
 
     def head(self, features: Tensor) -> Tensor:
         """The balanced head alone."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
@@ -77,6 +77,7 @@ class ACR(KnowsLabeled):
         self.register_labeled(task)
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled losses of both heads, and both heads' losses on the standard head's guesses."""
         cfg, standard, balanced = self.config, self.net.classifier, self.balanced
@@ -99,8 +100,8 @@ class ACR(KnowsLabeled):
 
         adjusted = balanced(x) + self.adjustment(cfg.tau_balanced)
         found = {
-            "labeled": F.cross_entropy(standard(x), batch.y),
-            "balanced": F.cross_entropy(adjusted, batch.y),
+            "labeled": F.cross_entropy(standard(x), batch.target),
+            "balanced": F.cross_entropy(adjusted, batch.target),
             "unlabeled": unlabeled(standard, targets, of_standard),
             "unlabeled_balanced": unlabeled(balanced, targets_balanced, of_balanced),
         }

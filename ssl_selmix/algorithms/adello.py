@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
@@ -76,6 +76,7 @@ class ADELLO(KnowsLabeled):
         self.register_labeled(task)
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss, loss of confident images, and distillation of the others."""
         cfg, look = self.config, Look(self.net, batch, guide(self, ctx))
@@ -88,7 +89,7 @@ class ADELLO(KnowsLabeled):
         logits_x, logits_s = look.rest_logits(None if distils else kept[1] > 0)
         logits_s = logits_s + shift_s
         found = {
-            "labeled": F.cross_entropy(logits_x + shift_x, batch.y),
+            "labeled": F.cross_entropy(logits_x + shift_x, batch.target),
             "unlabeled": cfg.lambda_u * losses.masked_cross_entropy(logits_s, *kept),
         }
         if distils:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context, keeps_rows
+from ssl_selmix.algorithm import Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
@@ -49,9 +49,10 @@ class BalancedSubsampling(FineTuning):
             new_classifier(net)
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the weak view."""
-        return {"labeled": F.cross_entropy(self.net(batch.x), batch.y)}, {}
+        return {"labeled": F.cross_entropy(self.net(batch.x), batch.target)}, {}
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images of balanced subsets, one subset after the other."""

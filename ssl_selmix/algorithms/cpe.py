@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
@@ -103,12 +103,13 @@ class CPE(Algorithm):
         return self.config.medium_from, self.config.tail_from
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled and unlabeled losses of the three experts."""
         parts = joint_features(self.net, batch)
         logits = self.logits(torch.cat(parts))
         x, weak, strong = logits.split([len(part) for part in parts], dim=2)
-        return self.objective(x, weak, strong, batch.y)
+        return self.objective(x, weak, strong, batch.target)
 
     def logits(self, features: Tensor) -> Tensor:
         """What each expert makes of each norm's features: 3×G×N×K."""
@@ -121,7 +122,7 @@ class CPE(Algorithm):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of all experts; and the logs.
 
-        Shape: x 3×G×B×K, weak and strong 3×G×M×K, y (B,).
+        Shape: x 3×G×B×K, weak and strong 3×G×M×K, y (B,) or masses B×K.
         """
         found, logs = {}, {}
         for expert, (name, tau) in enumerate(self._experts().items()):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
@@ -102,7 +103,14 @@ class CReST(FixMatch):
         chosen = self.selected.cpu()
         labels = torch.cat([data.labels, self.classes.cpu()[chosen]])
         labeled = torch.cat([data.labeled, data.unlabeled[chosen]])
-        return super().batches(replace(data, labeled=labeled, labels=labels), start)
+        more = labels[len(data.labels) :]
+        # Who chose the images of the pool gave them no weight: they count as the mean does.
+        weights = data.weights if data.weights is None else torch.cat([data.weights, more * 0 + 1])
+        shares = data.shares
+        if shares is not None:
+            shares = torch.cat([shares, F.one_hot(more, self.task.num_classes).to(shares)])
+        data = replace(data, labeled=labeled, labels=labels, weights=weights, shares=shares)
+        return super().batches(data, start)
 
 
 def class_rates(counts: Tensor, alpha: float) -> Tensor:

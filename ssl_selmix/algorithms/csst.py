@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_selmix import objectives
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of, positive, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import cost_sensitive
@@ -63,6 +63,7 @@ class CSST(Algorithm):
         self.register_buffer("gain", torch.diag(1 / self.prior))
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_x = mean l(z_x, y), L_u = mean 1[KL(Gn_yhat || p_w) < kappa] l(z_s, yhat)."""
         look = Look(self.net, batch, guide(self, ctx))
@@ -72,7 +73,7 @@ class CSST(Algorithm):
         logits_x, logits_s = look.rest_logits(mask > 0)
         unlabeled = cost_sensitive.cross_entropy(logits_s, classes, self.gain) * mask
         found = {
-            "labeled": cost_sensitive.cross_entropy(logits_x, batch.y, self.gain).mean(),
+            "labeled": cost_sensitive.cross_entropy(logits_x, batch.target, self.gain).mean(),
             "unlabeled": self.config.lambda_u * unlabeled.mean(),
         }
         return found, {"mask_rate": mask.mean()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context, keeps_rows
+from ssl_selmix.algorithm import Context, keeps_rows, weighs_labels
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import prototypes
@@ -39,6 +39,7 @@ class DASO(FixMatch):
             self.head_name = "balanced"
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch with blended pseudo-labels p' and, after the warm-up, the alignment loss."""
         remembered = prototypes.teacher_features(ctx.teacher, batch.x, self.config.teacher_mode)
@@ -53,14 +54,14 @@ class DASO(FixMatch):
         p = self.guess(self.of_pool(logits_w.detach()), batch, ctx)
         p = self.semantic.blend(p, q) if started else p
         kept = self.confidence(p, batch.index_u)
-        found, logs = self.objective(logits_x, batch.y, kept, logits_s)
+        found, logs = self.objective(logits_x, batch.target, kept, logits_s)
         if started:
             found["alignment"] = alignment
         if self.balanced is not None and who.balanced is not None:
             g = who.balanced.guess(h_w)
             g = self.semantic.blend(g, q) if started else g
             chosen = self.balanced.choose(batch.y, g, ctx)
-            found |= self.balanced.objective(h_x, batch.y, chosen, [h_s])
+            found |= self.balanced.objective(h_x, batch.target, chosen, [h_s])
         self.semantic.count(p.argmax(1), ctx.step)
         return found, logs
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, positive
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
@@ -42,6 +42,7 @@ class FixMatch(FollowsPool):
         self.confidence = pseudo_labels.build(task, config)
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled loss on adjusted logits; pseudo-labels and their loss on the pool's."""
         look = Look(self.net, batch, guide(self, ctx), self.weak_views)
@@ -50,7 +51,7 @@ class FixMatch(FollowsPool):
         # An image may have several pseudo-labels: it is needed if any of them counts.
         needed = kept[1].reshape(-1, len(batch.index_u)).amax(0) > 0
         logits_x, logits_s = look.rest_logits(needed)
-        return self.objective(logits_x, batch.y, kept, logits_s)
+        return self.objective(logits_x, batch.target, kept, logits_s)
 
     def keep(self, p: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pseudo-labels (M,) of the probabilities M×K, and the weights (M,) of their losses."""
@@ -61,7 +62,8 @@ class FixMatch(FollowsPool):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses, given the pseudo-labels (M,) and their weights (M,); and the logs.
 
-        Shape: logits_x B×K; logits_s M×K, or M×K of every strong view one after the other.
+        Shape: logits_x B×K; y (B,), or masses B×K; logits_s M×K, or M×K of every strong view one
+        after the other.
         """
         logits_s = self.of_pool(logits_s)
         classes, weight = (rows.repeat(len(logits_s) // len(rows)) for rows in kept)

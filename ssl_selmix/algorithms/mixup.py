@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Beta
 
-from ssl_selmix.algorithm import Context
+from ssl_selmix import losses
+from ssl_selmix.algorithm import Context, weighs_labels
 from ssl_selmix.common.rules import positive
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch
@@ -29,11 +30,12 @@ class Mixup(FineTuning):
 
     config: Config
 
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the mixed images against the mixed labels."""
         partner = torch.randperm(len(batch.x), device=batch.x.device)
         x, share = self.mix(batch.x, batch.x[partner])
-        y = F.one_hot(batch.y, self.task.num_classes).to(x.dtype)
+        y = losses.as_masses(batch.target, self.task.num_classes).to(x.dtype)
         return {"mixed": F.cross_entropy(self.net(x), torch.lerp(y[partner], y, share))}, {}
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:

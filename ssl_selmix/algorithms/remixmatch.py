@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Context
+from ssl_selmix.algorithm import Algorithm, Context, weighs_labels
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import remixmatch
@@ -45,11 +45,12 @@ class ReMixMatch(FollowsPool):
         turns = isinstance(config, remixmatch.Config) and config.lambda_r
         return "it turns images, unless lambda_r=0" if turns else ""
 
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Guesses from the weak views; cross-entropies of mixed, strong and rotated images."""
         seen = self.remix.look(self.net, batch)
         q = self.guess(seen, batch, ctx)
-        found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
+        found = self.remix.losses(self.net.classifier, seen, batch.target, q, ctx.progress)
         return found, {"confidence": q.amax(1).mean()}
 
     def guess(self, seen: remixmatch.Seen, batch: Batch, ctx: Context) -> Tensor:

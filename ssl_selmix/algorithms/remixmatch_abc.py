@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context
+from ssl_selmix.algorithm import Context, weighs_labels
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
 from ssl_selmix.common.rules import within
 from ssl_selmix.data.batch import Batch, Task
@@ -43,13 +43,14 @@ class ReMixMatchABC(ReMixMatch):
         """The balanced head alone."""
         return self.balanced(features)  # type: ignore[no-any-return]
 
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """ReMixMatch on the network's own classifier, and the balanced losses on the other one."""
         seen = self.remix.look(self.net, batch, plainly=True)
         q = self.guess(seen, batch, ctx)
-        found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
+        found = self.remix.losses(self.net.classifier, seen, batch.target, q, ctx.progress)
         chosen = self.balanced.choose(batch.y, self.balanced.guess(seen.weak), ctx)
-        found |= self.balanced.objective(seen.labeled, batch.y, chosen, seen.views[1:])
+        found |= self.balanced.objective(seen.labeled, batch.target, chosen, seen.views[1:])
         return found, {"confidence": q.amax(1).mean()}
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context
+from ssl_selmix.algorithm import Context, weighs_labels
 from ssl_selmix.algorithms.remixmatch import ReMixMatch
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import prototypes
@@ -27,6 +27,7 @@ class ReMixMatchDASO(ReMixMatch):
         num_features = net.classifier.in_features
         self.semantic = prototypes.PrototypeClassifier(task.num_classes, num_features, config)
 
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """ReMixMatch with blended guesses and, after the warm-up, the alignment loss."""
         mode = self.config.teacher_mode
@@ -39,5 +40,5 @@ class ReMixMatchDASO(ReMixMatch):
             q = self.semantic.blend(q, similar)  # of the sharpened guess, and not sharpened again
             extra["alignment"] = alignment
         self.semantic.count(q.argmax(1), ctx.step)
-        found = self.remix.losses(self.net.classifier, seen, batch.y, q, ctx.progress)
+        found = self.remix.losses(self.net.classifier, seen, batch.target, q, ctx.progress)
         return found | extra, {"confidence": q.amax(1).mean()}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import labeled
@@ -85,16 +85,17 @@ class SelfTraining(Algorithm):
         return ("pool",) if self.begins(step) else ()
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The mean loss of all heads: labels, and after the warm-up pseudo-labels as well."""
         if ctx.step < self.warmup:
-            return {"labeled": self._labeled(self.net.features(batch.x), batch.y)}, {}
+            return {"labeled": self._labeled(self.net.features(batch.x), batch.target)}, {}
         h_x, h_u = joint_features(self.net, batch)
         targets = self.targets[batch.index_u].float()
         logits = self.voting(h_u) + self.config.logit_adjustment * self.log_mass
         each = -(targets[:, None] * logits.log_softmax(2)).sum(2)
         found = {
-            "labeled": self._labeled(h_x, batch.y),
+            "labeled": self._labeled(h_x, batch.target),
             "unlabeled": self.config.lambda_u * each.mean(),
         }
         return found, {"mask_rate": (targets.sum(1) > 0).float().mean()}
@@ -102,7 +103,7 @@ class SelfTraining(Algorithm):
     def _labeled(self, features: Tensor, y: Tensor) -> Tensor:
         logits = self.voting(features)
         num = self.config.heads
-        found: Tensor = self.labeled_loss(logits.flatten(0, 1), y.repeat_interleave(num))
+        found: Tensor = self.labeled_loss(logits.flatten(0, 1), y.repeat_interleave(num, 0))
         return found
 
     @torch.no_grad()

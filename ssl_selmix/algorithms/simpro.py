@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, Evaluation, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
@@ -72,6 +72,7 @@ class SimPro(Algorithm):
         return cfg.batch * (len(self.labeled_views) + cfg.mu * len(self.views))
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled and unlabeled cross-entropy on logits adjusted by the same frequencies."""
         look = Look(self.net, batch, guide(self, ctx))
@@ -82,7 +83,7 @@ class SimPro(Algorithm):
         self.pool_sum.add_((q * mask[:, None]).sum(0))
         adjustment = self.adjustment(self.seen).to(logits_x.dtype)
         views, num = len(logits_x) // len(batch.y), len(logits_s) // len(q)
-        labeled = F.cross_entropy(logits_x + adjustment, batch.y.repeat(views))
+        labeled = F.cross_entropy(logits_x + adjustment, torch.cat([batch.target] * views))
         targets, counts = q.repeat(num, 1), mask.repeat(num)
         found = {
             "labeled": self.weight * labeled,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
@@ -51,11 +51,15 @@ class Supervised(Algorithm):
             net.classifier.bias.requires_grad_(False)  # a cosine has none
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The configured loss of the weak view."""
         if self.config.sam != "none":
             return self._nearby(batch, ctx)
-        return {"labeled": self.loss(self._logits(batch.x), batch.y, ctx.progress)}, {}
+        return {"labeled": self._loss(self._logits(batch.x), batch, ctx)}, {}
+
+    def _loss(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        return self.loss(logits, batch.y, ctx.progress, batch.masses)  # type: ignore[no-any-return]
 
     def _logits(self, x: Tensor) -> Tensor:
         features = self.net.features(x)
@@ -69,7 +73,7 @@ class Supervised(Algorithm):
         moved = sharpness.rare(self.task.labeled_counts, cfg).to(y.device)[y]
 
         def shares(logits: Tensor) -> Tensor:
-            return self.loss.shares(logits, y, ctx.progress)
+            return self.loss.shares(logits, y, ctx.progress, batch.masses)
 
         loss, added = sharpness.loss_nearby(self, self._logits, shares, batch.x, moved, cfg)
         return {"labeled": loss}, {"sharpness": added}

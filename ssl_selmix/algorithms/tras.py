@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_selmix import losses
-from ssl_selmix.algorithm import Algorithm, Context, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, positive, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods.balanced_head import new_head
@@ -67,6 +67,7 @@ class TRAS(Algorithm):
         self.register_buffer("started", torch.tensor(False))
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """FixMatch of the first head, and after the warm-up the two losses of the second."""
         main, second = self.net.classifier, self.auxiliary
@@ -80,7 +81,7 @@ class TRAS(Algorithm):
         seen, num = torch.cat(strong), len(strong)
         first = main(seen)
         found = {
-            "labeled": F.cross_entropy(main(x), batch.y),
+            "labeled": F.cross_entropy(main(x), batch.target),
             "unlabeled": losses.masked_cross_entropy(first, classes.repeat(num), mask.repeat(num)),
         }
         logs = {"mask_rate": mask.mean()}
@@ -89,7 +90,7 @@ class TRAS(Algorithm):
             targets = self.evened(first.detach().float(), taken.repeat(num))
             logs["distilled_rate"] = sure.mean()
             found |= {
-                "balanced": losses.logit_adjusted(second(x), batch.y, self.log_pi),
+                "balanced": losses.logit_adjusted(second(x), batch.target, self.log_pi),
                 "distilled": losses.masked_cross_entropy(second(seen), targets, sure.repeat(num)),
             }
         return found, logs

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_selmix.algorithm import Context, keeps_rows
+from ssl_selmix.algorithm import Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import within
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
@@ -50,11 +50,12 @@ class WeightBalancing(FrozenBody):
         self.register_buffer("weights", weights.float())
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Class-balanced cross-entropy of the weak view; the body needs no gradient."""
         with torch.no_grad():
             features = self.net.features(batch.x)
-        each = F.cross_entropy(self.head(features), batch.y, reduction="none")
+        each = F.cross_entropy(self.head(features), batch.target, reduction="none")
         return {"labeled": (self.weights[batch.y] * each).mean()}, {}
 
     @torch.no_grad()

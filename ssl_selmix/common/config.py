@@ -52,6 +52,8 @@ ADDED: Mapping[str, Any] = {
     "sam_below": 0,
     "data.unlabeled_from": [],
     "data.more_roots": [],
+    "data.weight_column": "",
+    "data.annotators": "vote",
     "rate": "absolute",
     "offsets": "none",
     "pseudo_labels": "student",

@@ -50,6 +50,7 @@ from ssl_selmix.contract.step import (
     check_views,
 )
 from ssl_selmix.contract.subjects import Broken, Skipped, Subject, subject
+from ssl_selmix.contract.weights import check_weights
 from ssl_selmix.runs import reference
 
 Check = Callable[[Subject, Path], None]
@@ -64,6 +65,7 @@ CHECKS: tuple[Check, ...] = (
     check_views,
     check_forwards,
     check_pseudo_labels,
+    check_weights,
     check_batches,
     check_teacher,
     check_evaluation,

@@ -66,9 +66,11 @@ class Batch:
     """One training batch.
 
     x is the first view of the labeled images, `more_x` are others, for a method whose `batches`
-    asked for them.
+    asked for them. y are their classes, by which images are counted; `target` is what their loss
+    is of.
 
-    Shape: x and each of more_x B×C×H×W, y (B,), index_u (M,) positions in the unlabeled pool.
+    Shape: x and each of more_x B×C×H×W, y (B,), index_u (M,) positions in the unlabeled pool,
+    masses B×K or None, index_x (B,) positions among the labeled images or None.
     """
 
     x: Tensor
@@ -76,6 +78,17 @@ class Batch:
     u: Views
     index_u: Tensor
     more_x: tuple[Tensor, ...] = ()
+    masses: Tensor | None = None
+    index_x: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """The classes (B,), or what each class counts for in the loss of each image, B×K.
+
+        A row of the latter is the weight of an image, 1 on average, on the class that it has.
+        Cross-entropy takes either, and multiplies the loss of an image by its weight.
+        """
+        return self.y if self.masses is None else self.masses
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class Draw:
     """Which images make up the batch of a step.
 
     Shape: labeled (B,) and unlabeled (M,) positions in the images of `Data`; y (B,) labels;
-    index_u (M,) what the batch calls its unlabeled images.
+    index_u (M,) what the batch calls its unlabeled images; masses and index_x as of a batch.
     """
 
     step: int
@@ -91,6 +104,8 @@ class Draw:
     y: Tensor
     unlabeled: Tensor
     index_u: Tensor
+    masses: Tensor | None = None
+    index_x: Tensor | None = None
 
 
 class SeededView(NamedTuple):

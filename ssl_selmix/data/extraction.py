@@ -357,4 +357,6 @@ def as_data(source: Source, found: Mapping[str, Tensor]) -> FeatureSet:
         test_labels=source.test_labels,
         extra_unlabeled=Rows(found["unlabeled"]) if "unlabeled" in found else None,
         apart=source.apart,
+        weights=source.weights,
+        shares=source.shares,
     )

@@ -167,6 +167,8 @@ class FeatureSet:
     extra_unlabeled: Rows | None = None  # of unknown class
     apart: int = 0
     groups: npt.NDArray[np.int64] | None = None  # as of an ImageSet
+    weights: npt.NDArray[np.float64] | None = None  # as of an ImageSet
+    shares: npt.NDArray[np.float32] | None = None  # as of an ImageSet
     digest: str = ""  # of all numbers
     mean: tuple[float, ...] = (0.0,)  # the network takes features as they are
     std: tuple[float, ...] = (1.0,)

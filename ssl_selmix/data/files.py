@@ -30,6 +30,7 @@ from ssl_selmix.augment.augmix import AugMix
 from ssl_selmix.common.processes import World, default_workers
 from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
 from ssl_selmix.data.pool import Normalisation, Pools, ReadyViews
+from ssl_selmix.data.targets import on_device
 from ssl_selmix.data.workers import Job, Made, Reader, Request, Workers
 from ssl_selmix.images.checks import Copies
 from ssl_selmix.images.digests import FileImages, hashes
@@ -125,6 +126,8 @@ class FilePool:
             u=ReadyViews(u, self.normalise),
             index_u=draw.index_u.to(self.device, non_blocking=True),
             more_x=tuple(map(self.normalise, more)),
+            masses=on_device(draw.masses, self.device),
+            index_x=on_device(draw.index_x, self.device),
         )
 
     def _deliver(self, parts: list[Tensor]) -> Tensor:
@@ -163,6 +166,8 @@ class FileSet:
     memory: Path | None = None  # folder that keeps the digests of the files; see `hashes`
     strict: bool = True  # refuse a JPEG that is damaged in its middle
     groups: npt.NDArray[np.int64] | None = None  # as of an ImageSet
+    weights: npt.NDArray[np.float64] | None = None  # as of an ImageSet
+    shares: npt.NDArray[np.float32] | None = None  # as of an ImageSet
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     strong: AugMix | None = None  # how strong views are mixed; None: they are RandAugment's

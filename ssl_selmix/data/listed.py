@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from ssl_selmix.images.folder import LARGEST, Part, Reading, read_files, read_to
 from ssl_selmix.images.pieces import Piece
 
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Listed:
         test: those of a test part of its own; None: test images are held out of train.
         unlabeled: files whose class nobody knows, without classes.
         groups: of each train and validation image, (N,); images of one group stay together.
+        weights: of each of them in the labeled loss, (N,).
+        shares: of the annotators of each of them that are for each class, N×K.
     """
 
     root: Path
@@ -46,6 +49,8 @@ class Listed:
     test: Part | None = None
     unlabeled: Part | None = None
     groups: Labels | None = None
+    weights: Weights | None = None
+    shares: npt.NDArray[np.float32] | None = None
 
 
 def load(
@@ -76,10 +81,11 @@ def _decoded(listed: Listed, how: Reading) -> ImageSet:
     extra = found[listed.unlabeled[0].name] if listed.unlabeled else None
     test = read_files(*listed.test[:2], how, listed.test[2]) if listed.test else None
     how.copies.tell()
-    return pooled(
+    whole = pooled(
         Pooled(train, _labels(listed), listed.class_names, held, test, extra, listed.groups),
         listed.test[2] if listed.test else None,
     )
+    return replace(whole, weights=listed.weights, shares=listed.shares)
 
 
 class Pooled(NamedTuple):
@@ -163,6 +169,8 @@ def _streamed(
         strict=strict,
         apart=len(listed.validation[1]) if listed.validation else 0,
         groups=listed.groups,
+        weights=listed.weights,
+        shares=listed.shares,
     )
 
 

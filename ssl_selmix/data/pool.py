@@ -29,6 +29,7 @@ from ssl_selmix.data.batch import (
     Task,
     Views,
 )
+from ssl_selmix.data.targets import masses_of, on_device
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def in_turn(pool: Pool, draws: Iterable[SeededDraw]) -> Iterator[Batch]:
             u=pool.views(draw.unlabeled, unlabeled),
             index_u=draw.index_u.to(pool.device, non_blocking=True),
             more_x=tuple(more),
+            masses=on_device(draw.masses, pool.device),
+            index_x=on_device(draw.index_x, pool.device),
         )
 
 
@@ -189,8 +192,8 @@ class Data:
     of its processes need make only its share of a batch.
 
     Shape: labeled, unlabeled, validation are vectors of positions in `pool`, test (T,) in
-    `test_pool`, on the CPU; labels of the labeled images there as well; validation_labels and
-    test_labels on the device.
+    `test_pool`, on the CPU; labels, weights and shares of the labeled images there as well, mean
+    weight 1; validation_labels and test_labels on the device.
     """
 
     pool: Pool
@@ -206,6 +209,8 @@ class Data:
     seed: int = 0
     stage: str = ""
     world: World | None = None
+    weights: Tensor | None = None  # of the labeled loss of every labeled image; None: all are 1
+    shares: Tensor | None = None  # n×K, what their annotators say; None: all say the label
 
     @property
     def device(self) -> torch.device:
@@ -287,7 +292,7 @@ class Data:
             else:
                 rows = torch.randint(len(self.labeled), (batch,), generator=generator)
             pool = torch.randint(max(1, len(self.unlabeled)), (size,), generator=generator)
-            yield Draw(step, self.labeled[rows], self.labels[rows], self.unlabeled[pool], pool)
+            yield self._draw(step, rows, pool)
 
     def undersampled(self, batch: int, start: int, *, renew: bool = True) -> Iterator[Batch]:
         """Endless batches of labeled images that run through balanced subsets, epoch by epoch.
@@ -306,7 +311,19 @@ class Data:
             epochs = range(first // size, -(-last // size))
             row = torch.cat([self._epoch(epoch, renew) for epoch in epochs])
             rows = row[first - epochs[0] * size :][:batch]
-            yield Draw(step, self.labeled[rows], self.labels[rows], self.unlabeled[none], none)
+            yield self._draw(step, rows, none)
+
+    def _draw(self, step: int, rows: Tensor, pool: Tensor) -> Draw:
+        """These labeled images and these of the pool, by their places there."""
+        masses, y = None, self.labels[rows]
+        if self.weights is not None or self.shares is not None:
+            masses = masses_of(y, len(self.class_names), *self._of(rows))
+        return Draw(step, self.labeled[rows], y, self.unlabeled[pool], pool, masses, rows)
+
+    def _of(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Weights and shares of these labeled images, where they have some."""
+        one, other = (None if v is None else v[rows] for v in (self.weights, self.shares))
+        return one, other
 
     def _epoch(self, epoch: int, renew: bool) -> Tensor:
         """The rows of an epoch's subset in its order."""

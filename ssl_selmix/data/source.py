@@ -16,6 +16,7 @@ from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.pool import Data, MemoryPool, Normalisation, Pools
+from ssl_selmix.data.targets import normalised
 from ssl_selmix.splits import Split
 
 
@@ -51,7 +52,8 @@ class ImageSet:
     images are to be held out of `train`; extra_unlabeled U×C×H×W uint8 or None. mean and std are
     per channel, in units of 0..255. The last `apart` images of `train` are those of a validation
     part of its own: validation and test images are drawn from them, and no others. `groups` says
-    which images of `train` stay together, for instance those of one patient.
+    which images of `train` stay together, for instance those of one patient. `weights` multiply
+    the labeled loss of each image of `train`; `shares` are how many of its annotators say what.
     """
 
     train: Tensor
@@ -66,6 +68,8 @@ class ImageSet:
     strong: Strong | AugMix = field(default_factory=lambda: Strong(weak=Weak()))
     apart: int = 0
     groups: np.ndarray | None = None  # (N,) int64
+    weights: np.ndarray | None = None  # (N,) float64; NaN where the image has no label
+    shares: np.ndarray | None = None  # N×K float32, rows of sum 1; train_labels are their majority
 
     def sha256(self) -> str:
         """Identity of the images: a digest of all pixels."""
@@ -161,5 +165,7 @@ def assemble(
         test_labels=test_labels.to(device),
         class_names=source.class_names,
         seed=seed,
+        weights=normalised(source.weights, part["labeled"]),
+        shares=None if source.shares is None else torch.from_numpy(source.shares)[part["labeled"]],
     )
     return data, Diagnostics(torch.cat([labels[part["unlabeled"]], torch.full_like(extra, -1)]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Columns:
     label: Sequence[str] = ()  # several: annotators, whose majority counts
     part: str = ""
     group: str = ""
+    weight: str = ""  # never looked for: a patient's weight is none of an image's loss
+    votes: bool = False  # whether what every annotator says is kept
 
 
 @dataclass
@@ -53,6 +56,9 @@ class Rows:
         numbers: the line of the file, or the number of the record, from 1.
         split: whether the table has a column of parts.
         disagreements: rows whose annotators have no majority.
+        weights: of the loss of each image, NaN where there is none; empty if no column was named.
+        votes: what every annotator says, "" for nothing; empty if `Columns.votes` is false.
+        annotators: the names of their columns.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -62,6 +68,9 @@ class Rows:
     numbers: list[int] = field(default_factory=list)
     split: bool = False
     disagreements: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    votes: list[tuple[str, ...]] = field(default_factory=list)
+    annotators: tuple[str, ...] = ()
 
 
 def read(file: Path, columns: Columns) -> Rows:
@@ -76,7 +85,7 @@ def read(file: Path, columns: Columns) -> Rows:
     except StopIteration:
         raise ValueError(f"{file} has no row; give one row for each image") from None
     found = _found(file, list(first), columns)
-    rows, texts = Rows(split=bool(found.part)), _Texts(file)
+    rows, texts = Rows(split=bool(found.part), annotators=tuple(found.label)), _Texts(file)
     rows_of = _chain(first_number, first, records)
     for number, record in rows_of:
         path = texts.of(record, found.path, number, once=True)
@@ -84,7 +93,8 @@ def read(file: Path, columns: Columns) -> Rows:
             raise ValueError(
                 f"{file}, row {number}: no {found.path}; name the image's file or remove the row"
             )
-        label, agreed = _label([texts.of(record, name, number) for name in found.label])
+        votes = tuple(texts.of(record, name, number) for name in found.label)
+        label, agreed = _label(votes)
         part = texts.of(record, found.part, number).lower() if found.part else ""
         if part not in PARTS:
             raise ValueError(
@@ -103,8 +113,39 @@ def read(file: Path, columns: Columns) -> Rows:
                     "give those that are alone one of their own"
                 )
             rows.groups.append(group)
+        if found.weight:
+            weight = weight_of(file, record.get(found.weight), found.weight, number)
+            if weight != weight and label and PARTS[part] == "train":
+                raise ValueError(
+                    f"{file}, row {number}: no {found.weight}; give every labeled image to train "
+                    "on a weight, 1 for one like the others"
+                )
+            rows.weights.append(weight)
+        if found.votes:
+            rows.votes.append(votes)
         rows.numbers.append(number)
     return rows
+
+
+def weight_of(file: Path, value: Any, column: str, number: int) -> float:
+    """A weight as it is written in a table; NaN where there is none.
+
+    Raises:
+        ValueError: it is no finite number of 0 or more.
+    """
+    if value is None or value != value or not str(value).strip():
+        return math.nan
+    text = str(value).strip()
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"{file}, row {number}: {column} is {text[:60]!r}, and the weight of an image is a "
+            "finite number of 0 or more; correct it, 0 leaves the image out of the loss"
+        )
+    return weight
 
 
 def _chain(
@@ -182,11 +223,17 @@ def _found(file: Path, present: Sequence[str], wanted: Columns) -> Columns:
         return known[0] if known else ""
 
     labels = [one("label", name, LABEL, needed=True) for name in wanted.label or [""]]
+    if twice := [name for name in labels if labels.count(name) > 1]:
+        raise ValueError(
+            f"{file}: data.label_column names {twice[0]!r} twice; name every annotator once"
+        )
     return Columns(
         path=one("path", wanted.path, PATH, needed=True),
         label=labels,
         part=one("split", wanted.part, PART, needed=False),
         group=one("group", wanted.group, (), needed=False),
+        weight=one("weight", wanted.weight, (), needed=False),
+        votes=wanted.votes,
     )
 
 

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.names import unknown
 from ssl_selmix.common.paths import expanded
+from ssl_selmix.common.rules import one_of
 from ssl_selmix.data import ImageSet, listed, table
 from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.listed import Listed
+from ssl_selmix.data.targets import shares_of
 from ssl_selmix.data.workers import check_settings
 from ssl_selmix.images.cache import folder_of
 from ssl_selmix.images.checks import check_class_names
@@ -33,6 +35,11 @@ class Config(LongTailSplit):
     label_column: str = ""  # empty: label, class, category ...; a,b,c: the majority of three
     split_column: str = ""  # empty: split, part, subset ...; train, validation, test, unlabeled
     group_column: str = ""  # patient or camera, whose images stay together
+    # column of numbers that multiply the labeled loss of each image, 0 or more; empty: all alike
+    weight_column: str = ""
+    # what several annotators make of an image. vote: their majority is its class; soft: its loss is
+    # of the share of them that are for each class, and all else goes by their majority
+    annotators: str = one_of("vote", "soft")
     classes: list[str] = field(default_factory=list)  # their order; empty: sorted
     # side of the views, size×size pixels; None: take small images as they are
     size: int | None = None
@@ -68,8 +75,12 @@ def load(config: Config) -> ImageSet | FileSet:
         labels if config.label_column else (),
         config.split_column,
         config.group_column,
+        config.weight_column,
+        votes=config.annotators == "soft",
     )
     rows = table.read(file, wanted)
+    if wanted.votes:
+        _check_annotators(file, rows)
     files = table.resolved(file, root, rows)
     if rows.disagreements:
         first = rows.disagreements[0]
@@ -86,6 +97,21 @@ def load(config: Config) -> ImageSet | FileSet:
     return listed.load(
         made.listed(config), config.size, config.cache, config.workers, strict=config.strict
     )
+
+
+def _check_annotators(file: Path, rows: table.Rows) -> None:
+    """Refuse soft labels of one annotator, and an annotator who says nothing."""
+    if len(rows.annotators) < 2:
+        raise ValueError(
+            f"data.annotators=soft needs several annotators, and data.label_column names "
+            f"{rows.annotators[0]!r} alone; name the columns of all, as one,two,three"
+        )
+    for column, who in enumerate(rows.annotators):
+        if not any(votes[column] for votes in rows.votes):
+            raise ValueError(
+                f"{file}: the annotator {who!r} has labeled no image; leave the column out of "
+                "data.label_column"
+            )
 
 
 def _names(
@@ -194,6 +220,8 @@ class _Parts:
             test=self._part("test", test) if test else None,
             unlabeled=self._part("unlabeled", pool) if pool else None,
             groups=self._groups(whole),
+            weights=self._weights(whole),
+            shares=self._shares(whole),
         )
 
     def _root(self) -> Path:
@@ -209,6 +237,29 @@ class _Parts:
             return None
         numbers = {name: i for i, name in enumerate(sorted(set(self.rows.groups)))}
         return np.array([numbers[self.rows.groups[i]] for i in rows], dtype=np.int64)
+
+    def _weights(self, rows: Sequence[int]) -> npt.NDArray[np.float64] | None:
+        found = self.rows.weights
+        return np.array([found[i] for i in rows], dtype=np.float64) if found else None
+
+    def _shares(self, rows: Sequence[int]) -> npt.NDArray[np.float32] | None:
+        """What annotators say of these rows.
+
+        Raises:
+            ValueError: a class that no train row has by majority.
+        """
+        if not self.rows.votes:
+            return None
+        numbers = {name: k for k, name in enumerate(self.names)} | {"": -1}
+        for i in rows:
+            for who, vote in zip(self.rows.annotators, self.rows.votes[i], strict=True):
+                if vote not in numbers:
+                    raise ValueError(
+                        f"{self.file}, row {self.rows.numbers[i]}: {who} is {vote!r}, a class that "
+                        "is the majority of no train row; correct it, or leave the value empty"
+                    )
+        votes = [[numbers[vote] for vote in self.rows.votes[i]] for i in rows]
+        return shares_of(np.array(votes, dtype=np.int64), len(self.names))
 
     def _check_groups(self, test: Sequence[int] | None, others: Sequence[int]) -> None:
         """Refuse a group that test rows share with rows to train or validate on."""

@@ -91,7 +91,7 @@ class BalancedHead(nn.Module):
 
         Strong views of one image share its mask and add up.
 
-        Shape: features B×D, y (B,), strong M×D each.
+        Shape: features B×D, y (B,) or masses B×K, strong M×D each.
         """
         seen = [
             losses.masked_cross_entropy(self(h), chosen.targets, chosen.unlabeled) for h in strong

@@ -28,10 +28,12 @@ def cross_entropy(logits: Tensor, classes: Tensor, gain: Tensor) -> Tensor:
     M has a unit diagonal and rows of any sum, as published. For a diagonal G this is plain
     cross-entropy on z - log d: logit adjustment with d in the place of 1 / pi.
 
-    Shape: logits B×K, classes (B,), gain K×K -> (B,).
+    Shape: logits B×K, classes (B,) or masses B×K, gain K×K -> (B,).
     """
     d = gain.diagonal()
-    targets = (gain / d)[classes].to(logits.dtype)
+    rows = gain / d
+    targets = rows[classes] if classes.ndim == 1 else classes.to(rows) @ rows
+    targets = targets.to(logits.dtype)
     return F.cross_entropy(logits - d.log().to(logits.dtype), targets, reduction="none")
 
 

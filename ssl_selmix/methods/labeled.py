@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_selmix import losses
 from ssl_selmix.algorithm import Task
 from ssl_selmix.common.rules import Checked, at_least, one_of, positive, within
 from ssl_selmix.losses import log_prior
@@ -161,24 +162,42 @@ class LabeledLoss(nn.Module):
         self.register_buffer("weights", weights.float())
         self.register_buffer("margins", ldam_margins(counts, config.margin).float())
 
-    def forward(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """Logits B×K (cosines for ldam), labels (B,), share of the steps done -> scalar."""
-        each = self._each(logits, labels)
+    def forward(
+        self, logits: Tensor, labels: Tensor, progress: float, masses: Tensor | None = None
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            logits: B×K, cosines for ldam.
+            labels: (B,).
+            progress: share of the steps done.
+            masses: B×K, what each class counts for in each image, in the place of the labels.
+                Class weights are those of the labels: an image's own weight is not divided by.
+
+        Returns:
+            A scalar.
+        """
+        each = self._each(logits, labels if masses is None else masses)
         if progress < self.config.drw:
             return each.mean()
         weights = self.weights[labels]
         return (weights * each).sum() / weights.sum()
 
-    def shares(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def shares(
+        self, logits: Tensor, labels: Tensor, progress: float, masses: Tensor | None = None
+    ) -> Tensor:
         """What each image adds to the loss: (B,), whose sum it is."""
-        each = self._each(logits, labels)
+        each = self._each(logits, labels if masses is None else masses)
         if progress < self.config.drw:
             return each / len(each)
         weights = self.weights[labels]
         return weights * each / weights.sum()
 
-    def _each(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return LOSSES[self.config.loss](logits + self.tau * self.log_pi, labels, self)
+    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss, adjusted = LOSSES[self.config.loss], logits + self.tau * self.log_pi
+        if self.config.loss == "ce" and target.ndim == 2:
+            return F.cross_entropy(adjusted, target, reduction="none")
+        return losses.expected(lambda z, y: loss(z, y, self), adjusted, target)
 
 
 class CosineHead(nn.Module):

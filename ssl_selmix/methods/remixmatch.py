@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_selmix.algorithm import Batch
 from ssl_selmix.common.rules import Checked, at_least, positive, within
+from ssl_selmix.losses import as_masses
 from ssl_selmix.methods.views import together
 from ssl_selmix.models import Classifier
 
@@ -116,9 +117,9 @@ class ReMix(nn.Module):
     def losses(
         self, head: nn.Module, seen: Seen, y: Tensor, q: Tensor, progress: float
     ) -> dict[str, Tensor]:
-        """The weighted losses of the guesses q M×K, for a head D -> K."""
+        """The weighted losses of the guesses q M×K, for a head D -> K; y (B,) or masses B×K."""
         cfg, logits = self.config, head(seen.mixed)
-        known = F.one_hot(y, q.shape[1]).to(q.dtype)
+        known = as_masses(y, q.shape[1]).to(q.dtype)
         targets = torch.cat([known, *[q] * ((len(logits) - len(y)) // len(q))])
         each = F.cross_entropy(logits, mix(targets, seen.draw), reduction="none")
         rise = min(1.0, progress / cfg.ramp) if cfg.ramp else 1.0

@@ -106,6 +106,15 @@ def to_folder(plan: Plan, out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not _is_ours(out)):
         raise ValueError(f"{out} is there and has no features; name another --out")
     source = plan.dataset.load(plan.config["data"])
+    for found, what in (
+        (source.weights, "weights of images (data.weight_column)"),
+        (source.shares, "shares of annotators (data.annotators=soft)"),
+    ):
+        if found is not None:
+            raise ValueError(
+                f"a folder of features keeps no {what}; leave it out here, or train on the table "
+                "itself with features=cached, which keeps them"
+            )
     preprocessing = preprocessing_of(plan.config["model"], source)
     shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
     source = augmented(replace(source, **shown), plan.config["views"])

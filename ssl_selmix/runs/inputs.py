@@ -121,6 +121,9 @@ def load_data(
         extra["apart"] = source.apart
     if source.groups is not None:
         extra["groups"] = data.source.sha256_of_arrays(source.groups)
+    for name in ("weights", "shares"):
+        if (found_of := getattr(source, name)) is not None:
+            extra[name] = data.source.sha256_of_arrays(found_of)
     # A run that exists has recorded them.
     new = not (plan.request.recorded or RunFolder(plan.out).has(CONFIG))
     twice = copies.of_parts(source, split, found.digests) if new else {}

@@ -253,6 +253,8 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     _check_batches(found)
     _check_pixels(plan, found, loaded)
     _check_strong(plan, found)
+    if loaded.weights is not None or loaded.shares is not None:
+        _check_weighs(plan, found, "soft labels" if loaded.weights is None else "weights")
     _check_heads(plan, found)
     _set_threads(plan, found, loaded, out)
     return found
@@ -348,6 +350,20 @@ def _check_strong(plan: Plan, planned: Sequence[Algorithm]) -> None:
             f"views.strong={strong} changes nothing, for {names} makes no strong view; leave it "
             "out, or choose a method that does, such as fixmatch"
         )
+
+
+def _check_weighs(plan: Plan, planned: Sequence[Algorithm], what: str) -> None:
+    """Refuse stages that would learn from the classes of images and look at nothing else."""
+    settings = plan.config["data"]
+    told = f"weight_column={settings.weight_column}" if what == "weights" else "annotators=soft"
+    for (name, kind), algorithm in zip(plan.algorithms, planned, strict=True):
+        weighs = getattr(kind.forward, "weighs_labels", False)
+        if not (weighs if kind.trains else "labeled" not in algorithm.needs_features(0)):
+            raise ValueError(
+                f"data.{told}: {name} takes no {what} of labeled images; leave the setting out, or "
+                "take a method whose labeled loss is a sum over images, such as fixmatch, "
+                "supervised or crt"
+            )
 
 
 def _check_batches(algorithms: Sequence[Algorithm]) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Task, keeps_rows
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Task, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least, one_of
 from ssl_selmix.data import Data
 from ssl_selmix.models import Classifier
@@ -123,11 +123,12 @@ class FrozenBody(Algorithm):
         return self
 
     @keeps_rows
+    @weighs_labels
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the weak view; the body needs no gradient."""
         with torch.no_grad():
             features = self.net.features(batch.x)
-        return {"labeled": F.cross_entropy(self.head(features), batch.y)}, {}
+        return {"labeled": F.cross_entropy(self.head(features), batch.target)}, {}
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         """Labeled images, every class equally often."""

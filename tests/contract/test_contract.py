@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_selmix import cli, contract
-from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Task
+from ssl_selmix.algorithm import Algorithm, Batch, Context, Evaluation, Task, weighs_labels
 from ssl_selmix.algorithms.fixmatch import FixMatch
 from ssl_selmix.common import plugins
 from ssl_selmix.contract import life, limits, reporting, settings, subjects
@@ -31,6 +31,7 @@ from ssl_selmix.contract.step import (
     check_pseudo_labels,
     check_views,
 )
+from ssl_selmix.contract.weights import check_weights
 from ssl_selmix.data import Data
 from ssl_selmix.methods.views import Look, joint_logits
 from ssl_selmix.models import Classifier
@@ -423,6 +424,33 @@ class Unguided(FixMatch):
         return {"labeled": F.cross_entropy(x, batch.y), "all": strong.square().mean()}, {}
 
 
+class Deaf(FixMatch):
+    """Promises to weigh its images, and does not look at their weights."""
+
+    @weighs_labels
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        return {"labeled": F.cross_entropy(self.net(batch.x), batch.y)}, {}
+
+
+class Relative(FixMatch):
+    """Divides by the weights of the batch."""
+
+    @weighs_labels
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        masses = F.one_hot(batch.y, 3).float() if batch.masses is None else batch.masses
+        each = F.cross_entropy(self.net(batch.x), masses, reduction="none")
+        return {"labeled": each.sum() / masses.sum().clamp_min(1e-6)}, {}
+
+
+class OtherLoss(FixMatch):
+    """Has another loss where images have weights."""
+
+    @weighs_labels
+    def forward(self, batch: Batch, ctx: Context) -> Step:
+        loss = F.cross_entropy(self.net(batch.x), batch.target)
+        return {"labeled": loss if batch.masses is None else 2 * loss}, {}
+
+
 BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_gradients, NoNumber, "the loss 'mine' must be a finite scalar"),
     (check_gradients, NoScalar, r"the loss 'labeled' must be a finite scalar, not \(4,\)"),
@@ -448,6 +476,9 @@ BROKEN: list[tuple[reporting.Check, type[Algorithm], str]] = [
     (check_forwards, AsksForAll, "no step asked Look.rest for some"),
     (check_forwards, ThroughWeak, "views.lazy=true changes .* declare it in `forwards`"),
     (check_pseudo_labels, Unguided, r"changes nothing .* Look\(self\.net, batch, guide\(self, ctx"),
+    (check_weights, Deaf, "weights of labeled images change no loss"),
+    (check_weights, Relative, "divide by nothing that depends on weights"),
+    (check_weights, OtherLoss, "take the labeled loss of batch.target"),
     (check_batches, GlobalDraw, "batch 3 differs"),
     (check_batches, FromTheStart, "batch 3 differs"),
     (check_batches, OneBatch, "batches 3 and 4 are the same"),
