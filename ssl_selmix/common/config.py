@@ -50,6 +50,8 @@ ADDED: Mapping[str, Any] = {
     "sam": "none",
     "sam_radius": None,
     "sam_below": 0,
+    "prune": 0.0,
+    "prune_until": 0.875,
     "data.unlabeled_from": [],
     "data.more_roots": [],
     "data.weight_column": "",
