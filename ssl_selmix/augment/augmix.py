@@ -78,9 +78,11 @@ class Mixing(Checked):
 def magnitudes(name: str, level: Tensor, side: int = 0) -> Tensor:
     """How far an operation goes at a level in [0, 1], severity over 10: as in the published code.
 
+    That is `augmentations.py` of google-research/augmix, commit 7c84885; the paper has no table of
+    them. Degrees, pixels and thresholds are cut down to whole numbers there, and are not here.
+
     Degrees of a rotation, slope of a shear, pixels of a translation of an image of this side, bits
-    that posterize keeps, threshold of solarize, factor of the enhancements. The paper has no table
-    of them.
+    that posterize keeps, threshold of solarize, factor of the enhancements.
 
     Shape: level (N,) -> (N,).
     """
