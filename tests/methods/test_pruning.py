@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_selmix import contract
 from ssl_selmix.algorithm import Batch, Context
+from ssl_selmix.algorithms.ride import RIDE
 from ssl_selmix.algorithms.supervised import Supervised
 from ssl_selmix.common import config
 from ssl_selmix.contract.step import check_gradients
@@ -138,6 +139,11 @@ def test_images_are_counted_as_they_pass(tmp_path: Path) -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Supervised.Config(**settings)
+
+
+def test_experts_have_several_losses() -> None:
+    with pytest.raises(ValueError, match="prune=0.5 leaves images out by one loss"):
+        RIDE.Config(prune=0.5)
 
 
 def test_networks_of_one_batch_size_are_refused() -> None:
