@@ -142,7 +142,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 
 
 def test_experts_have_several_losses() -> None:
-    with pytest.raises(ValueError, match="prune=0.5 leaves images out by one loss"):
+    with pytest.raises(ValueError, match=r"prune=0\.5 leaves images out by one loss"):
         RIDE.Config(prune=0.5)
 
 
