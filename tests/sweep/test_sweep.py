@@ -194,8 +194,8 @@ def test_the_help_lists_the_shipped_sweeps(capsys: pytest.CaptureFixture[str]) -
         cli.main(["sweep", "--help"])
     shown = capsys.readouterr().out
     assert plugins.sweeps().keys() == {
-        *("cifar10-jpeg", "cifar10-jpeg-long", "controls", "digits", "features", "objectives"),
-        "trust",
+        *("cifar10-jpeg", "cifar10-jpeg-long", "controls", "digits", "digits-pools", "features"),
+        *("objectives", "trust"),
     }
     for name, line in plugins.sweeps().items():
         assert line and f"{name} " in shown and line in shown
