@@ -94,6 +94,11 @@ class RIDE(Supervised):
                         f"{name}={plain} is made for one classifier, and ride has several; leave "
                         "it out, or use --algo supervised"
                     )
+            if self.prune:
+                raise ValueError(
+                    f"prune={self.prune} leaves images out by one loss, and experts have several; "
+                    "leave it out, or use --algo supervised"
+                )
 
     config: Config
     temperature: Tensor  # (K,)

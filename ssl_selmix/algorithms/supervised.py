@@ -12,7 +12,7 @@ from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
 from ssl_selmix.common.rules import at_least
 from ssl_selmix.data import Data
 from ssl_selmix.data.batch import Batch, Task
-from ssl_selmix.methods import label_filter, labeled, sharpness
+from ssl_selmix.methods import label_filter, labeled, pruning, sharpness
 from ssl_selmix.models import Classifier
 
 
@@ -22,7 +22,13 @@ class Supervised(label_filter.Filters):
     views = ()
 
     @dataclass
-    class Config(Algorithm.Config, labeled.Config, sharpness.Config, label_filter.Config):
+    class Config(
+        Algorithm.Config,
+        labeled.Config,
+        sharpness.Config,
+        pruning.Config,
+        label_filter.Config,
+    ):
         """Hyper-parameters."""
 
         resample: bool = False  # draw every class equally often
@@ -39,6 +45,11 @@ class Supervised(label_filter.Filters):
                 raise ValueError(f"drw={self.drw} puts class weights off; set reweight=effective")
             if self.loss == "ldam" and self.logit_adjustment:
                 raise ValueError("loss=ldam has margins of its own; set logit_adjustment=0")
+            if self.prune and self.sam != "none":
+                raise ValueError(
+                    f"prune={self.prune} leaves images out of a step, whose losses sam={self.sam} "
+                    "needs to move the weights by; leave one of them out"
+                )
 
     config: Config
 
@@ -50,6 +61,10 @@ class Supervised(label_filter.Filters):
         self.cosine = labeled.CosineHead(config.scale) if config.loss == "ldam" else None
         if self.cosine and net.classifier.bias is not None:
             net.classifier.bias.requires_grad_(False)  # a cosine has none
+        self.pruning = None
+        if config.prune:
+            pruning.check(net)
+            self.pruning = pruning.Pruning(int(task.labeled_counts.sum()), config)
 
     @keeps_rows
     @weighs_labels
@@ -57,6 +72,8 @@ class Supervised(label_filter.Filters):
         """The configured loss of the weak view."""
         if self.config.sam != "none":
             return self._nearby(batch, ctx)
+        if self.pruning is not None:
+            return self._pruned(batch, ctx, self.pruning)
         return {"labeled": self._loss(self._logits(batch.x), batch, ctx)}, {}
 
     def _loss(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
@@ -66,6 +83,19 @@ class Supervised(label_filter.Filters):
         features = self.net.features(x)
         classifier = self.net.classifier
         return self.cosine(features, classifier) if self.cosine else classifier(features)  # type: ignore[no-any-return]
+
+    def _pruned(
+        self, batch: Batch, ctx: Context, by: pruning.Pruning
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss of the images that are not left out, and how many these are."""
+        index, y = batch.index_x, batch.y
+        assert index is not None
+        rows, factors = by.choose(index, ctx.progress)
+        target = batch.target[rows]
+        each = self.loss.each(self._logits(batch.x[rows]), target)
+        by.remember(index[rows], each)
+        loss = (factors * self.loss.portions(y, ctx.progress)[rows] * each).sum()
+        return {"labeled": loss}, {"images": loss.new_tensor(len(rows))}
 
     def _nearby(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss of all or of the rare classes at moved weights, and what the move adds to it."""

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+# Geometric operations come last: grouping then needs one clamp to give them a common key.
+OPS: tuple[str, ...] = (
+    "identity",
+    "autocontrast",
+    "brightness",
+    "color",
+    "contrast",
+    "equalize",
+    "posterize",
+    "sharpness",
+    "solarize",
+    "rotate",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+_GEOMETRIC = OPS.index("rotate")
 
 # Luma weights as float32 values.
 _GRAY: tuple[float, ...] = tuple(torch.tensor([0.2989, 0.587, 0.114]).tolist())
@@ -277,3 +298,69 @@ def cutout(x: Tensor, centre: Tensor, size: Tensor, fill: int = 127) -> Tensor:
     col = torch.arange(x.shape[3], device=x.device)
     hole = ((row >= top) & (row < bottom)) & ((col >= left) & (col < right))
     return _keep(x, ~hole, fill)
+
+
+def in_groups(
+    x: Tensor,
+    op: Tensor,
+    level: Tensor,
+    sign: Tensor,
+    apply: Callable[[str, Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Apply one operation to every image, and each operation once, to all of its images together.
+
+    Args:
+        x: uint8, N×C×H×W.
+        op: (N,) on the CPU, positions in `OPS`; -1: none.
+        level: (N,) on the CPU.
+        sign: (N,) on the CPU.
+        apply: what makes the images of one group, given the operation's name and the group's rows
+            of all of these; "rotate" stands for all the geometric ones, which are one group.
+    """
+    key = op.clamp(0, _GEOMETRIC)
+    order = key.argsort(stable=True)
+    keys, counts = torch.unique_consecutive(key[order], return_counts=True)
+    bounds = [0, *counts.cumsum(0).tolist()]
+    op, level, sign = op[order], level[order], sign[order]
+    # Sorting the batch makes every group a slice: two copies in all instead of two per group.
+    x = x.index_select(0, order.to(x.device, non_blocking=True))
+    done = [
+        apply(OPS[code], x[group], op[group], level[group], sign[group])
+        for code, group in zip(keys.tolist(), map(slice, bounds, bounds[1:]), strict=True)
+    ]
+    return torch.cat(done).index_select(0, order.argsort().to(x.device, non_blocking=True))
+
+
+def geometric(
+    x: Tensor, op: Tensor, angle: Tensor, slope: Tensor, shift: Sequence[Tensor], fill: int
+) -> Tensor:
+    """Rotate, shear or translate each image, whichever its operation is.
+
+    Args:
+        x: uint8, N×C×H×W.
+        op: (N,), positions in `OPS` of geometric operations.
+        angle: (N,), degrees of a rotation.
+        slope: (N,), of a shear.
+        shift: (N,) pixels of a translation to the right, and (N,) of one down.
+        fill: Value of the pixels that come from outside.
+
+    Returns:
+        uint8, N×C×H×W.
+    """
+    height, width = x.shape[2:]
+
+    def only(name: str, value: Tensor) -> Tensor:
+        return value * (op == OPS.index(name))
+
+    shear_x, shear_y = only("shear_x", slope), only("shear_y", slope)
+    return affine(
+        x,
+        angle=only("rotate", angle),
+        shear_x=shear_x,
+        shear_y=shear_y,
+        # Published code shears about the upper left corner, which is a shear about the centre
+        # and a shift.
+        translate_x=only("translate_x", shift[0]) - shear_x * (height / 2),
+        translate_y=only("translate_y", shift[1]) - shear_y * (width / 2),
+        fill=fill,
+    )

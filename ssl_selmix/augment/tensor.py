@@ -30,39 +30,23 @@ from torch import Generator, Tensor
 
 from ssl_selmix.augment.ops import (
     _TINY,
+    OPS,
     _keep,
     _take,
     _to_uint8,
-    affine,
     autocontrast,
     brightness,
     color,
     contrast,
     cutout,
     equalize,
+    geometric,
+    in_groups,
     posterize,
     sharpness,
     solarize,
 )
 
-# Geometric operations come last: grouping then needs one clamp to give them a common key.
-OPS: tuple[str, ...] = (
-    "identity",
-    "autocontrast",
-    "brightness",
-    "color",
-    "contrast",
-    "equalize",
-    "posterize",
-    "sharpness",
-    "solarize",
-    "rotate",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-)
-_GEOMETRIC = OPS.index("rotate")
 _SKIP = -1  # the operation was drawn and not applied
 
 
@@ -345,26 +329,11 @@ class Strong:
         x = self.weak(_as_uint8(images, len(params)), params.weak)
         if len(x):
             for op, level, sign in zip(params.op.T, params.level.T, params.sign.T, strict=True):
-                x = self._round(x, op, level, sign)
+                x = in_groups(x, op, level, sign, self._apply)
         sides = torch.tensor(x.shape[2:])
         centre = (params.centre * sides).long()
         size = (params.side * sides.min() + _TINY).long()
         return _as_dtype(cutout(x, centre, size, self.cutout_fill), images.dtype)
-
-    def _round(self, x: Tensor, op: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-        """Apply one operation to every image; op, level and sign are (N,) on the CPU."""
-        key = op.clamp(0, _GEOMETRIC)
-        order = key.argsort(stable=True)
-        keys, counts = torch.unique_consecutive(key[order], return_counts=True)
-        bounds = [0, *counts.cumsum(0).tolist()]
-        op, level, sign = op[order], level[order], sign[order]
-        # Sorting the batch makes every group a slice: two copies in all instead of two per group.
-        x = x.index_select(0, order.to(x.device, non_blocking=True))
-        done = [
-            self._apply(OPS[code], x[group], op[group], level[group], sign[group])
-            for code, group in zip(keys.tolist(), map(slice, bounds, bounds[1:]), strict=True)
-        ]
-        return torch.cat(done).index_select(0, order.argsort().to(x.device, non_blocking=True))
 
     def _apply(self, name: str, x: Tensor, op: Tensor, level: Tensor, sign: Tensor) -> Tensor:
         """Apply the operation of one group; "rotate" stands for all the geometric ones."""
@@ -383,24 +352,9 @@ class Strong:
 
     def _geometric(self, x: Tensor, op: Tensor, amount: Tensor, sign: Tensor) -> Tensor:
         height, width = x.shape[2:]
-
-        def only(name: str, value: Tensor) -> Tensor:
-            return value * sign * (op == OPS.index(name))
-
-        shear_x, shear_y = only("shear_x", 0.3 * amount), only("shear_y", 0.3 * amount)
-        return affine(
-            x,
-            angle=only("rotate", self._whole(30 * amount)),
-            shear_x=shear_x,
-            shear_y=shear_y,
-            # Published code shears about the upper left corner, which is a shear about the centre
-            # and a shift.
-            translate_x=only("translate_x", self._whole(0.3 * amount * width))
-            - shear_x * (height / 2),
-            translate_y=only("translate_y", self._whole(0.3 * amount * height))
-            - shear_y * (width / 2),
-            fill=self.fill,
-        )
+        shift = (self._whole(0.3 * amount * width), self._whole(0.3 * amount * height))
+        angle, slope = self._whole(30 * amount), 0.3 * amount
+        return geometric(x, op, angle * sign, slope * sign, [s * sign for s in shift], self.fill)
 
     def _whole(self, amount: Tensor) -> Tensor:
         return amount if self.levels == "continuous" else (amount + _TINY).floor()

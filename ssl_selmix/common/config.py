@@ -50,6 +50,8 @@ ADDED: Mapping[str, Any] = {
     "sam": "none",
     "sam_radius": None,
     "sam_below": 0,
+    "prune": 0.0,
+    "prune_until": 0.875,
     "data.unlabeled_from": [],
     "data.more_roots": [],
     "label_filter": "none",
@@ -60,6 +62,13 @@ ADDED: Mapping[str, Any] = {
     "offsets": "none",
     "pseudo_labels": "student",
     "with_labeled": False,
+    "views.strong": "randaugment",
+    "step.strong": "randaugment",  # as runs record that section
+    "augmix_width": 3,
+    "augmix_depth": 0,
+    "augmix_severity": 3.0,
+    "augmix_alpha": 1.0,
+    "augmix_all": False,
 }
 # Keys that stages did not have in released versions, with what their absence means, and defaults
 # that were others then: a run without the keys goes on as it began.

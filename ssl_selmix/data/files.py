@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssl_selmix.augment.augmix import AugMix
 from ssl_selmix.common.processes import World, default_workers
 from ssl_selmix.data.batch import Batch, SeededDraw, SeededView, Views
 from ssl_selmix.data.pool import Normalisation, Pools, ReadyViews
@@ -169,6 +170,7 @@ class FileSet:
     shares: npt.NDArray[np.float32] | None = None  # as of an ImageSet
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    strong: AugMix | None = None  # how strong views are mixed; None: they are RandAugment's
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -220,7 +222,8 @@ class FileSet:
         parts = (self.train, self.extra_unlabeled, self.test)
         paths = [path for images in parts if images is not None for path in images.paths]
         num = default_workers() if self.workers is None else self.workers
-        workers = Workers(Reader(paths, self.size, self.strict), num, pin=device.type == "cuda")
+        reader = Reader(paths, self.size, self.strict, self.strong)
+        workers = Workers(reader, num, pin=device.type == "cuda")
         pool = FilePool(workers, Normalisation.of(self.mean, self.std, device))
         if self.test is None:
             return pool, None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssl_selmix.augment.augmix import AugMix
 from ssl_selmix.augment.tensor import Strong, Weak
 from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.data.files import FileSet
@@ -65,7 +66,7 @@ class ImageSet:
     test_labels: np.ndarray | None = None
     extra_unlabeled: Tensor | None = None  # of unknown class; all of them join the unlabeled pool
     weak: Weak = field(default_factory=Weak)
-    strong: Strong = field(default_factory=lambda: Strong(weak=Weak()))
+    strong: Strong | AugMix = field(default_factory=lambda: Strong(weak=Weak()))
     apart: int = 0
     groups: np.ndarray | None = None  # (N,) int64
     weights: np.ndarray | None = None  # (N,) float64; NaN where the image has no label

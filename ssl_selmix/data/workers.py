@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssl_selmix.augment.augmix import AugMix
 from ssl_selmix.common.processes import check_number
 from ssl_selmix.images.decode import contents
 
@@ -53,8 +54,11 @@ Made = list[list[Tensor]]  # of each request, each view: n×3×S×S uint8, chann
 class Reader:
     """Makes the views of a job."""
 
-    def __init__(self, paths: Sequence[str], size: int, strict: bool = True) -> None:
-        self._paths, self.size, self._strict = paths, size, strict
+    def __init__(
+        self, paths: Sequence[str], size: int, strict: bool = True, mix: AugMix | None = None
+    ) -> None:
+        """With `mix` strong views are its mixtures, else RandAugment's."""
+        self._paths, self.size, self._strict, self._mix = paths, size, strict, mix
 
     def make(self, job: Job) -> Made:
         """The views of every request.
@@ -68,7 +72,7 @@ class Reader:
         from ssl_selmix.augment import image
         from ssl_selmix.images.photo import Photo
 
-        makers = image.views(self.size)
+        makers = image.views(self.size, self._mix)
         shape = (len(request.rows), self.size, self.size, 3)
         made = [np.empty(shape, dtype=np.uint8) for _ in request.views]
         for i, row in enumerate(request.rows):

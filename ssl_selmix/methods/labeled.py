@@ -177,7 +177,7 @@ class LabeledLoss(nn.Module):
         Returns:
             A scalar.
         """
-        each = self._each(logits, labels if masses is None else masses)
+        each = self.each(logits, labels if masses is None else masses)
         if progress < self.config.drw:
             return each.mean()
         weights = self.weights[labels]
@@ -187,13 +187,27 @@ class LabeledLoss(nn.Module):
         self, logits: Tensor, labels: Tensor, progress: float, masses: Tensor | None = None
     ) -> Tensor:
         """What each image adds to the loss: (B,), whose sum it is."""
-        each = self._each(logits, labels if masses is None else masses)
+        each = self.each(logits, labels if masses is None else masses)
         if progress < self.config.drw:
             return each / len(each)
         weights = self.weights[labels]
         return weights * each / weights.sum()
 
-    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+    def portions(self, labels: Tensor, progress: float) -> Tensor:
+        """What the loss of each image of a batch is multiplied by before they are added up.
+
+        Shape: labels (B,) -> (B,).
+        """
+        if progress < self.config.drw:
+            return torch.full(labels.shape, 1 / len(labels), device=labels.device)
+        weights = self.weights[labels]
+        return weights / weights.sum()
+
+    def each(self, logits: Tensor, target: Tensor) -> Tensor:
+        """What is lost on each image.
+
+        Shape: logits B×K (cosines for ldam), target (B,) labels or B×K masses -> (B,).
+        """
         loss, adjusted = LOSSES[self.config.loss], logits + self.tau * self.log_pi
         if self.config.loss == "ce" and target.ndim == 2:
             return F.cross_entropy(adjusted, target, reduction="none")

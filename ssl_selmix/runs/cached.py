@@ -22,12 +22,14 @@ from ssl_selmix.data import extraction
 from ssl_selmix.data.chunks import TABLE, Part
 from ssl_selmix.data.extraction import ABOUT, Features
 from ssl_selmix.data.features import FeatureSet
+from ssl_selmix.data.files import FileSet
 from ssl_selmix.data.source import ImageSet
 from ssl_selmix.images.cache import folder_of
 from ssl_selmix.models.execution import Execution
 from ssl_selmix.models.weights import load_into
 from ssl_selmix.runs.folder import RESULTS, RunFolder
 from ssl_selmix.runs.plan import Plan
+from ssl_selmix.runs.views import augmented
 from ssl_selmix.training import checkpoint
 
 BODY = "body.pt"  # beside the features: a run needs it for what it hands on
@@ -115,7 +117,7 @@ def to_folder(plan: Plan, out: Path) -> None:
             )
     preprocessing = preprocessing_of(plan.config["model"], source)
     shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
-    source = replace(source, **shown)
+    source = augmented(replace(source, **shown), plan.config["views"])
     body = _Body(plan, source, None)
     parts, how = _described(plan, source, source.sha256(), preprocessing, body)
     features = Features(out, parts, how)
@@ -251,7 +253,8 @@ def _of_channels(values: Sequence[float], channels: int) -> list[float]:
 def _augmentations(source: data.Source) -> str:
     """What the views of a data set are made by; addresses in memory say nothing of it."""
     if not isinstance(source, ImageSet):
-        return "files"
+        mix = source.strong if isinstance(source, FileSet) else None
+        return f"files {mix!r}" if mix else "files"
     return re.sub(r" at 0x[0-9a-f]+", "", f"{source.weak!r} {source.strong!r}")
 
 

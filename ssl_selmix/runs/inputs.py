@@ -15,7 +15,7 @@ from ssl_selmix.common import config
 from ssl_selmix.data import Data, Diagnostics, copies, manifest
 from ssl_selmix.data.source import names_of
 from ssl_selmix.models import heads
-from ssl_selmix.runs import cached, kept
+from ssl_selmix.runs import cached, kept, views
 from ssl_selmix.runs.folder import CONFIG, RunFolder, split_of
 from ssl_selmix.runs.plan import Plan
 from ssl_selmix.splits import Split
@@ -104,7 +104,7 @@ def load_data(
     split = _split(plan, source, sha256)
     preprocessing = cached.preprocessing_of(plan.config["model"], source)
     shown: dict[str, Any] = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
-    shown_source, body = replace(source, **shown), None
+    shown_source, body = views.augmented(replace(source, **shown), plan.config["views"]), None
     if plan.cached and extract:
         seen, body = cached.features_of(plan, shown_source, sha256, preprocessing, trained)
         loaded, diagnostics = data.assemble(seen, split, seed, plan.device)

@@ -25,6 +25,7 @@ from ssl_selmix.data import extraction, manifest
 from ssl_selmix.models import execution, pretrained
 from ssl_selmix.models.backbones import FEATURES
 from ssl_selmix.runs import settings as files_of
+from ssl_selmix.runs import views
 from ssl_selmix.runs.folder import CONFIG, RunError, RunFolder, named
 from ssl_selmix.runs.load import begin_of
 from ssl_selmix.runs.load import read as read_weights
@@ -98,7 +99,7 @@ class Plan:
         _check_names(self.algorithms)
         self.dataset = plugins.dataset(request.dataset)
         sections: dict[str, type[Any]] = {"data": self.dataset.Config, "model": models.Config}
-        sections |= {"views": execution.ViewsConfig, "features": extraction.Config}
+        sections |= {"views": views.Config, "features": extraction.Config}
         sections |= {name: kind.Config for name, kind in self.algorithms}
         self.layers = config.read(sections, self._layers(sections))
         self.manifest_sha256 = self._take_manifest()

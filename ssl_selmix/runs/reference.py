@@ -25,12 +25,12 @@ from ssl_selmix.common.keys import nearest_keys
 from ssl_selmix.common.names import near, unknown
 from ssl_selmix.common.rules import Rule, describe
 from ssl_selmix.data import extraction
-from ssl_selmix.models import execution
+from ssl_selmix.runs import views
 
 NARROWEST, WIDEST = 80, 40  # columns of text, and of a word in it
 SHARED: dict[str, type[Any]] = {
     "model": models.Config,
-    "views": execution.ViewsConfig,
+    "views": views.Config,
     "features": extraction.Config,
 }
 TYPES: dict[Any, str] = {int: "whole number", float: "number", bool: "true|false", str: "text"}

@@ -260,6 +260,7 @@ def planned(plan: Plan, inputs: Inputs, out: Console) -> list[Algorithm]:
     ]
     _check_batches(found)
     _check_pixels(plan, found, loaded)
+    _check_strong(plan, found)
     if loaded.weights is not None or loaded.shares is not None:
         _check_weighs(plan, found, "soft labels" if loaded.weights is None else "weights")
     _check_heads(plan, found)
@@ -339,6 +340,24 @@ def _check_pixels(plan: Plan, planned: Sequence[Algorithm], loaded: Data) -> Non
             raise ValueError(
                 f"{name} cannot work on features: {why}; choose another method, or train on images"
             )
+
+
+def _check_strong(plan: Plan, planned: Sequence[Algorithm]) -> None:
+    """Refuse strong views of another kind for stages that see none."""
+    strong, features = plan.config["views"].strong, plan.config["features"]
+    if strong == type(plan.config["views"]).strong:
+        return
+    if plan.cached and not features.strong:
+        raise ValueError(
+            f"views.strong={strong} changes nothing, for features.strong=0 makes features of plain "
+            "views alone; set features.strong=4, say, or leave it out"
+        )
+    if not any("strong" in algorithm.views for algorithm in planned):
+        names = " and ".join(name for name, _ in plan.algorithms)
+        raise ValueError(
+            f"views.strong={strong} changes nothing, for {names} makes no strong view; leave it "
+            "out, or choose a method that does, such as fixmatch"
+        )
 
 
 def _check_weighs(plan: Plan, planned: Sequence[Algorithm], what: str) -> None:

@@ -87,7 +87,9 @@ class StageLog:
         now = time.perf_counter()
         rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
         self._since = (step, now)
-        values = values | {"steps_per_second": rate, "images_per_second": rate * self._images}
+        # A method whose steps have different numbers of images logs how many there were.
+        images = values.get("images", self._images)
+        values = values | {"steps_per_second": rate, "images_per_second": rate * images}
         self._last |= values
         self._write({"kind": "train", "step": step, **values})
         for key, value in values.items():

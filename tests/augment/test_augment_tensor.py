@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
+from ssl_selmix.augment.augmix import AugMix
 from ssl_selmix.augment.ops import (
+    OPS,
     _gray,
     affine,
     autocontrast,
@@ -27,7 +29,7 @@ from ssl_selmix.augment.ops import (
     sharpness,
     solarize,
 )
-from ssl_selmix.augment.tensor import OPS, Strong, StrongParams, Weak
+from ssl_selmix.augment.tensor import Strong, StrongParams, Weak
 
 SHAPES = [(c, size) for c in (1, 3) for size in (8, 32, 33)]
 FACTORS = {
@@ -258,7 +260,7 @@ def test_the_seed_decides_the_view(strong: Strong) -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("view", [Weak(padding="zeros"), *CONFIGS])
+@pytest.mark.parametrize("view", [Weak(padding="zeros"), AugMix(), *CONFIGS])
 def test_the_host_never_reads_the_images(view: Any) -> None:
     # A meta tensor has no values: whatever would wait for a device raises here.
     batch = torch.empty(200, 3, 8, 8, dtype=torch.uint8, device="meta")

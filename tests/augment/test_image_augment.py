@@ -144,7 +144,7 @@ def test_weak_crops_have_the_areas_and_ratios_of_the_papers() -> None:
 
 
 def test_operations_are_those_for_small_images() -> None:
-    from ssl_selmix.augment.tensor import OPS
+    from ssl_selmix.augment.ops import OPS
 
     assert sorted(image.operations()) == sorted(OPS)
 

@@ -22,6 +22,7 @@ from torchvision import datasets
 
 from ssl_selmix import data
 from ssl_selmix.algorithm import Context
+from ssl_selmix.augment.tensor import Strong
 from ssl_selmix.data import ImageSet
 from ssl_selmix.data import manifest as manifests
 from ssl_selmix.data.download import pool
@@ -175,7 +176,7 @@ def test_the_constants_are_the_published_ones() -> None:
 def test_the_views_are_the_published_ones(cifar: tuple[str, Path]) -> None:
     found = load(CIFAR[cifar[0]][0], cifar[1])
     assert (found.weak.pad, found.weak.flip, found.weak.padding) == (4, True, "zeros")
-    assert found.strong.weak == found.weak
+    assert isinstance(found.strong, Strong) and found.strong.weak == found.weak
     assert (found.strong.num_ops, found.strong.random_cutout) == (3, True)
 
 
