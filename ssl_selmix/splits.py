@@ -60,7 +60,7 @@ class Counts:
     """Images per class of one part of a split."""
 
     largest: int  # N1 of the labeled, M1 of the unlabeled images
-    rho: float = 1.0  # largest / smallest class
+    rho: float = 1.0  # rho, largest by smallest class
     reverse: bool = False  # the class order turned around, whatever the shape
     # or uniform, inverted, middle, head_tail, unknown, all, rest, none, or 0.1: a share of a class
     shape: str = "long_tail"

@@ -25,11 +25,16 @@ from ssl_selmix.common import config
 from ssl_selmix.compare.tables import spread
 from studies.arms import parallel, train
 
+AVERAGED, TEACHER = "fixmatch.ema_buffers=average", "fixmatch.pseudo_labels=teacher"
 ARMS = {
     "joint": [],
+    "joint-averaged": [AVERAGED],
     "bf16": ["precision=bf16"],
     "split": ["views.split=true"],
     "lazy": ["views.lazy=true"],
+    "lazy-averaged": ["views.lazy=true", AVERAGED],
+    "lazy-teacher": ["views.lazy=true", TEACHER],
+    "lazy-teacher-averaged": ["views.lazy=true", TEACHER, AVERAGED],
     "lazy-time": ["views.lazy=true"],
     "compile": ["compile=true"],
 }

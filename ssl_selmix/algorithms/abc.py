@@ -30,7 +30,8 @@ class ABC(FixMatch):
         """Hyper-parameters; `threshold` is that of both heads."""
 
         logit_adjustment: float = 0.0  # tau of the first head; none in the paper
-        strong_views: int = at_least(1, 2)  # of every unlabeled image; 1 in the DASO and USB codes
+        # how many strong views every unlabeled image has; 1 in the DASO and USB codes
+        strong_views: int = at_least(1, 2)
         soft_targets: bool = True  # the second head learns its prediction q; False: the arg-max
 
     config: Config

@@ -38,7 +38,7 @@ class ACR(KnowsLabeled):
         """Hyper-parameters."""
 
         threshold: float = within("[0, 1]", 0.95)  # rho, from which a pseudo-label counts
-        strong_views: int = at_least(1, 2)  # of every unlabeled image
+        strong_views: int = at_least(1, 2)  # how many strong views every unlabeled image has
         tau_max: float = at_least(0, 2.0)  # tau1, adjustment of f's targets at most, and at first
         tau_pseudo: float = at_least(0, 2.0)  # tau12, adjustment of g's targets
         tau_balanced: float = at_least(0, 2.0)  # tau2, adjustment of g's labeled loss

@@ -42,8 +42,10 @@ class ADELLO(KnowsLabeled):
 
         threshold: float = within("[0, 1]", 0.95)  # tau, from which a pseudo-label counts
         lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled loss
-        memory: float = within("[0, 1)", 0.999)  # of p, the running mean of predictions
-        alpha_min: float = within("[0, 1]", 0.1)  # at the end Q is p^alpha_min; 0: uniform
+        # weight of what p, the mean of predictions, was before the step
+        memory: float = within("[0, 1)", 0.999)
+        # the last exponent: Q is p^alpha_min at the end; 0: uniform
+        alpha_min: float = within("[0, 1]", 0.1)
         power: float = at_least(0, 2.0)  # d: alpha = 1 - (1 - alpha_min) (t / T)^d
         # equal parts of the run, after each of which alpha moves; 0: with every step
         alpha_periods: int = at_least(0, 0)

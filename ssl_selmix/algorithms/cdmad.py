@@ -30,9 +30,9 @@ class CDMAD(reference.Debiased, FixMatch):
     class Config(FixMatch.Config, reference.TrainingConfig):
         """Hyper-parameters."""
 
-        logit_adjustment: float = 0.0  # none in the paper
+        logit_adjustment: float = 0.0  # tau of the labeled loss; the paper has none
         threshold: float = 0.0  # every image counts, with its soft target
-        strong_views: int = at_least(1, 2)  # of every unlabeled image
+        strong_views: int = at_least(1, 2)  # how many strong views every unlabeled image has
         # Added to probabilities whose logarithm is a loss: 1e-8 in its code, which takes gradients
         # from images that the network is surely wrong about.
         log_floor: float = at_least(0, 0.0)

@@ -53,8 +53,8 @@ class CoSSL(FixMatch):
     class Config(FixMatch.Config, tail_features.Config):
         """Hyper-parameters."""
 
-        logit_adjustment: float = 0.0  # none in the paper
-        strong_views: int = at_least(1, 2)  # of every unlabeled image
+        logit_adjustment: float = 0.0  # tau of the labeled loss; the paper has none
+        strong_views: int = at_least(1, 2)  # how many strong views every unlabeled image has
         # share of the steps that are FixMatch alone: 400 of 500 epochs. 0 after another stage
         pretrain: float = within("[0, 1)", 0.8)
 

@@ -56,16 +56,18 @@ class CPE(Algorithm):
     class Config(Algorithm.PoolConfig):
         """Hyper-parameters."""
 
-        threshold: float = within("[0, 1]", 0.95)  # from which a pseudo-label counts
+        threshold: float = within("[0, 1]", 0.95)  # the confidence from which a pseudo-label counts
         lambda_u: float = at_least(0, 1.0)  # lambda_u, weight of the unlabeled losses
         tau_same: float = at_least(0, 0.0)  # tau_1, adjustment of the first expert's labeled loss
         tau_uniform: float = at_least(0, 2.0)  # tau_2, of the one that predicts
-        tau_inverted: float = at_least(0, 4.0)  # tau_3
+        tau_inverted: float = at_least(0, 4.0)  # tau_3, adjustment of the third expert
         # share of the classes, from the most frequent one on, that come before those of the second
         # norm; 0.35 for 100 classes
         medium_from: float = within("[0, 1]", 0.2)
-        tail_from: float = within("[0, 1]", 0.4)  # before those of the third; 0.7 for 100 classes
-        norm_momentum: float = within("(0, 1]", 0.1)  # of the batch statistics of the three norms
+        # the same share for the third norm; 0.7 for 100 classes
+        tail_from: float = within("[0, 1]", 0.4)
+        # weight of the newest batch in the statistics of the three norms
+        norm_momentum: float = within("(0, 1]", 0.1)
 
         def __post_init__(self) -> None:
             """Refuse groups that are not within each other."""

@@ -19,7 +19,8 @@ class CutMix(Mixup):
     class Config(Mixup.Config):
         """Hyper-parameters."""
 
-        probability: float = within("[0, 1]", 1.0)  # of mixing a batch; 0.5 in the CIFAR code
+        # how probable it is that a batch is mixed; 0.5 in the CIFAR code
+        probability: float = within("[0, 1]", 1.0)
 
     config: Config
 

@@ -25,7 +25,8 @@ class DARP(refinement.Refines, FixMatch):
     class Config(FixMatch.Config, refinement.Config):
         """Hyper-parameters."""
 
-        prior: str = one_of(*SOURCES[1:], default="estimated")  # of the pool, for the counts c
+        # where the class shares of the pool come from that make the counts c
+        prior: str = one_of(*SOURCES[1:], default="estimated")
         logit_adjustment: float = 0.0  # tau of the labeled loss; none in the paper
 
     config: Config

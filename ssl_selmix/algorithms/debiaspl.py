@@ -29,7 +29,7 @@ class DebiasPL(FixMatch):
 
         logit_adjustment: float = 0.0  # tau of the labeled loss; none in the paper
         adjustment: float = at_least(0, 0.4)  # tau, of log q^; 1 is the whole of it
-        memory: float = within("[0, 1)", 0.99)  # of q^, from step to step
+        memory: float = within("[0, 1)", 0.99)  # weight of what q^ was before the step
         # two weak and two strong views; the mean of the weak ones and each of them teach both
         multiviews: bool = False
 

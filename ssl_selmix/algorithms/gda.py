@@ -42,13 +42,15 @@ class GDA(Algorithm):
         shrinkage_by: str = one_of("validation", "formula")
         # take out of the bias what the error of the means of rare classes adds to it; paper: no
         corrected: bool = True
-        calibrate: str = one_of("temperature", "none")  # of the logits, on validation
+        # how the logits are calibrated on validation images
+        calibrate: str = one_of("temperature", "none")
         # class distribution that the logits are adjusted to; pool: estimated
         prior: str = one_of("uniform", "labeled", "pool")
         em: int = at_least(0, 0)  # rounds of expectation maximisation over the pool
         # weight of an unlabeled image beside a labeled one; None: chosen on validation, or no EM
         em_weight: float | None = within("(0, 1]", None)
-        em_covariance: str = one_of("labeled", "both")  # which images the covariance is made of
+        # which images the covariance of EM is made of
+        em_covariance: str = one_of("labeled", "both")
         em_prior: str = one_of("estimated", "labeled", "uniform")  # q, class frequencies there
 
     config: Config

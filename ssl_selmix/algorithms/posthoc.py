@@ -36,11 +36,12 @@ class Posthoc(Algorithm):
         # offsets: fitted; gains: a matrix, for what offsets miss; labeled_prior: offsets that are
         # -log of the labeled class shares (Buda et al., 2018)
         rule: str = one_of("offsets", "gains", "labeled_prior")
-        folds: int = at_least(2, 5)  # of the cross-fitting
+        folds: int = at_least(2, 5)  # number of folds of the cross-fitting
         calibrate: str = one_of(*CALIBRATIONS)  # what is taken for posteriors
         # class shares at deployment; pool: estimated from the unlabeled images
         prior: str = one_of("validation", "pool", "given")
-        prior_given: list[float] = field(default_factory=list)  # K shares or counts
+        # K shares or counts of the classes at deployment
+        prior_given: list[float] = field(default_factory=list)
 
         def __post_init__(self) -> None:
             """Refuse a rule that no network can hold, and a prior without meaning."""

@@ -27,11 +27,12 @@ class ReMixMatchCDMAD(reference.Debiased, ReMixMatch):
 
         mu: int = 2
         prior: str = "none"
-        temperature: float = 1.0  # no sharpening
+        temperature: float = 1.0  # T of the softmax of the guesses; 1: no sharpening
         lambda_u: float = 2.0
-        lambda_r: float = 1.0  # 0.5 on STL-10
+        lambda_r: float = 1.0  # lambda_r, weight of the rotation loss; 0.5 on STL-10
         ramp: float = 1.0  # lambda_U and lambda_U1 rise until the end
-        debias_from: float = 0.337  # 101 of 300 epochs
+        # share of the steps from which guesses are corrected; 101 of 300 epochs
+        debias_from: float = 0.337
 
     config: Config
 

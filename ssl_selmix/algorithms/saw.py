@@ -30,7 +30,7 @@ class SAW(FixMatch):
         """Hyper-parameters."""
 
         logit_adjustment: float = 0.0  # tau of the labeled loss; 1 in SAW + LA
-        strong_views: int = at_least(1, 2)  # of every unlabeled image
+        strong_views: int = at_least(1, 2)  # how many strong views every unlabeled image has
         # beta of the effective number of images; None: 1 - 1/N for N images a class on average.
         # The published scripts have both, and 0.99
         weight_beta: float | None = within("[0, 1)", None)

@@ -37,12 +37,13 @@ class SelfTraining(Algorithm):
         """Hyper-parameters."""
 
         heads: int = at_least(1, 5)  # H, classifiers whose votes make the pseudo-labels
-        share: float = within("(0, 1]", 0.5)  # of the features, that a head sees
+        share: float = within("(0, 1]", 0.5)  # share of the features that a head sees
         warmup: float = within("[0, 1)", 0.25)  # share of the steps on labeled images alone
         rounds: int = at_least(1, 2)  # how often pseudo-labels are made, evenly after that
         # soft: the vote itself is learned; hard: its arg-max
         targets: str = one_of("soft", "hard")
-        threshold: float = within("[0, 1]", 0.0)  # of the vote's largest share, to count at all
+        # the largest share of the vote from which an image counts
+        threshold: float = within("[0, 1]", 0.0)
         lambda_u: float = at_least(0, 1.0)  # weight of the pseudo-labeled images
         logit_adjustment: float = at_least(0, 1.0)  # tau, by the frequencies of labels and votes
         prior: str = "estimated"

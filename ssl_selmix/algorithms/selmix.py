@@ -102,6 +102,11 @@ class SelMix(FineTuning):
         self.start = FittedStart(task.num_classes, task.num_validation) if fitted else None
         automatic = "patience" if relative else "none"
         stop = automatic if config.stop == "auto" else config.stop
+        if stop == "none" and config.patience != type(config).patience:
+            raise ValueError(
+                f"patience={config.patience} does nothing here: with fewer than {FEW_IMAGES} "
+                "validation images a class, stop=auto never ends early; add stop=patience"
+            )
         self.stopping = Stopping(stop, config.patience)
         net.classifier.bias.requires_grad_(config.train_bias)
 

@@ -38,12 +38,14 @@ class TRAS(Algorithm):
     class Config(Algorithm.PoolConfig, Guessing):
         """Hyper-parameters."""
 
-        threshold: float = within("[0, 1]", 0.95)  # of both heads' own pseudo-labels
-        strong_views: int = at_least(1, 2)  # of every unlabeled image
+        # the confidence from which both heads' own pseudo-labels count
+        threshold: float = within("[0, 1]", 0.95)
+        strong_views: int = at_least(1, 2)  # how many strong views every unlabeled image has
         prior_power: float = at_least(0, 1.0)  # rho, exponent of the labeled prior
         transfer_scale: float = at_least(0, 2.0)  # A, how much more rare classes are corrected
-        transfer_base: float = at_least(0, 2.0)  # B, how much all are
-        teacher_temperature: float = positive(2.0)  # of what the second head learns from the first
+        transfer_base: float = at_least(0, 2.0)  # B, how much all logits are transformed
+        # temperature of what the second head learns from the first
+        teacher_temperature: float = positive(2.0)
         # share of the steps in which the first head learns alone: 11 of 500 epochs
         warmup: float = within("[0, 1)", 0.022)
 

@@ -34,7 +34,8 @@ class WeightBalancing(FrozenBody):
         max_norm: float = within(
             "[0, 1]", 0.1
         )  # of the way from the shortest vector to the longest
-        beta: float = within("[0, 1)", 0.9999)  # of the effective number of images; 0: no weights
+        # beta of the effective number of images; 0: no weights
+        beta: float = within("[0, 1)", 0.9999)
 
     config: Config
     limit: Tensor  # (), longest that a class vector may be

@@ -36,12 +36,13 @@ class Published(LongTailSplit):
     root: str = ""  # the folder that the paths of the lists begin at
     lists: str = ""  # the folder of the lists; empty: root
     train_list: str = ""  # another list in the place of the published one, in its format
-    size: int = 224  # of the views, size×size pixels
+    size: int = 224  # side of the views, size×size pixels
     labeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="all"))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="unknown"))
     # Held out of the train images; `folder`: those of the published validation list
     validation: int | float | str = FOLDER
-    cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    # place of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    cache: str = "auto"
     workers: int | None = None  # processes that read images; None: one for each core; 0: none
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
 

@@ -40,12 +40,14 @@ class Config(LongTailSplit):
     """How the images of such a set are split, read and kept; as of `datasets.table`."""
 
     classes: list[str] = field(default_factory=list)  # their order, or names of the numbers
-    size: int | None = None  # of the views, size×size pixels; None: take small images as they are
+    # side of the views, size×size pixels; None: take small images as they are
+    size: int | None = None
     labeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="all"))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="unknown"))
     # Held out of the train images; `folder`: the images of the part validation
     validation: int | float | str = 0.2
-    cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    # place of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    cache: str = "auto"
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
 

@@ -28,7 +28,7 @@ Labels = npt.NDArray[np.int64]
 class Config(LongTailSplit):
     """Where the arrays are, and how their images are split."""
 
-    file: str = ""  # with train_images, train_labels, perhaps val_images, test_images ...
+    file: str = ""  # file with train_images, train_labels, perhaps val_images, test_images ...
     classes: list[str] = field(default_factory=list)  # names of the classes, in their order
     size: int | None = None  # of the views, size×size pixels, at most 64; None: as they are
     labeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="all"))

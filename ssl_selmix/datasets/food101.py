@@ -45,7 +45,7 @@ class Config(Published):
     validation: int | float | str = 50
     test: int | float | str | None = 200
     root: str = "data"  # the folder that has food-101
-    download: bool = False  # fetch and unpack it
+    download: bool = False  # whether to fetch and unpack it
 
 
 def load(config: Config) -> ImageSet | FileSet:

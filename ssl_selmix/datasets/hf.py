@@ -12,7 +12,8 @@ from ssl_selmix.data.files import FileSet
 class Config(samples.Config):
     """Which set, what its columns and splits are called, and how its images are split."""
 
-    name: str = ""  # of the Hub, OWNER/NAME or OWNER/NAME:CONFIG; --dataset hf:NAME says the same
+    # name on the Hub, OWNER/NAME or OWNER/NAME:CONFIG; --dataset hf:NAME says the same
+    name: str = ""
     root: str = ""  # a folder that save_to_disk wrote, or one that load_dataset takes
     revision: str = ""  # branch, tag or commit of the Hub; empty: its newest
     image_column: str = ""  # empty: the one of images, or image, img ...

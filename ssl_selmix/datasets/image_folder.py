@@ -33,14 +33,16 @@ class Config(LongTailSplit):
 
     root: str = ""  # the folder with train/<class>/*, perhaps test/<class>/* and unlabeled/*
     more_roots: list[str] = field(default_factory=list)  # folders of the same kind, added to it
-    size: int | None = None  # of the views, size×size pixels; None: take small images as they are
+    # side of the views, size×size pixels; None: take small images as they are
+    size: int | None = None
     labeled: Counts = field(default_factory=lambda: Counts(largest=1500, rho=100.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=3000, rho=100.0))
     validation: int | float | str = 500
     # Where the images without a class are instead of unlabeled/*: 'shots/**/*.jpg', folders,
     # LIST.txt with a path in each line, or several of these
     unlabeled_from: list[str] = field(default_factory=list)
-    cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    # place of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    cache: str = "auto"
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
 

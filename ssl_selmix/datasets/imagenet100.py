@@ -35,9 +35,10 @@ class Config(LongTailSplit):
 
     root: str = ""  # the folder with train/<synset>/* and val/<synset>/*
     classes: str = ""  # empty: the published list; a file with a synset per line; all: as found
-    size: int = 224  # of the views, size×size pixels
+    size: int = 224  # side of the views, size×size pixels
     workers: int | None = None  # processes that read images; None: one for each core; 0: none
-    cache: str = "auto"  # of the files' digests: auto (~/.cache/ssl_selmix), none, or a folder
+    # place of the files' digests: auto (~/.cache/ssl_selmix), none, or a folder
+    cache: str = "auto"
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
     labeled: Counts = field(default_factory=lambda: Counts(largest=433, rho=10.0))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=866, rho=10.0))

@@ -36,7 +36,7 @@ class Config(Published):
     validation: int | float | str = "0.1,max=20"
     test: int | float | str | None = 50
     root: str = "data"  # the folder that has SUN397
-    download: bool = False  # fetch and unpack it
+    download: bool = False  # whether to fetch and unpack it
 
 
 def load(config: Config) -> ImageSet | FileSet:

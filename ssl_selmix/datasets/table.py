@@ -27,19 +27,21 @@ from ssl_selmix.splits import FOLDER, Counts, LongTailSplit
 class Config(LongTailSplit):
     """Where the table is, what its columns are called, and how its images are split."""
 
-    file: str = ""  # the table
+    file: str = ""  # path of the table
     root: str = ""  # folder that paths in the table begin at; empty: the table's own
     path_column: str = ""  # empty: path, file, filename, image ...
     label_column: str = ""  # empty: label, class, category ...; a,b,c: the majority of three
     split_column: str = ""  # empty: split, part, subset ...; train, validation, test, unlabeled
     group_column: str = ""  # patient or camera, whose images stay together
     classes: list[str] = field(default_factory=list)  # their order; empty: sorted
-    size: int | None = None  # of the views, size×size pixels; None: take small images as they are
+    # side of the views, size×size pixels; None: take small images as they are
+    size: int | None = None
     labeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="all"))
     unlabeled: Counts = field(default_factory=lambda: Counts(largest=0, shape="unknown"))
     # Held out of the train rows; `folder`: the rows of the table's part validation
     validation: int | float | str = 0.2
-    cache: str = "auto"  # of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    # place of decoded images or digests: auto (~/.cache/ssl_selmix), none, a folder
+    cache: str = "auto"
     workers: int | None = None  # processes that read images above 64 px; None: one for each core
     strict: bool = True  # refuse a JPEG that is damaged in its middle; false: tell of it, take it
 

@@ -15,8 +15,9 @@ class Config(samples.Config):
     """Where the shards of each part are, and how their images are split."""
 
     shards: list[str] = field(default_factory=list)  # 'train-{000..003}.tar', 'train/*.tar', a list
-    test_shards: list[str] = field(default_factory=list)  # those to test on
-    validation_shards: list[str] = field(default_factory=list)  # for data.validation=folder
+    test_shards: list[str] = field(default_factory=list)  # shards of images to test on
+    # shards of validation images, for data.validation=folder
+    validation_shards: list[str] = field(default_factory=list)
     unlabeled_shards: list[str] = field(default_factory=list)  # whatever labels these have
     image: str = ""  # which of several images with one key is meant, such as left.png
     label: str = ""  # which member or key of key.json has the label; empty: cls, label, class ...

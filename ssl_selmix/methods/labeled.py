@@ -128,9 +128,10 @@ class Config(Checked):
     # ce: cross-entropy; focal; asymmetric; ldam: cross-entropy of cosines with margins
     loss: str = one_of(*LOSSES)
     gamma: float = at_least(0, 2.0)  # gamma of the focal loss
-    gamma_pos: float = at_least(0, 0.0)  # of asymmetric, the exponent of the own class
-    gamma_neg: float = at_least(0, 4.0)  # of asymmetric, that of the other classes
-    label_smoothing: float = within("[0, 1)", 0.1)  # of asymmetric, what all classes have alike
+    gamma_pos: float = at_least(0, 0.0)  # gamma+ of loss=asymmetric, exponent of the own class
+    gamma_neg: float = at_least(0, 4.0)  # gamma- of loss=asymmetric, exponent of the other classes
+    # share of the target that loss=asymmetric spreads over all classes
+    label_smoothing: float = within("[0, 1)", 0.1)
     margin: float = at_least(0, 0.5)  # C of LDAM, margin of the rarest class
     scale: float = positive(30.0)  # s of LDAM, which multiplies the cosines
     reweight: str = one_of(*WEIGHTS)  # class weights; inverse: 1 / n, effective: class-balanced

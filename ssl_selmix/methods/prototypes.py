@@ -25,13 +25,14 @@ class Config(Checked):
     dist_temperature: float = positive(0.3)  # T_dist; 1.5 in the paper for gamma_l = gamma_u
     distribution_aware: bool = True  # v_k follows the pseudo-label counts; False: v = blend_weight
     blend_weight: float = within("[0, 1]", 0.5)  # v of every class, unless distribution_aware
-    align_weight: float = at_least(0, 1.0)  # lambda_align
+    align_weight: float = at_least(0, 1.0)  # lambda_align, weight of the alignment loss
     queue_length: int = at_least(1, 256)  # L, newest labeled images remembered of each class
     warmup: float = within("[0, 1]", 0.02)  # share of the steps before blending and alignment
     # Steps between the counts m. A number of steps and no share of them: it makes a sample, of
     # 100 * mu * B pseudo-labels, large enough to count K classes in.
     count_every: int = at_least(1, 100)
-    teacher_mode: str = one_of("eval", "train")  # of the teacher's batch norms; train: as published
+    # mode of the teacher's batch norms; train: as published
+    teacher_mode: str = one_of("eval", "train")
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class Config(Checked):
     """Hyper-parameters of ReMixMatch, by the names of its paper."""
 
     strong_views: int = at_least(1, 2)  # K strong views; 8 in the paper, 2 in later code
-    temperature: float = positive(0.5)  # T, sharpens the guesses
+    temperature: float = positive(0.5)  # T of the softmax that sharpens the guesses
     mixup_alpha: float = positive(0.75)  # alpha of lambda ~ Beta(alpha, alpha)
     lambda_u: float = at_least(0, 1.5)  # lambda_U, weight of the mixed unlabeled images
     lambda_u1: float = at_least(0, 0.5)  # lambda_U1, weight of the first strong view, not mixed

@@ -30,7 +30,7 @@ class Config(Checked):
 
     blend_low: float = within("[0, 1]", 0.6)  # mu: lambda ~ U(mu, 1), share of the labeled feature
     warmup_steps: int = at_least(0, 5000)  # steps of the head alone: 10 epochs of 500
-    warmup_lr: float = positive(0.002)  # of Adam there
+    warmup_lr: float = positive(0.002)  # rate of Adam in the warm-up
     warmup_beta: float = positive(0.75)  # lambda ~ Beta(this, this) there
 
 

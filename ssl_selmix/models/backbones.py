@@ -32,7 +32,7 @@ class Config(Checked):
     # codes), cnn-WIDTH, resnet-DEPTH for small images, torchvision:NAME, timm:NAME or
     # open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
-    # of batch statistics; the FixMatch code uses 0.001, for runs of 2^20 steps
+    # weight of the newest batch in batch statistics; the FixMatch code uses 0.001, for 2^20 steps
     bn_momentum: float = within("(0, 1]", 0.1)
     # true: the library's weights of that name; or a FILE of them, .pth or .safetensors
     pretrained: str = ""
@@ -59,7 +59,7 @@ class Config(Checked):
     # length to which all features are brought; 0: they stay as they are; None: 8 for a body that
     # stays as it is (16 for head=cosine, whose scale it is), and else 0
     length: float | None = at_least(0, None)
-    # by what the rate of a layer is multiplied for the layer below it; 1: one rate for all
+    # what the rate of a layer is multiplied by for the layer below it; 1: one rate for all
     layer_decay: float = within("(0, 1]", 1.0)
 
     def __post_init__(self) -> None:

@@ -125,7 +125,7 @@ class ViewsConfig:
     """
 
     split: bool = False  # weak views pass first, without gradient and with their own statistics
-    lazy: bool = False  # as split, and strong views only where the pseudo-label counts
+    lazy: bool = False  # like split, with those strong views alone whose pseudo-label counts
     # the first pass has the labeled images in it, for their batch statistics; they pass twice
     with_labeled: bool = False
 

@@ -238,7 +238,8 @@ class Config(Checked):
     # what is raised: a name of `ssl-selmix list`, or ./file.py:function of the confusion matrix
     objective: str = "min_recall"
     constraints: list[str] = field(default_factory=list)  # ./file.py:function, to be >= 0
-    step_size: float | None = positive(None)  # of the recall multipliers (val_lr); None: 50
+    # step size of the recall multipliers (val_lr); None: 50
+    step_size: float | None = positive(None)
     beta: float | None = within("[0, 1]", None)  # memory of the recall multipliers; None: 0
     # Least coverage, as a share of 1/K; coverages sum to 1, so that above 1 none satisfies all.
     # None: 0.95

@@ -41,17 +41,21 @@ class Pairing(nn.Module):
     class Config(Checked):
         """How pairs are chosen."""
 
-        temperature: int | float | str = "auto"  # of P = softmax(G / T); auto: by the largest gain
-        # of P over more pairs: what the automatic temperature is multiplied by
+        # T of P = softmax(G / T); auto: by the largest gain
+        temperature: int | float | str = "auto"
+        # spreads P over more pairs: multiplies the automatic temperature
         spread: float = positive(1.0)
         # share of a uniform row in C, so that zero recall has a gradient
         smoothing: float = within("[0, 1)", 0.01)
         beta_min: float = within("[0, 1]", 0.6)  # mixing weight beta ~ U[beta_min, 1]
-        label_term: str = one_of("mixed", "published")  # of the gain; mixed: that of the theorem
-        policy: str = one_of(*POLICIES)  # which pairs; natural: by class frequencies
-        uniform_share: float = within("[0, 1]", 0.0)  # of P; the released sampler has 1 / (K + 1)
+        # how labels enter the gain; mixed: as in the theorem
+        label_term: str = one_of("mixed", "published")
+        policy: str = one_of(*POLICIES)  # which pairs are drawn; natural: by class frequencies
+        # share of uniform pairs in P; the released sampler has 1 / (K + 1)
+        uniform_share: float = within("[0, 1]", 0.0)
         partners: str = one_of("pool", "labeled")  # where second images come from
-        pseudo_weight: str = one_of("none", "confidence")  # of partners within a class
+        # how partners within a class are weighted by their pseudo-label
+        pseudo_weight: str = one_of("none", "confidence")
         pseudo_prior: str = one_of("none", "estimated")  # prior that corrects pseudo-labels
 
         def __post_init__(self) -> None:

@@ -147,3 +147,6 @@ def test_a_rate_is_relative_where_there_are_images_to_judge_it_by() -> None:
     assert not config(step="fixed").relative(many)
     for task, rule in ((many, "patience"), (few, "none")):
         assert SelMix(gaussians.make_net(), task, config()).stopping.rule == rule
+    assert SelMix(gaussians.make_net(), many, config(patience=3)).stopping.patience == 3
+    with pytest.raises(ValueError, match="patience=3 does nothing here"):
+        SelMix(gaussians.make_net(), few, config(patience=3))
