@@ -41,15 +41,18 @@ AIMS = ("h_mean", "mean_recall")  # what advise aims at by itself, and what it s
 FOLLOWED = {"posthoc": "posthoc", "selmix": "selmix", "labels": ""}  # the runs that did as it says
 
 
-def asked(runs: Path) -> Iterator[dict[str, Any]]:
-    """What advise says of each first stage of a finished sweep, by each aim, on validation."""
-    for results in sorted(runs.glob("*/*/seed-*/results.json")):
+def asked(runs: Path, some: str = "*/*/seed-*") -> Iterator[dict[str, Any]]:
+    """What advise says of each first stage of a finished sweep, on validation.
+
+    It is asked by mean recall, and of the labels alone also by its default, the H-mean.
+    """
+    for results in sorted(runs.glob(f"{some}/results.json")):
         run = results.parent
         split, start, seed = run.parts[-3:]
         if "+" in start:
             continue
         against = None if start == "supervised" else run.parents[1] / "supervised" / seed
-        for aim in AIMS:
+        for aim in AIMS if against is None else AIMS[1:]:
             line: dict[str, Any] = {"split": split, "start": start, "seed": int(seed[5:])}
             line["aim"] = aim
             for finding in advise.of_run(run, against, aim).findings:
@@ -148,7 +151,7 @@ def verdicts(answers: Sequence[Mapping[str, Any]]) -> str:
             for aim in AIMS:
                 own = (line for line in answers if (line["split"], line["start"]) == (split, start))
                 told = Counter(line["next"]["verdict"] for line in own if line["aim"] == aim)
-                row.append(", ".join(f"{word} {n}" for word, n in told.most_common()))
+                row.append(", ".join(f"{word} {n}" for word, n in told.most_common()) or "–")
             lines.append(row)
     return table(["labeled", "first stage", *(f"next, by {aim}" for aim in AIMS)], lines)
 
