@@ -34,10 +34,11 @@ PARTS = {
 }
 FEATURES = ("features", "x", "feats", "embeddings")
 LABELS = ("labels", "y", "label", "targets")
+GROUPS = ("groups", "group")
 NAMES = ("class_names", "classes", "names")
 EXPECTED = (
-    "expected are train and train_labels, perhaps test and test_labels, validation and "
-    "validation_labels, unlabeled, class_names"
+    "expected are train and train_labels, perhaps train_groups, test and test_labels, validation "
+    "and validation_labels, unlabeled, class_names"
 )
 LABEL_COLUMNS, PART_COLUMNS = ("label", "class", "labels", "y", "target"), ("part", "split")
 
@@ -46,12 +47,14 @@ LABEL_COLUMNS, PART_COLUMNS = ("label", "class", "labels", "y", "target"), ("par
 class Part:
     """One part of the images.
 
-    Shape: features N×D; labels (N,) of whole numbers or texts, or None; views N×V×D by name.
+    Shape: features N×D; labels (N,) of whole numbers or texts, or None; views N×V×D by name;
+    groups (N,) of whole numbers or texts, or None.
     """
 
     features: Tensor
     labels: Array | None
     views: Mapping[str, Tensor]
+    groups: Array | None = None
 
 
 def read(path: Path, *, to_train: bool = True) -> tuple[dict[str, Part], tuple[str, ...] | None]:
@@ -110,7 +113,13 @@ def meanings(kinds: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, str]]:
 
 
 MEANINGS = meanings(
-    {"features": FEATURES, "labels": LABELS, "weak": ("weak",), "strong": ("strong",)}
+    {
+        "features": FEATURES,
+        "labels": LABELS,
+        "groups": GROUPS,
+        "weak": ("weak",),
+        "strong": ("strong",),
+    }
 )
 
 
@@ -273,19 +282,30 @@ def _part(path: Path, part: str, found: Mapping[tuple[str, str], tuple[str, Arra
                     f"{path}: {key_of} is {shape_of(drawn)} and {key} {shape_of(array)}; views are "
                     "images × views × features of the same images"
                 )
-    if (part, "labels") not in found:
-        return Part(features, None, views)
-    key_of, labels = found[part, "labels"]
-    if labels.shape != (len(features),):
+    labels, groups = (
+        _of_rows(path, found[part, kind], key, array) if (part, kind) in found else None
+        for kind in ("labels", "groups")
+    )
+    return Part(features, labels, views, groups)
+
+
+def _of_rows(path: Path, named: tuple[str, Array], of: str, features: Array) -> Array:
+    """Labels or groups, one for each row of the features.
+
+    Raises:
+        ValueError: of another number, or neither whole numbers nor texts.
+    """
+    key, values = named
+    word = "group" if plain_key(key).rpartition("_")[2] in GROUPS else "label"
+    if values.shape != (len(features),):
         raise ValueError(
-            f"{path}: {key_of} is {shape_of(labels)} and {key} {shape_of(array)}; give a label "
+            f"{path}: {key} is {shape_of(values)} and {of} {shape_of(features)}; give a {word} "
             "per row"
         )
-    if labels.dtype.kind not in "iuU":
-        raise ValueError(
-            f"{path}: {key_of} holds {labels.dtype}; labels are whole numbers from 0 on, or texts"
-        )
-    return Part(features, labels, views)
+    if values.dtype.kind not in "iuU":
+        whole = "whole numbers from 0 on" if word == "label" else "whole numbers"
+        raise ValueError(f"{path}: {key} holds {values.dtype}; {word}s are {whole}, or texts")
+    return values
 
 
 def shape_of(array: Array) -> str:

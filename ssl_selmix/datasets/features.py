@@ -60,6 +60,7 @@ def load(config: Config) -> FeatureSet:
         test_labels=_numbers(f"{path}: test", test, names) if test else None,
         extra_unlabeled=Rows(extra.features) if extra else None,
         apart=len(held.features) if held else 0,
+        groups=_groups(str(path), used),
         digest=_digest([*used.values(), *(part for part in (test, extra) if part)]),
     )
 
@@ -96,6 +97,21 @@ def _numbers(where: str, part: Part, names: tuple[str, ...]) -> npt.NDArray[np.i
             f"must lie in 0..{len(names) - 1}"
         )
     return labels.astype(np.int64)
+
+
+def _groups(path: str, parts: Mapping[str, Part]) -> npt.NDArray[np.int64] | None:
+    """Numbers of the groups of all parts, (N,), or None without any.
+
+    Raises:
+        ValueError: one part has them and another has not.
+    """
+    here = [part.groups for part in parts.values() if part.groups is not None]
+    if not here:
+        return None
+    if len(here) < len(parts):
+        lacking = next(name for name, part in parts.items() if part.groups is None)
+        raise ValueError(f"{path} has groups, but none of its part {lacking}; add {lacking}_groups")
+    return np.unique(np.concatenate(here), return_inverse=True)[1].astype(np.int64)
 
 
 def _views(path: str, parts: list[Part]) -> dict[str, Rows]:

@@ -40,6 +40,7 @@ CONFUSED, PARTED = 0.75, 0.9  # recall of both classes of a pair that no offsets
 OPTIMISTIC = 0.02  # of the objective, from which on the validation images are too few
 SELDOM = 0.05  # share of pseudo-labels that count, below which a method learns from labels alone
 ALMOST_ALL = 0.9  # of P on one labeled class
+NOTHING = 1e-4  # of an objective: what is left of it where some class has recall 0
 UNLEARNED = 1.5  # times chance: a mean recall below it shows no features to build on
 
 
@@ -300,9 +301,11 @@ def _images(case: _Case) -> Finding:
     )
     if few:
         steadier = "mean_recall" if case.name.startswith(("h_", "g_")) else "h_mean"
+        # Nothing hangs less on single images than a mean of all classes.
+        other = f", or choose by {steadier}, which hangs less on single images,"
         text += (
-            f" That is few for {case.name}: hold out at least {FEW_IMAGES} a class, or choose by "
-            f"{steadier}, which hangs less on single images, and believe intervals only."
+            f" That is few for {case.name}: hold out at least {FEW_IMAGES} a class"
+            f"{'' if case.name.startswith('mean_recall') else other} and believe intervals only."
         )
     figures = {"images": int(case.counts.sum()), "least": least, "optimism": optimism}
     return Finding("images", "few" if few else "enough", text, figures)
@@ -399,7 +402,15 @@ def _next(case: _Case) -> Iterator[Finding]:
             "good; judge it by images that nothing was chosen on."
         )
         yield Finding("next", "tuned already", text, {"stage": case.last})
-    if low > 0:
+    if lost := _without_a_hit(case):
+        text = (
+            f"Judge by another figure: {name} is {_points(rule.before['objective'])} and with "
+            f"offsets {_points(rule.cross_fitted['objective'])}, for {lost} of "
+            f"{len(case.counts)} classes have no validation image right, and then nothing is seen "
+            f"of all others: ssl-selmix advise {case.run.path} --objective mean_recall."
+        )
+        yield Finding("next", "other objective", text, {"classes": lost})
+    elif low > 0:
         text = (
             f"Move the boundaries first ({gain}, in a second): {_command(case, 'posthoc')}; then "
             "see whether SelMix, started from the run or from that, is better on images that "
@@ -419,6 +430,20 @@ def _next(case: _Case) -> Iterator[Finding]:
             f"{both}, the pair bounded by {_points(case.pair.bound)}, or take a better network."
         )
         yield Finding("next", "labels", text, {"gain": case.gain, "bound": case.pair.bound})
+
+
+def _without_a_hit(case: _Case) -> int:
+    """How many classes have recall 0, if that alone decides the objective; 0: it does not.
+
+    A geometric or harmonic mean and a worst class are 0 then, whatever the other classes do.
+    """
+    rule = case.rule
+    stuck = max(abs(float(f["objective"])) for f in (rule.before, rule.cross_fitted)) < NOTHING
+    if not stuck:
+        return 0
+    return min(
+        int((np.array(f["per_class_recall"]) == 0).sum()) for f in (rule.before, rule.cross_fitted)
+    )
 
 
 def _command(case: _Case, algorithm: str) -> str:

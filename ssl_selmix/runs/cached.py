@@ -140,8 +140,12 @@ def _labels_of(source: data.Source) -> dict[str, Any]:
     """What a folder of features has beside them, by the names that `data.arrays` reads."""
     num = len(source.train) - source.apart
     found: dict[str, Any] = {"train_labels": source.train_labels[:num]}
+    if source.groups is not None:
+        found["train_groups"] = source.groups[:num]
     if source.apart:
         found["validation_labels"] = source.train_labels[num:]
+        if source.groups is not None:
+            found["validation_groups"] = source.groups[num:]
     if source.test_labels is not None:
         found["test_labels"] = source.test_labels
     return found | {"class_names": np.array(source.class_names, dtype=str)}

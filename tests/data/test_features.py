@@ -18,6 +18,7 @@ from ssl_selmix.data import assemble
 from ssl_selmix.data.batch import SeededView
 from ssl_selmix.data.features import FeatureSet
 from ssl_selmix.datasets import features
+from ssl_selmix.runs import cached
 from ssl_selmix.splits import Counts, LongTailSplit
 
 K, D = 3, 5
@@ -134,6 +135,27 @@ def test_validation_and_unlabeled_parts_of_their_own(tmp_path: Path) -> None:
         load(as_npz(tmp_path, arrays()), validation="folder")
 
 
+def test_groups_are_in_one_part_each(tmp_path: Path) -> None:
+    groups = np.array([f"p{i % 45}" for i in range(90)])  # of two images, some of two classes
+    read = load(as_folder(tmp_path, arrays() | {"train_groups": groups}))
+    assert read.groups is not None
+    rule = LongTailSplit(Counts(0, shape="all"), Counts(0, shape="none"), validation=4)
+    drawn = rule.draw(read.train_labels, K, 0, groups=read.groups)
+    held, own = set(groups[drawn.validation]), set(groups[drawn.labeled])
+    assert held and own and not held & own
+    # What `ssl-selmix features` writes beside features has them too, so that no split cuts them.
+    beside = cached._labels_of(read)
+    assert np.array_equal(beside["train_groups"], read.groups)
+    both = {"validation": made(6)[0], "validation_labels": made(6)[1]}
+    path = as_npz(tmp_path, arrays() | {"train_groups": groups} | both)
+    with pytest.raises(ValueError, match="has groups, but none of its part validation; add valid"):
+        load(path, validation="folder")
+    whole = as_npz(tmp_path, arrays() | both | beside | {"validation_groups": np.arange(45, 63)})
+    held_apart = load(whole, validation="folder")
+    assert held_apart.apart == 18
+    assert np.array_equal(cached._labels_of(held_apart)["validation_groups"], np.arange(45, 63))
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "dimension": ({"test": made(5)[0][:, :4]}, "train has 5 features and test 4; compute all"),
     "rows": ({"train_labels": made(29)[1]}, "train_labels is 87 and train 90×5; give a label per"),
@@ -145,6 +167,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"x_train": made(30)[0]}, "has both train and x_train; leave out one"),
     "views": ({"train_weak": np.zeros((90, 2, 4), np.float32)}, "views are images × views"),
     "labels": ({"test_labels": made(5)[1] / 2}, "holds float64; labels are whole numbers"),
+    "groups": ({"train_groups": np.arange(89)}, "train_groups is 89 and train 90×5; give a group"),
+    "measured": (
+        {"train_groups": np.zeros(90)},
+        "holds float64; groups are whole numbers, or text",
+    ),
     "text": ({"test_labels": np.array(["x"] * 15)}, "the class 'x', which train lacks"),
     "names": ({"class_names": np.array(["a", "a", "b"])}, "two or more, each once"),
 }

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from ssl_selmix import cli
+from ssl_selmix import cli, decision
 from ssl_selmix.data import Data
-from ssl_selmix.deploy import advise
+from ssl_selmix.decision.goal import Goal, build
+from ssl_selmix.deploy import advise, scores
 from tests.helpers.runs import unbound
 
 NET = ["model.name=cnn-8", "pictures=false"]
@@ -149,6 +152,36 @@ def test_many_classes_are_looked_at_where_they_are_confused() -> None:
     values = 4 * np.eye(30)[labels] + generator.normal(size=(600, 30))
     values[labels == 7] += 4 * (np.eye(30)[21] - np.eye(30)[7])
     assert advise.hardest_pair(values, labels, values.argmax(1)).classes == (7, 21)
+
+
+def case_of(values: np.ndarray, labels: np.ndarray, name: str) -> advise._Case:
+    """What `of_run` knows of a run with these scores."""
+    seen = scores.Scores("scores", torch.tensor(values), torch.tensor(labels), ("a", "b", "c"))
+    rule = decision.posthoc(seen.scores, seen.labels, objective=name)
+    goal = Goal(build(name, 3, ()), np.full(3, 1 / 3), 1e-7)
+    run: Any = SimpleNamespace(path="runs/a", of_finetune=False, stages=[], manifest={})
+    run.stages.append(SimpleNamespace(algorithm="supervised"))
+    return advise._Case(run, seen, name, goal, rule, advise.hardest_pair(values, labels, labels))
+
+
+def test_a_figure_that_one_class_decides_alone_is_not_followed() -> None:
+    labels = np.arange(3).repeat([12, 12, 6])
+    values = np.eye(3)[np.minimum(labels, 1)]  # c looks like b in every image
+    (one,) = advise._next(case_of(values, labels, "h_mean"))
+    assert one.verdict == "other objective" and one.figures["classes"] == 1
+    assert "1 of 3 classes have no validation image right" in one.text
+    assert "ssl-selmix advise runs/a --objective mean_recall" in one.text
+    (one,) = advise._next(case_of(values, labels, "mean_recall"))
+    assert one.verdict == "selmix"
+
+
+@pytest.mark.parametrize("name", ["h_mean", "min_recall", "mean_recall"])
+def test_few_images_are_no_reason_for_a_figure_that_needs_more(name: str) -> None:
+    labels = np.arange(3).repeat(12)
+    found = advise._images(case_of(np.eye(3)[labels], labels, name))
+    other = {"h_mean": "choose by mean_recall", "min_recall": "choose by h_mean"}.get(name)
+    assert found.verdict == "few" and ("choose by" in found.text) == (other is not None)
+    assert other is None or other in found.text
 
 
 def signs(rows: list[dict[str, Any]], spread: bool = True) -> list[str]:
