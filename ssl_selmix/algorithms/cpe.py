@@ -69,7 +69,7 @@ class CPE(Algorithm):
         # weight of the newest batch in the statistics of the three norms
         norm_momentum: float = within("(0, 1]", 0.1)
         # whose images give the statistics of the three norms. shared: all images those of all
-        # three, as in the published code; group: those of the norm's own classes, as in the paper
+        # three, as in the published code; group: those of the norm's own classes alone
         statistics: str = one_of("shared", "group")
 
         def __post_init__(self) -> None:
