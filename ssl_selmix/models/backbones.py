@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from ssl_selmix.common.rules import Checked, at_least, one_of, positive, within
 from ssl_selmix.models import heads
 from ssl_selmix.models.adapters import add_adapters
 from ssl_selmix.models.batch_norm import batch_norms
+from ssl_selmix.models.branches import branched
 from ssl_selmix.models.classifier import Classifier
 from ssl_selmix.models.input import MODES, ToSize
 from ssl_selmix.models.libraries import LIBRARIES, RGB
@@ -32,6 +34,9 @@ class Config(Checked):
     # codes), cnn-WIDTH, resnet-DEPTH for small images, torchvision:NAME, timm:NAME or
     # open_clip:NAME; features: none, for --dataset features
     name: str = "wrn-28-2"
+    # how many copies of the last stage, each with weights of its own, make the features; of the
+    # networks wrn-... and cnn-..., for --algo ride
+    branches: int = at_least(1, 1)
     # weight of the newest batch in batch statistics; the FixMatch code uses 0.001, for 2^20 steps
     bn_momentum: float = within("(0, 1]", 0.1)
     # true: the library's weights of that name; or a FILE of them, .pth or .safetensors
@@ -92,6 +97,16 @@ class Config(Checked):
         for name in ("rank", "scale", "dropout"):
             if not low_rank and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name}={getattr(self, name)} needs tune=lora or tune=adapter")
+        if self.branches > 1 and not re.match(r"wrn-|cnn-", self.name):
+            raise ValueError(
+                f"branches={self.branches} copies the last stage of the networks wrn-... and "
+                f"cnn-..., and {self.name} is none; leave it out"
+            )
+        if self.branches > 1 and (self.head != "linear" or self.feature_length):
+            raise ValueError(
+                f"branches={self.branches} needs a linear head on features as they are; leave out "
+                "head and length"
+            )
         if self.layer_decay < 1 and self.tune == "head":
             raise ValueError("layer_decay needs layers that learn; leave out tune=head")
 
@@ -146,7 +161,7 @@ RAW = {"": "nothing", "daso": "shortcut", "kekmodel": "block"}
 
 def wide_resnet(
     depth: int, width: int, channels: int = 3, stride: int = 1, variant: str = ""
-) -> tuple[nn.Module, int]:
+) -> tuple[nn.Sequential, int]:
     """The Wide ResNet of the CSST and SelMix codes, with its number of features.
 
     Zagoruyko & Komodakis, BMVC 2016. Global average pooling makes any image size work. A stride of
@@ -193,7 +208,7 @@ def small_image_resnet(depth: int, channels: int = 3) -> tuple[nn.Module, int]:
     return body, num_features
 
 
-def small_cnn(width: int, channels: int = 1) -> tuple[nn.Module, int]:
+def small_cnn(width: int, channels: int = 1) -> tuple[nn.Sequential, int]:
     """Three convolutions for very small images such as the 8×8 digits."""
     if width < 1:
         raise ValueError(f"cnn-WIDTH needs a positive width, not {width}; cnn-32 is common")
@@ -241,12 +256,17 @@ def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
     channels = RGB if config.starts_trained else channels
     if wrn := re.fullmatch(r"wrn-(\d+)-(\d+)(-s2)?(?:-(daso|kekmodel))?", config.name):
         depth, width, stride = int(wrn[1]), int(wrn[2]), 2 if wrn[3] else 1
-        backbone, num_features = wide_resnet(depth, width, channels, stride, wrn[4] or "")
+        made = partial(wide_resnet, depth, width, channels, stride, wrn[4] or "")
+        # The last of three groups of blocks, behind the first convolution.
+        backbone, num_features = _branched(made, config.branches, 1 + 2 * ((depth - 4) // 6))
     elif config.name == FEATURES:
         # What comes in is features already.
         backbone, num_features = nn.Identity(), channels
     elif cnn := re.fullmatch(r"cnn-(\d+)", config.name):
-        backbone, num_features = small_cnn(int(cnn[1]), channels)
+        # The last of three convolutions, each with norm and activation.
+        backbone, num_features = _branched(
+            partial(small_cnn, int(cnn[1]), channels), config.branches, 6
+        )
     elif resnet := re.fullmatch(r"resnet-(\d+)", config.name):
         backbone, num_features = small_image_resnet(int(resnet[1]), channels)
     elif kind in LIBRARIES:
@@ -262,6 +282,18 @@ def _body(config: Config, channels: int) -> tuple[nn.Module, int]:
     if config.tune == "adapter":
         add_adapters(backbone, config.name, config.rank, config.scale, config.dropout)
     return backbone, num_features
+
+
+def _branched(
+    make: Callable[[], tuple[nn.Sequential, int]], branches: int, start: int
+) -> tuple[nn.Module, int]:
+    """What `make` makes, with as many branches from layer `start` on; its number of features."""
+    body, num_features = make()
+    if branches == 1:
+        return body, num_features
+    return branched([body, *(make()[0] for _ in range(branches - 1))], start), (
+        branches * num_features
+    )
 
 
 def on_top_of(body: nn.Module, num_features: int, config: Config, num_classes: int) -> Classifier:
