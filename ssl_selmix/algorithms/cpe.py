@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_selmix import losses
 from ssl_selmix.algorithm import Algorithm, Context, keeps_rows, weighs_labels
-from ssl_selmix.common.rules import at_least, within
+from ssl_selmix.common.rules import at_least, one_of, within
 from ssl_selmix.data.batch import Batch, Task
 from ssl_selmix.methods import pseudo_labels
 from ssl_selmix.methods.class_norms import ClassNorms, forget_map, observe_map, positions
@@ -68,6 +68,9 @@ class CPE(Algorithm):
         tail_from: float = within("[0, 1]", 0.4)
         # weight of the newest batch in the statistics of the three norms
         norm_momentum: float = within("(0, 1]", 0.1)
+        # whose images give the statistics of the three norms. shared: all images those of all
+        # three, as in the published code; group: those of the norm's own classes alone
+        statistics: str = one_of("shared", "group")
 
         def __post_init__(self) -> None:
             """Refuse groups that are not within each other."""
@@ -87,7 +90,12 @@ class CPE(Algorithm):
         # What the three fold into has a bias.
         self.uniform = copy.deepcopy(Reference.prepare(net).classifier)
         self.inverted = copy.deepcopy(net.classifier)
-        self.norms = ClassNorms(net.classifier.in_features, GROUPS, config.norm_momentum)
+        self.norms = ClassNorms(
+            net.classifier.in_features,
+            GROUPS,
+            config.norm_momentum,
+            apart=config.statistics == "group",
+        )
         observe_map(net)
         self.register_buffer("log_pi", losses.log_prior(task.labeled_prior).float())
         # A share that was written as a quotient of classes means a whole number of them.
@@ -97,6 +105,23 @@ class CPE(Algorithm):
         for row, start in zip(member, first, strict=True):
             row[order[start:]] = 1
         self.register_buffer("member", member)
+        if self.norms.apart:
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Refuse groups whose statistics would be those of all images, or of none."""
+        if self.member.all():
+            raise ValueError(
+                "statistics=group does nothing here, for all groups have all classes; set "
+                "tail_from above 0, or leave it out"
+            )
+        if not self.member.any(1).all():
+            num = self.member.shape[1]
+            raise ValueError(
+                f"statistics=group needs a class in every group, and tail_from="
+                f"{self.config.tail_from} leaves the tail none of {num}; set it to at most "
+                f"{floor(1000 * (num - 1) / num) / 1000}"
+            )
 
     @property
     def _shares(self) -> tuple[float, float]:
@@ -107,13 +132,31 @@ class CPE(Algorithm):
     def forward(self, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labeled and unlabeled losses of the three experts."""
         parts = joint_features(self.net, batch)
-        logits = self.logits(torch.cat(parts))
+        members = self.members(parts[1], batch.y) if self.norms.apart else None
+        logits = self.logits(torch.cat(parts), members)
         x, weak, strong = logits.split([len(part) for part in parts], dim=2)
         return self.objective(x, weak, strong, batch.target)
 
-    def logits(self, features: Tensor) -> Tensor:
+    @torch.no_grad()
+    def members(self, weak: Tensor, y: Tensor) -> Tensor:
+        """Whose statistics each image of the step takes part in: G×(B+2M), 1 or 0.
+
+        A labeled image belongs to the groups of its label. Both views of a pool image belong to
+        those of its pseudo-label, if it is confident, and else to those alone that have all
+        classes. The pseudo-labels are those of the network as it predicts, by the statistics that
+        are remembered: the ones of the batch are not known before the groups are.
+
+        Shape: weak M×D or M×2D, y (B,).
+        """
+        p = self.head(self.norms.means(weak)).float().softmax(1)
+        classes, mask = losses.pseudo_label(p, self.config.threshold)
+        all_classes = self.member.amin(1, keepdim=True)
+        pool = torch.where(mask > 0, self.member[:, classes], all_classes)
+        return torch.cat([self.member[:, y], pool, pool], 1)
+
+    def logits(self, features: Tensor, members: Tensor | None = None) -> Tensor:
         """What each expert makes of each norm's features: 3×G×N×K."""
-        normalised = self.norms(features, positions(self.net))
+        normalised = self.norms(features, positions(self.net), members)
         experts = (self.net.classifier, self.uniform, self.inverted)
         return torch.stack([expert(normalised) for expert in experts])
 

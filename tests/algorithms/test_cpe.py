@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_selmix import cli
+from ssl_selmix import cli, contract
 from ssl_selmix.algorithm import Batch, Context
 from ssl_selmix.algorithms.cpe import CPE, Guesses
-from ssl_selmix.contract import subjects
+from ssl_selmix.contract import life, reporting, subjects
+from ssl_selmix.contract.step import check_gradients
 from ssl_selmix.data.batch import Task
 from ssl_selmix.methods.class_norms import MapMoments
 from ssl_selmix.metrics import confusion_matrix
@@ -240,6 +241,99 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
     cpe = CPE(on_vectors(3), task_of(torch.ones(3)), CPE.Config())
     decayed = {id(p) for group in cpe.param_groups()[:1] for p in group["params"]}
     assert decayed == {id(h.weight) for h in (cpe.net.classifier, cpe.uniform, cpe.inverted)}
+
+
+def of_groups(counts: list[float], **settings: object) -> CPE:
+    """The method on the contract's network, with statistics of the groups' own images."""
+    net = subjects.make_net(subjects.make_data()[0])
+    config = CPE.Config(statistics="group", **settings)  # type: ignore[arg-type]
+    return CPE(net, task_of(torch.tensor(counts)), config).train()
+
+
+def test_group_statistics_are_those_of_torchs_norm_on_the_groups_images_alone() -> None:
+    torch.manual_seed(0)
+    cpe = of_groups([9.0, 3.0, 1.0])
+    body = cpe.net.backbone
+    assert isinstance(body, nn.Sequential)
+    maps = body[:-2](torch.rand(5, 1, 8, 8)).detach().requires_grad_()
+    rows = [torch.arange(5), torch.tensor([1, 2, 4]), torch.tensor([0, 3])]
+    members = torch.zeros(3, 5)
+    found = torch.zeros(3, 5, 8)
+    norms = [nn.BatchNorm2d(8) for _ in GROUPS]
+    for place, (norm, own) in enumerate(zip(norms, rows, strict=True)):
+        members[place, own] = 1
+        norm(maps[own])  # takes up the running statistics of its own images
+        mean = maps[own].mean((0, 2, 3), keepdim=True)
+        variance = ((maps[own] - mean) ** 2).mean((0, 2, 3), keepdim=True)
+        found[place] = ((maps - mean) / (variance + 1e-5).sqrt()).mean((2, 3))
+    expected = torch.autograd.grad(found.pow(3).sum(), maps)[0]
+    got = cpe.norms(body[-1](body[-2](maps)), body[-2].positions, members)
+    torch.testing.assert_close(got, found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.pow(3).sum(), maps)[0], expected, rtol=1e-3, atol=1e-4
+    )
+    for name, buffer in cpe.norms.named_buffers():
+        torch.testing.assert_close(buffer, torch.stack([getattr(norm, name) for norm in norms]))
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_group_with_no_or_one_image_is_normalised_by_what_is_remembered(alone: int) -> None:
+    norms = of_groups([9.0, 3.0, 1.0]).norms
+    norms.running_mean.fill_(0.5)
+    norms.running_var.fill_(4.0)
+    features = torch.rand(6, 8, requires_grad=True)
+    members = torch.ones(3, 6)
+    members[2, alone:] = 0
+    found = norms(features, members=members)
+    torch.testing.assert_close(found[2], (features - 0.5) / (4 + 1e-5) ** 0.5)
+    assert (norms.running_mean[2] == 0.5).all() and (norms.running_var[2] == 4).all()
+    assert (norms.running_mean[:2] != 0.5).all() and (norms.running_var[:2] != 4).all()
+    found.sum().backward()
+    assert isinstance(features.grad, Tensor) and features.grad.isfinite().all()
+
+
+def test_images_belong_to_the_groups_of_their_labels_and_of_sure_pseudo_labels() -> None:
+    config = CPE.Config(statistics="group", medium_from=1 / 3, tail_from=2 / 3, threshold=0.9)
+    cpe = CPE(on_vectors(3), task_of(torch.tensor([9.0, 3.0, 1.0])), config).train()
+    with torch.no_grad():
+        cpe.uniform.weight.copy_(torch.eye(3))
+        cpe.uniform.bias.zero_()
+    weak = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [0.0, 0.0, 1.0]])
+    found = cpe.members(weak, torch.tensor([0, 2]))
+    pool = [[1, 1, 1], [1, 1, 0], [0, 1, 0]]  # the last image is not sure: it may be of any class
+    labeled = [[1, 1], [0, 1], [0, 1]]
+    assert found.tolist() == [x + u + u for x, u in zip(labeled, pool, strict=True)]
+
+
+def test_group_statistics_fold_into_one_linear_layer() -> None:
+    torch.manual_seed(0)
+    cpe = of_groups([9.0, 3.0, 1.0]).double()
+    for tensor in (*cpe.norms.parameters(), *cpe.norms.buffers()):
+        nn.init.uniform_(tensor, 0.5, 2.0)
+    cpe.eval()
+    x = torch.rand(7, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = cpe.logits(cpe.net.features(x))[1].mean(0)
+        torch.testing.assert_close(cpe(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(cpe.export()(x), expected, rtol=1e-12, atol=1e-12)
+        alike = cpe.norms(cpe.net.features(x))
+    assert not torch.equal(alike[0] * cpe.norms.weight[1], alike[1] * cpe.norms.weight[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [check_gradients, life.check_state, life.check_resume])
+def test_group_statistics_keep_the_contract(check: reporting.Check, tmp_path: Path) -> None:
+    check(contract.subject("cpe", statistics="group", threshold=0.38), tmp_path)
+
+
+def test_group_statistics_need_groups_that_differ_and_are_not_empty() -> None:
+    for settings, words in (
+        ({"medium_from": 0.0, "tail_from": 0.0}, "all groups have all classes; set tail_from abo"),
+        ({"tail_from": 0.7}, r"tail_from=0.7 leaves the tail none of 3; set it to at most 0.666"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            of_groups([9.0, 3.0, 1.0], **settings)
+    assert of_groups([9.0, 3.0, 1.0], tail_from=0.666).member.sum(1).tolist() == [3, 2, 1]
 
 
 @pytest.mark.slow

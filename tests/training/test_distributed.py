@@ -37,11 +37,12 @@ CASES = [(name, "joint") for name in NAMES]
 FROM_FILES = [("fixmatch", "joint"), ("fixmatch", "lazy"), ("selmix", "joint"), ("mixup", "joint")]
 FROM_FILES += [("simpro", "joint"), ("simpro", "lazy")]
 CASES += [(name, how) for name in ("fixmatch", "abc") for how in ("split", "lazy")]
-CASES += [("fixmatch", "labeled"), ("abc", "teacher")]
+CASES += [("fixmatch", "labeled"), ("abc", "teacher"), ("cpe", "group")]
 # How the views are looked at where that is no word of `forwards`, and the method's settings then.
 OTHER_WAYS: dict[str, tuple[Execution, dict[str, Any]]] = {
     "labeled": (Execution(views="lazy", with_labeled=True), {}),
     "teacher": (Execution(views="lazy"), {"pseudo_labels": "teacher"}),
+    "group": (Execution(), {"statistics": "group", "threshold": 0.38}),
 }
 ROOT = Path(__file__).parents[2]
 # Parts that three steps would leave idle: see test_contract_algorithms.py.
