@@ -159,6 +159,7 @@ def test_the_runs_own_settings_and_the_networks_are_described() -> None:
     assert [s.name for s in describe(Run) if s.rules] == [
         *("seed", "threads", "precision", "checkpoint_minutes"),
     ]
-    name, momentum, *others = describe(ModelConfig)
+    name, branches, momentum, *others = describe(ModelConfig)
     assert all(setting.meaning for setting in others)
     assert name.meaning.startswith("wrn-DEPTH-WIDTH") and momentum.rules == ("(0, 1]",)
+    assert branches.rules == (">= 1",)
