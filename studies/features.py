@@ -168,6 +168,46 @@ def pools(study: Study) -> str:
     return differences(told, ("labels alone", "with the pool"))
 
 
+def tau(study: Study) -> str:
+    """Methods whose logits are adjusted twice over, with the strength 1 instead, on every pool."""
+    rows = []
+    for split in ("same", *POOLS):
+        for name in ("supervised", "simpro", "acr"):
+            usual = "features" if split == "same" else "features-pools"
+            other = f"{name}-tau-{2 if name == 'supervised' else 1}"
+            if name == "supervised" and split != "same":
+                continue  # it sees no pool
+            arms = [
+                study.get(key, {})
+                for end in ("", "posthoc")
+                for key in (
+                    (usual, split, named(name, end)),
+                    ("features-tau", split, named(other, end)),
+                )
+            ]
+            if name == "supervised":
+                arms = [arms[1], arms[0], arms[3], arms[2]]
+            cells = [figures(arm) + (f" (n = {len(arm)})" if arm else "") for arm in arms]
+            rows.append([f"{split}: {name}", *cells])
+    head = ["pool, method", "tau 2", "tau 1", "tau 2, offsets", "tau 1, offsets"]
+    return table(head, rows)
+
+
+def tau_pool(study: Study) -> str:
+    """With the strength 1: each method less the labels alone."""
+    pairs: Pairs = [
+        (
+            f"{split}: {name}{', offsets' if end else ''}",
+            study.get(("features", "same", named("supervised", end)), {}),
+            study.get(("features-tau", split, named(f"{name}-tau-1", end)), {}),
+        )
+        for split in ("same", *POOLS)
+        for name in ("simpro", "acr")
+        for end in ("", "posthoc")
+    ]
+    return differences(pairs, ("labels alone", "with the pool"))
+
+
 TABLES: dict[str, Callable[[Study], str]] = {
     "stages": stages,
     "pool": pool,
@@ -177,6 +217,8 @@ TABLES: dict[str, Callable[[Study], str]] = {
     "second-fixmatch": second("fixmatch"),
     "objectives": objectives,
     "pools": pools,
+    "tau": tau,
+    "tau-pool": tau_pool,
 }
 
 
