@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_selmix import decision
+from ssl_selmix.common.config import PLACES_OF_DATA
 from ssl_selmix.common.figures import limits, percent
 from ssl_selmix.decision import DecisionRule
 from ssl_selmix.decision.choose import FEW_IMAGES
@@ -40,6 +41,7 @@ CONFUSED, PARTED = 0.75, 0.9  # recall of both classes of a pair that no offsets
 OPTIMISTIC = 0.02  # of the objective, from which on the validation images are too few
 SELDOM = 0.05  # share of pseudo-labels that count, below which a method learns from labels alone
 ALMOST_ALL = 0.9  # of P on one labeled class
+FEWEST = 10  # validation images, for five folds of two
 NOTHING = 1e-4  # of an objective: what is left of it where some class has recall 0
 UNLEARNED = 1.5  # times chance: a mean recall below it shows no features to build on
 
@@ -134,6 +136,11 @@ def of_run(
         _check_same(opened, _opened(against))
     seen = scores.of_run(run, settings)
     asked = objective_of(name, seen)
+    if len(seen.labels) < FEWEST:
+        raise ValueError(
+            f"{run} has {len(seen.labels)} validation images, and advice needs {FEWEST} at least; "
+            "hold out more with data.validation"
+        )
     rule = decision.posthoc(seen.scores, seen.labels, objective=asked)
     values, labels = seen.scores.numpy(), seen.labels.numpy()
     counts = np.bincount(labels)
@@ -460,6 +467,15 @@ def _command(case: _Case, algorithm: str) -> str:
             words = words[1:]
         elif word.partition(".")[0] not in own:
             kept.append(word)
+    # A run records its command without the places of this machine.
+    data = case.run.config.get("data", {})
+    found = {key: data.get(key.removeprefix("data.")) for key in PLACES_OF_DATA}
+    places = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in found.items()
+        if value
+    ]
+    kept += [place for place in places if place not in kept]
     start = ["ssl-selmix", "train", "--algo", algorithm, "--init", str(case.run.path)]
     return shlex.join([*start, *kept, f"{algorithm}.objective={case.name}"])
 

@@ -159,7 +159,11 @@ def case_of(values: np.ndarray, labels: np.ndarray, name: str) -> advise._Case:
     seen = scores.Scores("scores", torch.tensor(values), torch.tensor(labels), ("a", "b", "c"))
     rule = decision.posthoc(seen.scores, seen.labels, objective=name)
     goal = Goal(build(name, 3, ()), np.full(3, 1 / 3), 1e-7)
-    run: Any = SimpleNamespace(path="runs/a", of_finetune=False, stages=[], manifest={})
+    # A run records its command without the places of its images.
+    manifest = {"command": "ssl-selmix train --algo supervised --dataset features seed=3"}
+    config = {"data": {"root": "own features", "more_roots": ["b"]}}
+    run: Any = SimpleNamespace(path="runs/a", of_finetune=False, stages=[], manifest=manifest)
+    run.config = config
     run.stages.append(SimpleNamespace(algorithm="supervised"))
     return advise._Case(run, seen, name, goal, rule, advise.hardest_pair(values, labels, labels))
 
@@ -173,6 +177,10 @@ def test_a_figure_that_one_class_decides_alone_is_not_followed() -> None:
     assert "ssl-selmix advise runs/a --objective mean_recall" in one.text
     (one,) = advise._next(case_of(values, labels, "mean_recall"))
     assert one.verdict == "selmix"
+    own = (
+        "--init runs/a --dataset features seed=3 'data.root=own features' 'data.more_roots=[\"b\"]'"
+    )
+    assert own in one.text
 
 
 @pytest.mark.parametrize("name", ["h_mean", "min_recall", "mean_recall"])
@@ -197,6 +205,16 @@ def test_signs_in_logs() -> None:
     assert signs([{"pair_distribution": one}], spread=False) == []
     back = [{"taken_back": value} for value in (0.0, 1.0, 1.0, 0.0, 1.0)]
     assert signs(back) == ["steps taken back"] and signs(back[:2]) == []
+
+
+def test_a_handful_of_validation_images_is_refused(
+    biased: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = scores.Scores("scores", torch.eye(3), torch.arange(3), ("a", "b", "c"))
+    monkeypatch.setattr(scores, "of_run", lambda *_: few)
+    capsys.readouterr()
+    assert cli.main(["advise", str(biased)]) == 2
+    assert "3 validation images, and advice needs 10 at least; hold" in capsys.readouterr().err
 
 
 def test_a_run_that_was_tuned_already_is_told_so(
