@@ -41,7 +41,7 @@ CONFUSED, PARTED = 0.75, 0.9  # recall of both classes of a pair that no offsets
 OPTIMISTIC = 0.02  # of the objective, from which on the validation images are too few
 SELDOM = 0.05  # share of pseudo-labels that count, below which a method learns from labels alone
 ALMOST_ALL = 0.9  # of P on one labeled class
-FEWEST = 10  # validation images, for five folds of two
+FEWEST = 5  # validation images, one for each fold
 NOTHING = 1e-4  # of an objective: what is left of it where some class has recall 0
 UNLEARNED = 1.5  # times chance: a mean recall below it shows no features to build on
 

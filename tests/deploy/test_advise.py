@@ -214,7 +214,7 @@ def test_a_handful_of_validation_images_is_refused(
     monkeypatch.setattr(scores, "of_run", lambda *_: few)
     capsys.readouterr()
     assert cli.main(["advise", str(biased)]) == 2
-    assert "3 validation images, and advice needs 10 at least; hold" in capsys.readouterr().err
+    assert "3 validation images, and advice needs 5 at least; hold" in capsys.readouterr().err
 
 
 def test_a_run_that_was_tuned_already_is_told_so(
