@@ -9,14 +9,13 @@ A table goes between two comments of the page, `<!-- table POOL -->` and `<!-- e
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.timing import table
-from ssl_selmix.common.atomic import write_atomically
-from studies.features import PLACE, Pairs, Study, differences, figures, named, read
+from studies import pages
+from studies.features import Pairs, Study, differences, figures, named, read
 
 ENDS = ("", "posthoc", "selmix")
 CONTROL = "supervised"
@@ -55,24 +54,22 @@ def against(study: Study, pool: str) -> str:
     return differences(pairs, ("labels alone, offsets", "with the pool, offsets"))
 
 
-def filled(text: str, folder: Path) -> str:
-    """A page with the tables of these results in its marked places.
+def table_of(folder: Path) -> Callable[[str], str]:
+    """The tables of these results, by the pool's name.
 
     Raises:
-        ValueError: it asks for a pool that no run has.
+        ValueError: from what is returned, of a pool that no run has.
     """
     study = read(folder)
     pools = {split for _, split, _ in study}
 
-    def made(found: re.Match[str]) -> str:
-        name = found[2]
+    def made(name: str) -> str:
         pool = name.removeprefix("differences-")
         if pool not in pools:
             raise ValueError(f"no pool {pool!r}; there are {', '.join(sorted(pools))}")
-        content = stages(study, pool) if pool == name else against(study, pool)
-        return f"{found[1]}\n{content}\n\n{found[3]}"
+        return stages(study, pool) if pool == name else against(study, pool)
 
-    return PLACE.sub(made, text)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="folder of archives")
     parser.add_argument("page", type=Path, help="Markdown")
     args = parser.parse_args(argv)
-    write_atomically(args.page, filled(args.page.read_text("utf-8"), args.results).encode())
-    print(f"filled {args.page}")
+    pages.fill(args.page, table_of(args.results))
 
 
 if __name__ == "__main__":

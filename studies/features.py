@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.timing import table
-from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.compare import reading, write
 from ssl_selmix.compare.methods import Cell
 from ssl_selmix.compare.tables import Choice, measured, paired_sheet, spread
-from studies import mixing
+from studies import mixing, pages
 
 Arm = Mapping[int, Cell]  # by seed
 Study = Mapping[tuple[str, str, str], Arm]  # folder of runs, split, name of the row
 FIGURES = ("mean_recall", "min_recall")
-PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.S)
 LABELED = ("supervised", "cross-entropy", "re-sampling", "LDAM-DRW", "gda")
 POOLED = ("selftrain", "fixmatch", "csst", "simpro", "acr", "daso", "abc", "cpe")
 VIEWED = ("fixmatch", "selftrain", "csst")  # with augmented views and without
@@ -222,26 +219,23 @@ TABLES: dict[str, Callable[[Study], str]] = {
 }
 
 
-def filled(text: str, folder: Path) -> str:
-    """A page with the tables of these results in its marked places.
+def table_of(folder: Path) -> Callable[[str], str]:
+    """The tables of these results, by name.
 
     Raises:
-        ValueError: it asks for a table that there is none of.
+        ValueError: from what is returned, of a name that there is no table of.
     """
     study = read(folder)
 
-    def made(found: re.Match[str]) -> str:
-        name = found[2]
+    def made(name: str) -> str:
         if name.startswith("mixing-"):
             rows = mixing.by_row(json.loads((folder / "mixing.json").read_text()))
-            content = mixing.tables_of(rows, name.removeprefix("mixing-"))
-        elif name in TABLES:
-            content = TABLES[name](study)
-        else:
+            return mixing.tables_of(rows, name.removeprefix("mixing-"))
+        if name not in TABLES:
             raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}, mixing-length-8")
-        return f"{found[1]}\n{content}\n\n{found[3]}"
+        return TABLES[name](study)
 
-    return PLACE.sub(made, text)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -250,9 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="folder of archives and mixing.json")
     parser.add_argument("page", type=Path, help="Markdown")
     args = parser.parse_args(argv)
-    text = filled(args.page.read_text("utf-8"), args.results)
-    write_atomically(args.page, text.encode())
-    print(f"filled {args.page}")
+    pages.fill(args.page, table_of(args.results))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from ssl_selmix.common.atomic import write_atomically
 from ssl_selmix.compare.methods import Cell
 from ssl_selmix.compare.tables import spread
 from ssl_selmix.deploy import advise
-from studies.features import PLACE, Arm, Pairs, Study, differences, named, read
+from studies import pages
+from studies.features import Arm, Pairs, Study, differences, named, read
 
 SPLITS = ("tenth", "three-tenths")
 STARTS = ("supervised", "cross-entropy", "gda", "selftrain", "fixmatch")
@@ -214,7 +215,7 @@ def fill(folder: Path, page: Path) -> None:
     """Fill the page's marked places from the committed results.
 
     Raises:
-        KeyError: it asks for a table that there is none of.
+        ValueError: it asks for a table that there is none of.
     """
     study = read(folder)
     answers = [json.loads(line) for line in (folder / "advice.jsonl").read_text().splitlines()]
@@ -228,8 +229,13 @@ def fill(folder: Path, page: Path) -> None:
         "followed": followed(study, answers),
         "groups": groups_cut(study),
     }
-    text = PLACE.sub(lambda at: f"{at[1]}\n{made[at[2]]}\n\n{at[3]}", page.read_text("utf-8"))
-    write_atomically(page, text.encode())
+
+    def table_of(name: str) -> str:
+        if name not in made:
+            raise ValueError(f"no table {name!r}; there are {', '.join(made)}")
+        return made[name]
+
+    pages.fill(page, table_of)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -245,7 +251,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{args.to}: {len(lines)} answers")
     else:
         fill(args.source, args.to)
-        print(f"filled {args.to}")
 
 
 if __name__ == "__main__":

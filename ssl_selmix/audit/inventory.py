@@ -147,10 +147,7 @@ def _add_classes(found: Inventory, part: str, folder: Path) -> None:
 
 
 def _table(name: str, module: Any, asked: Any) -> Inventory:
-    if not asked.file:
-        raise ValueError("data table needs data.file=FILE, a table with a row for each image")
-    file = expanded(asked.file)
-    root = expanded(asked.root) if asked.root else file.absolute().parent
+    file, root = table.place(asked.file, asked.root)
     labels = [word.strip() for word in asked.label_column.split(",") if word.strip()]
     rows = table.read(
         file, table.Columns(asked.path_column, labels, asked.split_column, asked.group_column)

@@ -23,17 +23,13 @@ from torch import Generator, Tensor
 
 from ssl_selmix.augment.ops import (
     _TINY,
+    ENHANCE,
     OPS,
+    PLAIN,
     _to_uint8,
-    autocontrast,
-    brightness,
-    color,
-    contrast,
-    equalize,
     geometric,
     in_groups,
     posterize,
-    sharpness,
     solarize,
 )
 from ssl_selmix.augment.tensor import (
@@ -224,8 +220,8 @@ class AugMix:
             return x
         if name == "rotate":
             return self._geometric(x, op, level, sign)
-        if name in _PLAIN:
-            return _PLAIN[name](x)
+        if name in PLAIN:
+            return PLAIN[name](x)
         return _GRADED[name](x, magnitudes(name, level))
 
     def _geometric(self, x: Tensor, op: Tensor, level: Tensor, sign: Tensor) -> Tensor:
@@ -235,12 +231,4 @@ class AugMix:
         return geometric(x, op, angle, slope, shift, self.fill)
 
 
-_PLAIN = {"autocontrast": autocontrast, "equalize": equalize}
-_GRADED = {
-    "brightness": brightness,
-    "color": color,
-    "contrast": contrast,
-    "posterize": posterize,
-    "sharpness": sharpness,
-    "solarize": solarize,
-}
+_GRADED = {**ENHANCE, "posterize": posterize, "solarize": solarize}

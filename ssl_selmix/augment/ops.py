@@ -364,3 +364,13 @@ def geometric(
         translate_y=only("translate_y", shift[1]) - shear_y * (width / 2),
         fill=fill,
     )
+
+
+# Operations by name: those without a level, and those that blend by a factor.
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"autocontrast": autocontrast, "equalize": equalize}
+ENHANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "sharpness": sharpness,
+}

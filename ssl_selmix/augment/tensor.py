@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,20 +30,16 @@ from torch import Generator, Tensor
 
 from ssl_selmix.augment.ops import (
     _TINY,
+    ENHANCE,
     OPS,
+    PLAIN,
     _keep,
     _take,
     _to_uint8,
-    autocontrast,
-    brightness,
-    color,
-    contrast,
     cutout,
-    equalize,
     geometric,
     in_groups,
     posterize,
-    sharpness,
     solarize,
 )
 
@@ -339,10 +335,10 @@ class Strong:
         """Apply the operation of one group; "rotate" stands for all the geometric ones."""
         if name == "identity":
             return x
-        if name in _PLAIN:
-            return _PLAIN[name](x)
-        if name in _ENHANCE:
-            return _ENHANCE[name](x, 1.0 - self.magnitude * (0.95 - 0.9 * level))
+        if name in PLAIN:
+            return PLAIN[name](x)
+        if name in ENHANCE:
+            return ENHANCE[name](x, 1.0 - self.magnitude * (0.95 - 0.9 * level))
         if name == "posterize":
             lost = 4 - (4 * level + _TINY).floor()
             return posterize(x, 8 - (self.magnitude * lost).round())
@@ -358,12 +354,3 @@ class Strong:
 
     def _whole(self, amount: Tensor) -> Tensor:
         return amount if self.levels == "continuous" else (amount + _TINY).floor()
-
-
-_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"autocontrast": autocontrast, "equalize": equalize}
-_ENHANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": brightness,
-    "color": color,
-    "contrast": contrast,
-    "sharpness": sharpness,
-}

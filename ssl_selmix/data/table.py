@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssl_selmix.common.names import unknown
+from ssl_selmix.common.paths import expanded
 
 # Names of columns that are found without being told, in lower case, the likeliest first.
 PATH = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
@@ -354,6 +355,18 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for record in batch.to_pylist():
             number += 1
             yield number, record
+
+
+def place(file: str, root: str) -> tuple[Path, Path]:
+    """The table, and the folder that its paths start from: its own unless another one is named.
+
+    Raises:
+        ValueError: no table is named.
+    """
+    if not file:
+        raise ValueError("--dataset table needs data.file=FILE, a table with a row for each image")
+    found = expanded(file)
+    return found, expanded(root) if root else found.absolute().parent
 
 
 def resolved(file: Path, root: Path, rows: Rows) -> list[str]:

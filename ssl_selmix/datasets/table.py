@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from ssl_selmix.common.console import warn
 from ssl_selmix.common.names import unknown
-from ssl_selmix.common.paths import expanded
 from ssl_selmix.common.rules import one_of
 from ssl_selmix.data import ImageSet, listed, table
 from ssl_selmix.data.files import FileSet
@@ -65,10 +64,7 @@ def load(config: Config) -> ImageSet | FileSet:
     Rows without a label are unlabeled images. Images are in the order of class and path, as they
     are in folders, so that the same images give the same run.
     """
-    if not config.file:
-        raise ValueError("--dataset table needs data.file=FILE, a table with a row for each image")
-    file = expanded(config.file)
-    root = expanded(config.root) if config.root else file.absolute().parent
+    file, root = table.place(config.file, config.root)
     labels = [name.strip() for name in config.label_column.split(",")]
     wanted = table.Columns(
         config.path_column,

@@ -105,10 +105,7 @@ def _wanted(parts: Sequence[str], asked: Asked, where: object) -> list[str]:
 
 
 def _table(module: Any, given: Any, asked: Asked) -> Images:
-    if not given.file:
-        raise ValueError("--dataset table needs data.file=FILE, a table with a row for each image")
-    file = expanded(given.file)
-    root = expanded(given.root) if given.root else file.absolute().parent
+    file, root = table.place(given.file, given.root)
     wanted = [word.strip() for word in given.label_column.split(",") if word.strip()]
     columns = table.Columns(given.path_column, wanted, given.split_column, labeled=False)
     rows = table.read(file, columns)

@@ -106,6 +106,30 @@ def test_batches_have_the_weights_of_their_images_with_mean_one() -> None:
     assert drawn.masses is not None and torch.equal(drawn.y, data.labels[drawn.index_x])
 
 
+def test_what_is_known_of_the_pool_reaches_no_batch() -> None:
+    """Annotators and weights of images that the split put into the pool are poisoned."""
+    source = make_source()
+    split = LongTailSplit(Counts(6, rho=3), Counts(8, rho=2), validation=3, test=2).draw(
+        source.train_labels, 3, seed=0
+    )
+    shares = np.eye(3, dtype=np.float32)[source.train_labels]
+    weights = np.ones(len(shares))
+    weights[split.labeled] = np.arange(1, 1 + len(split.labeled))
+    drawn = []
+    for poisoned in (False, True):
+        own, told = weights.copy(), shares.copy()
+        if poisoned:
+            own[split.unlabeled] = 1e9
+            told[split.unlabeled] = told[split.unlabeled][:, ::-1]
+        device = torch.device("cpu")
+        data, _ = assemble(replace(source, weights=own, shares=told), split, 0, device)
+        drawn.append([batch.target for batch in islice(data.batches((), 8, 0, 0), 4)])
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one, other)
+    # The weights and the shares are there at all.
+    assert drawn[0][0].shape == (8, 3) and len(torch.cat(drawn[0]).sum(1).unique()) > 1
+
+
 def test_a_pool_whose_images_count_as_labeled_has_weights_of_one() -> None:
     data, _ = make_data()
     data = replace(data, weights=torch.full((len(data.labels),), 2.0))
