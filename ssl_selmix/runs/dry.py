@@ -15,7 +15,7 @@ from ssl_selmix.algorithm import Algorithm, Context
 from ssl_selmix.common.console import console
 from ssl_selmix.data import Data
 from ssl_selmix.models import execution
-from ssl_selmix.runs import train
+from ssl_selmix.runs import refused, train
 from ssl_selmix.runs.inputs import Inputs, load_data
 from ssl_selmix.runs.plan import Plan, Request
 from ssl_selmix.training import engine, machine
@@ -37,7 +37,7 @@ def run(request: Request) -> None:
             "--dry-run writes nothing, and features=cached would write features first; add "
             "features=none to look at the run on images"
         )
-    train.check_first(plan)
+    refused.without_weights(plan)
     machine.use_repeatable_kernels()
     train.announce(plan, out)
     inputs = load_data(plan)
